@@ -1,0 +1,20 @@
+"""Open-AutoGLM keeps a fine-tuned language model fresh and safe.
+
+Public names are loaded on first use: `import autoglm` loads neither torch nor anything heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {"Project": "autoglm.project", "register": "autoglm.plugins.registry"}
+__all__ = ["Project", "__version__", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'autoglm' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Layers, binding, provenance. Knows no stage: sections are handed to it."""

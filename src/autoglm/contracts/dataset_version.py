@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetVersion:
+    """The latest row per key at one version of the feature table, and what may be learnt from it.
+
+    `labels` is the label set (sorted); a label with fewer than `data.min_rows` rows is in
+    `rare_labels` and its rows wait, as `unlabelled_rows` do until their label arrives.
+    `content_digest` covers keys, texts and labels of the usable rows and the split: equal digests
+    teach equal models.
+    """
+
+    project: str
+    uri: str
+    version: int
+    rows: int
+    split_rows: Mapping[str, int]
+    labels: tuple[str, ...]
+    label_counts: Mapping[str, int]
+    rare_labels: Mapping[str, int]
+    unlabelled_rows: int
+    dead_rows: int
+    text: str
+    label: str
+    split: Mapping[str, float]
+    schema_digest: str
+    content_digest: str
+    positions: Mapping[str, str]
+    traceparent: str
+    linked_traces: tuple[str, ...]
+    created_at: datetime

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A metric's value on `rows` rows with a 95 % interval. `value` is None where undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedDifference:
+    """Candidate minus stable on the same rows: mean and 95 % interval, `wins`/`losses` are rows
+    that only the candidate / only stable answers rightly.
+    """
+
+    value: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReport:
+    """The offline gate's evidence: candidate, stable and the floors on the same test rows.
+
+    `verdict` uses the release's words; `reason` says it in one line.
+    """
+
+    project: str
+    run_id: str
+    metric: str
+    candidate: Mapping[str, Score]
+    stable: Mapping[str, Score]
+    difference: PairedDifference | None
+    majority: float
+    linear_floor: float
+    test_rows: int
+    verdict: str
+    reason: str

@@ -1,0 +1,58 @@
+"""How a record becomes JSON and comes back: names as they stand, times as ISO 8601, no pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def to_json(record: Any) -> Any:
+    """Plain JSON value of a record (or of a container of records); tuples become lists."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {str(k): to_json(v) for k, v in record.items()}
+    if isinstance(record, (list, tuple, set, frozenset)):
+        return [to_json(v) for v in record]
+    if isinstance(record, datetime):
+        return record.isoformat()
+    if isinstance(record, timedelta):
+        return record.total_seconds()
+    return record
+
+
+def from_json(kind: type[T], value: Any) -> T:
+    """Validate `value` (as `to_json` wrote it) into `kind`. Raises: pydantic.ValidationError."""
+    adapter = _adapter(kind)  # type: ignore[arg-type]
+    record: T = adapter.validate_python(value)
+    return record
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter  # 0.1 s of import that `autoglm --help` need not pay
+
+    return TypeAdapter(kind)
+
+
+def canonical(value: Any) -> bytes:
+    """The one byte form that digests are taken of: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def digest(*parts: Any, size: int = 16) -> str:
+    """Hex BLAKE2b of the parts' canonical JSON; `size` bytes, so twice as many characters."""
+    hasher = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        data = canonical(part)
+        hasher.update(len(data).to_bytes(8, "big"))
+        hasher.update(data)
+    return hasher.hexdigest()

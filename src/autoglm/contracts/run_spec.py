@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from autoglm.contracts.dataset_version import DatasetVersion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """Everything a run needs, frozen when it was admitted; a resumed run reads this, not the files.
+
+    `config` is the whole tree in force (section → key → value). `stable` is the digest of the
+    model version in service when the run began, `""` when there was none. `folder` is the run's
+    own workspace.
+    """
+
+    project: str
+    run_id: str
+    cause: str
+    trigger: str
+    dataset: DatasetVersion
+    config: Mapping[str, Any]
+    config_digest: str
+    seed: int
+    stable: str
+    folder: str
+    traceparent: str
+    tuning: str
+    created_at: datetime

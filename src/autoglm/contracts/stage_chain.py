@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A piece of training whose result is named by what went in: `key` = digest of parent key,
+    settings, optimizer steps, seed and data order.
+    """
+
+    key: str
+    parent: str
+    settings: Mapping[str, Any]
+    num_steps: int
+    seed: int
+    data_order: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageChain:
+    """One trial as stages in order; `num_steps` counts optimizer steps of the whole chain."""
+
+    project: str
+    params: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+
+    @property
+    def key(self) -> str:
+        return self.stages[-1].key
+
+    @property
+    def num_steps(self) -> int:
+        return sum(stage.num_steps for stage in self.stages)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Expected cost of what is not stored yet."""
+
+    cpu_seconds: float
+    disk_bytes: int
+    num_steps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a chain stands after `advance`. `metrics` are of the validation rows at `step`."""
+
+    key: str
+    step: int
+    num_steps: int
+    metrics: Mapping[str, float]
+    cpu_seconds: float
+    reused_steps: int
+    folder: str
+
+    @property
+    def is_done(self) -> bool:
+        return self.step >= self.num_steps

@@ -1,0 +1,115 @@
+"""The one error tree. `ValueError` is for bad calls, this tree for the world, `assert` for us.
+
+    AutoGLMError                 code, retryable, next step
+    ├── ConfigError              a value in force is missing, unknown or wrong config.*
+    ├── DataError                the rows cannot be used as they are       data.*
+    │   └── SourceError          the user's database or file cannot be read source.*
+    ├── StorageError             disk, database or table refused           storage.*
+    │   ├── FencedError          somebody newer owns this; stop            storage.fenced
+    │   └── ConflictError        compare-and-set found another value       storage.conflict
+    ├── OwnerError               another process owns the project          project.owned
+    ├── ModelError               backbone, structure, export               model.*
+    ├── TrainingError            a trial or its worker failed              training.*
+    ├── SearchError              no trial could be finished                search.*
+    ├── ServingError             gateway or model worker                   serving.*
+    ├── ReleaseError             rollout                                   release.*
+    ├── PluginError              a plugin is broken or refused             plugin.*
+    └── CancelledError           somebody asked us to stop; resumable      run.cancelled
+
+Exit codes of the command line: 0 done, 1 the work failed, 2 a bad call (`exit_code`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AutoGLMError(Exception):
+    """A failure with a stable code, what happened where, and what to do next."""
+
+    code: ClassVar[str] = "autoglm.error"
+    retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, code: str | None = None, next_step: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_step = next_step
+        if code is not None:
+            # A narrower code of the same family, so that callers can tell causes apart.
+            self.code = code  # type: ignore[misc]
+
+    def __str__(self) -> str:
+        step = f" {self.next_step}" if self.next_step else ""
+        return f"{self.code}: {self.message}{step}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.code, self.next_step))
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "code": self.code,
+            "message": self.message,
+            "next_step": self.next_step,
+            "retryable": self.retryable,
+        }
+
+
+def _rebuild(kind: type[AutoGLMError], message: str, code: str, next_step: str) -> AutoGLMError:
+    return kind(message, code=code, next_step=next_step)
+
+
+class ConfigError(AutoGLMError):
+    code, exit_code = "config.invalid", 2
+
+
+class DataError(AutoGLMError):
+    code = "data.invalid"
+
+
+class SourceError(DataError):
+    code = "source.unreadable"
+
+
+class StorageError(AutoGLMError):
+    code, retryable = "storage.failed", True
+
+
+class FencedError(StorageError):
+    code, retryable = "storage.fenced", False
+
+
+class ConflictError(StorageError):
+    code, retryable = "storage.conflict", True
+
+
+class OwnerError(AutoGLMError):
+    code, exit_code = "project.owned", 2
+
+
+class ModelError(AutoGLMError):
+    code = "model.invalid"
+
+
+class TrainingError(AutoGLMError):
+    code = "training.failed"
+
+
+class SearchError(AutoGLMError):
+    code = "search.failed"
+
+
+class ServingError(AutoGLMError):
+    code, retryable = "serving.failed", True
+
+
+class ReleaseError(AutoGLMError):
+    code = "release.failed"
+
+
+class PluginError(AutoGLMError):
+    code = "plugin.failed"
+
+
+class CancelledError(AutoGLMError):
+    code, retryable = "run.cancelled", True

@@ -1,0 +1,1 @@
+"""Plugins: one entry-point group, one typed protocol per kind (`kinds.py`), lazy by name."""

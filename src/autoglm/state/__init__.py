@@ -1,0 +1,1 @@
+"""Durable control state: one SQLite file per writer, migrations, compare-and-set, event log."""

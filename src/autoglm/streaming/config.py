@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from autoglm.config.schema import Key, Share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    url: Annotated[str, Key("SQLAlchemy address; a relative SQLite path starts at the project.")]
+    table: Annotated[str, Key("The table whose rows are learnt from.")]
+    key: Annotated[str, Key("Column that names a row for life.")]
+    kind: Annotated[Literal["sql"], Key("Kind of source.")] = "sql"
+    cursor: Annotated[
+        str, Key("Column that grows whenever a row changes. Empty: every poll compares all rows.")
+    ] = ""
+    lag_window: Annotated[
+        timedelta, Key("With a time cursor: re-read this far back for late commits.")
+    ] = timedelta(seconds=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitConfig:
+    validation: Annotated[Share, Gt(0), Key("Share of rows that picks among trials.")] = 0.1
+    test: Annotated[Share, Gt(0), Key("Share of rows that only gates; also the replayed ones.")] = (
+        0.1
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    source: Annotated[SourceConfig, Key("Where rows change.")]
+    text: Annotated[str, Key("Column with the text.")]
+    label: Annotated[str, Key("Column with the label; a row without one waits.")]
+    max_length: Annotated[int, Ge(8), Key("Tokens kept of a text.")] = 128
+    min_rows: Annotated[int, Ge(1), Key("Rows a label needs to join the label set.")] = 2
+    max_text_bytes: Annotated[int, Gt(0), Key("A longer text becomes a dead letter.")] = 1_048_576
+    partitions: Annotated[int, Ge(1), Key("Partitions of the topic, fixed for its life.")] = 4
+    poll_interval: Annotated[timedelta, Key("Pause between two polls under `up`.")] = timedelta(
+        seconds=5
+    )
+    batch_rows: Annotated[int, Ge(1), Key("Rows of one batch and of one table commit.")] = 10_000
+    split: Annotated[SplitConfig, Key("Held-out shares, by hash of the text.")] = field(
+        default_factory=SplitConfig
+    )
