@@ -1,0 +1,1 @@
+"""Scores with intervals, paired comparisons, floors. Knows nothing of who asks."""

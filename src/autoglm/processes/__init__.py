@@ -1,0 +1,1 @@
+"""One entry per process; each wires stages and holds no logic."""

@@ -1,0 +1,1 @@
+"""A study of trials: space, sampler, journal. Trains nothing: it is handed a `TrialRunner`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -64,6 +64,24 @@ class EventLog:
             },
         )
         return int(last) + 1
+
+    def append_many(self, stream: str, kind: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        """All entries in one transaction, or none."""
+        with self._engine.begin() as connection:
+            for entry in entries:
+                self.append_in(connection, stream, kind, entry)
+
+    def streams(self, prefix: str) -> list[str]:
+        """Names of the streams that begin with `prefix`, in the order of their first event."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                text(
+                    "select stream from event where seq = 1 and stream like :like"
+                    " order by at, stream"
+                ),
+                {"like": f"{prefix}%"},
+            ).scalars()
+            return list(rows)
 
     def read(self, stream: str, after: int = 0) -> Iterator[LoggedEvent]:
         with self._engine.begin() as connection:

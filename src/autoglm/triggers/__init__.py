@@ -1,0 +1,1 @@
+"""cron · data_changed · manual → one admission."""

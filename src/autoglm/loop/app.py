@@ -1,0 +1,108 @@
+"""What a trip round the loop stands on: opened once by the owner, closed by it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from autoglm.clock import Clock, SystemClock
+from autoglm.project import Project
+from autoglm.registry.model_registry import LocalModelRegistry
+from autoglm.release.gateway_client import GatewayClient
+from autoglm.serving.launcher import GatewayProcess
+from autoglm.state.event_log import EventLog
+from autoglm.training.launcher import TrainingWorker
+from autoglm.triggers.admission import Admission
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+
+def _ignore(_event: Mapping[str, Any]) -> None:
+    """Nobody is watching."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatewayAddress:
+    """Where a living gateway answers: users at `address`, control at `admin_socket`."""
+
+    address: str
+    admin_socket: Path
+
+
+@dataclass(kw_only=True)
+class App:
+    """`on_event` is called with progress (dicts with `kind`), from any thread; it must not block.
+
+    `replay` decides whether held-out rows stand in for users who are not there. `gateway` is the
+    living one under `up`; a lone `run` starts its own when the release needs it.
+    """
+
+    project: Project
+    clock: Clock = field(default_factory=SystemClock)
+    cancel: threading.Event = field(default_factory=threading.Event)
+    on_event: OnEvent = _ignore
+    replay: bool = True
+    gateway: GatewayAddress | None = None
+    admin: GatewayClient | None = None
+
+    def __post_init__(self) -> None:
+        self.log = EventLog(self.project.engine)
+        self.registry: LocalModelRegistry = self.project.registry()
+        self.admission = Admission(self.project.engine)
+        self.is_alone = self.gateway is None
+        self._trainer: TrainingWorker | None = None
+        self._own_gateway: GatewayProcess | None = None
+
+    @property
+    def work(self) -> Path:
+        """Stored stages of the run in hand; a new attempt at a failed run finds them here."""
+        return self.project.state / "work"
+
+    def trainer(self) -> TrainingWorker:
+        """The warm training worker, started when it is first asked for."""
+        if self._trainer is None:
+            self._trainer = TrainingWorker.start(
+                logs=self.project.logs,
+                workspace=self.work,
+                threads=self.project.settings.training.threads,
+                nice=0 if self.is_alone else 10,
+                project=self.project.name,
+                on_event=self.on_event,
+            )
+        return self._trainer
+
+    def close_trainer(self) -> None:
+        """End the training worker: its memory is wanted by the release."""
+        if self._trainer is not None:
+            self._trainer.close()
+            self._trainer = None
+
+    def ensure_gateway(self) -> None:
+        """A lone run starts its own gateway, on a free port, when a release needs one."""
+        if self.gateway is None:
+            project = self.project
+            self._own_gateway = GatewayProcess.start(
+                state=project.state,
+                project=project.name,
+                config=replace(project.settings.serving, port=0),
+                control_socket=None,
+                logs=project.logs,
+            )
+            self.gateway = GatewayAddress(
+                address=self._own_gateway.address, admin_socket=self._own_gateway.admin_socket
+            )
+        if self.admin is None:
+            self.admin = GatewayClient(self.gateway.admin_socket, project=self.project.name)
+
+    def clear_work(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def close(self) -> None:
+        self.close_trainer()
+        if self._own_gateway is not None:
+            self._own_gateway.close()
+            self._own_gateway = self.gateway = None

@@ -1,0 +1,125 @@
+"""model version ─► rollout ─► judge ─► traffic weight ─► gateway"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from autoglm.contracts.record import digest, from_json, to_json
+from autoglm.contracts.rollout import Rollout, Verdict
+from autoglm.contracts.run_spec import RunSpec
+from autoglm.loop.app import App
+from autoglm.loop.durable import Step
+from autoglm.loop.run_to_candidate import Candidate
+from autoglm.release.controller import RolloutController
+from autoglm.release.replay import ReplayedTraffic
+from autoglm.settings import from_snapshot
+
+
+def candidate_to_release(spec: RunSpec, candidate: Candidate, app: App, step: Step) -> Rollout:
+    """Give the candidate its traffic step by step, or take it back. Recorded once."""
+    return from_json(Rollout, step("release", lambda: to_json(release(spec, candidate, app))))
+
+
+def release(spec: RunSpec, candidate: Candidate, app: App) -> Rollout:
+    """Idempotent: the rollout is a fold over its events, the aliases move by compare-and-set."""
+    settings = from_snapshot(spec.config)
+    stable = app.registry.resolve("stable")
+    version, report = candidate.version, candidate.report
+    rollout = Rollout(
+        project=spec.project,
+        rollout_id=f"rollout-{digest(spec.run_id, size=6)}",
+        run_id=spec.run_id,
+        candidate=version.digest,
+        # On resume after promotion stable is the candidate already; the spec knows whom it met.
+        stable=spec.stable,
+        kind="quality",
+        steps=settings.release.steps,
+        step=0,
+        weight=0,
+        verdict=None,
+        reason="",
+        is_paused=False,
+        is_replayed=bool(spec.stable) and app.replay,
+        started_at=app.clock.now(),
+        traceparent=spec.traceparent,
+    )
+    if spec.stable == version.digest:
+        return _ended(rollout, app, "Successful", "same_model", weight=100)
+    if report.verdict != "Successful":
+        return _ended(rollout, app, "Failed", report.reason, weight=0)
+    app.registry.move(
+        "candidate", version.digest, expect=app.registry.aliases().get("candidate", "")
+    )
+    known = [version, *([stable] if stable else [])]
+    folders = {v.digest: v.folder for v in known}
+    traces = {v.digest: v.lineage.trace_id for v in known}
+    app.ensure_gateway()
+    assert app.admin is not None, "ensure_gateway sets it"
+    controller = RolloutController(
+        gateway=app.admin,
+        log=app.log,
+        clock=app.clock,
+        config=settings.release,
+        on_event=app.on_event,
+    )
+    if not spec.stable:
+        rollout = controller.first_release(rollout, folders, traces)
+    else:
+        with _traffic(spec, app) as is_alive:
+            rollout = controller.run(
+                rollout, folders, traces, cancel=app.cancel, traffic_alive=is_alive
+            )
+    _move_aliases(rollout, app)
+    return rollout
+
+
+def _move_aliases(rollout: Rollout, app: App) -> None:
+    candidate = rollout.candidate
+    if rollout.verdict == "Successful":
+        previous = app.registry.aliases().get("previous", "")
+        app.registry.move_many(
+            {
+                "previous": (previous, rollout.stable),
+                "stable": (rollout.stable, candidate),
+                "candidate": (candidate, ""),
+            }
+        )
+    else:
+        app.registry.move("candidate", "", expect=candidate)
+
+
+def _ended(rollout: Rollout, app: App, verdict: Verdict, reason: str, *, weight: int) -> Rollout:
+    """A rollout that was over before any traffic, written down like every other."""
+    from dataclasses import replace
+
+    ended = replace(rollout, verdict=verdict, reason=reason, weight=weight, is_replayed=False)
+    stream = f"rollout/{rollout.rollout_id}"
+    if not any(event.kind == "verdict" for event in app.log.read(stream)):
+        app.log.append(stream, "verdict", to_json(ended))
+    return ended
+
+
+@contextmanager
+def _traffic(spec: RunSpec, app: App) -> Iterator[Callable[[], bool]]:
+    """Held-out rows stand in for users who are not there; says whether traffic may come."""
+    assert app.gateway is not None, "a rollout runs behind a gateway"
+    if not app.replay:
+        # A lone run without replay has no users at all; under `up` they may come at any time.
+        yield lambda: not app.is_alone
+        return
+    from autoglm.datasets.dataset_version import load_rows
+
+    rows = load_rows(spec.dataset, "test")
+    traffic = ReplayedTraffic(
+        app.gateway.address,
+        list(zip(rows.keys, rows.texts, rows.labels, strict=True)),
+        seed=spec.seed,
+        clients=app.project.settings.release.replay_clients,
+    )
+    traffic.start()
+    try:
+        yield lambda: True
+    finally:
+        traffic.stop()
+        app.on_event({"kind": "replayed_traffic", **to_json(traffic.report())})

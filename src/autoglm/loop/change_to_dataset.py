@@ -1,0 +1,83 @@
+"""source ─► collector ─► broker ─► processor ─► feature table ─► dataset version"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autoglm.contracts.dataset_version import DatasetVersion
+from autoglm.errors import DataError
+from autoglm.plugins import registry
+from autoglm.project import Project
+
+TOPIC = "changes"
+GROUP = "feature-table"
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collected:
+    """What one trip to the source brought: events read, rows stored, events that became dead."""
+
+    events: int
+    rows: int
+    dead: int
+
+
+def collect_changes(project: Project, cancel: threading.Event, on_event: OnEvent) -> Collected:
+    """Bring every change that the source shows now into the feature table, each exactly once."""
+    from autoglm.streaming.collector import collect
+    from autoglm.streaming.consumer_group import Consumer
+    from autoglm.streaming.processor import RowProcessor
+
+    data = project.settings.data
+    source = registry.get("source", data.source.kind)(
+        data.source, project=project.name, base=project.folder, batch_rows=data.batch_rows
+    )
+    broker = registry.get("broker", "sqlite")(
+        project.state / "broker.db", partitions=data.partitions
+    )
+    table = project.table()
+    processor = RowProcessor(text=data.text, label=data.label, max_text_bytes=data.max_text_bytes)
+    consumer = Consumer(
+        broker,
+        table,
+        processor,
+        project=project.name,
+        group=GROUP,
+        topic=TOPIC,
+        batch_rows=data.batch_rows,
+    )
+    # What an earlier process left in the broker goes first: its source may be gone by now.
+    left = consumer.drain(cancel)
+    on_event({"kind": "source", "promise": source.promise})
+    collected = collect(source, broker, topic=TOPIC, cancel=cancel, on_batch=None)
+    drained = consumer.drain(cancel)
+    result = Collected(
+        events=collected.events, rows=left.rows + drained.rows, dead=left.dead + drained.dead
+    )
+    on_event(
+        {"kind": "collected", "events": result.events, "rows": result.rows, "dead": result.dead}
+    )
+    return result
+
+
+def describe_dataset(project: Project) -> DatasetVersion:
+    """The dataset version of the feature table as it stands.
+
+    Raises: DataError when there is nothing to learn from (no rows, one class, …).
+    """
+    from autoglm.datasets.dataset_version import describe
+
+    table = project.table()
+    if table.version < 0:
+        raise DataError(
+            "the feature table is empty: no change has arrived yet.",
+            code="data.no_rows",
+            next_step="Check data.source, or `autoglm run` to collect.",
+        )
+    data = project.settings.data
+    split = {"validation": data.split.validation, "test": data.split.test}
+    return describe(table, min_rows=data.min_rows, split=split)

@@ -1,0 +1,78 @@
+"""cron · data_changed · manual · command ─► admission ─► run spec"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from autoglm.contracts.dataset_version import DatasetVersion
+from autoglm.contracts.record import digest
+from autoglm.contracts.run_spec import RunSpec
+from autoglm.contracts.trigger_event import Decision, TriggerEvent, TriggerKind
+from autoglm.loop.app import App
+from autoglm.observability.tracing import new_traceparent
+from autoglm.settings import learning_digest, snapshot
+
+
+def dataset_to_run(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> Decision:
+    """Ask admission for a run on `dataset`; the same cause gives the same run."""
+    settings = app.project.settings
+    # Everything is read before admission's transaction, which holds the write lock of state.db.
+    spec = RunSpec(
+        project=app.project.name,
+        run_id="",
+        cause=trigger.cause,
+        trigger=trigger.trigger,
+        dataset=dataset,
+        config=snapshot(settings),
+        config_digest=learning_digest(settings),
+        seed=settings.training.seed,
+        stable=app.registry.aliases().get("stable", ""),
+        folder="",
+        traceparent=trigger.traceparent,
+        tuning="default",
+        created_at=app.clock.now(),
+    )
+
+    def name(run_id: str) -> RunSpec:
+        return replace(spec, run_id=run_id, folder=str(app.project.state / "runs" / run_id))
+
+    decision = app.admission.decide(trigger, name)
+    if decision.outcome == "admitted":
+        app.log.append(
+            f"run/{decision.run_id}",
+            "admitted",
+            {
+                "trigger": trigger.trigger,
+                "reason": trigger.reason,
+                "dataset_version": dataset.version,
+                "linked_traces": [dataset.traceparent, *dataset.linked_traces][:64],
+            },
+        )
+    return decision
+
+
+def data_cause(dataset: DatasetVersion, app: App) -> str:
+    """Equal rows and equal learning settings teach the same model: one cause."""
+    return digest("data", dataset.content_digest, learning_digest(app.project.settings))
+
+
+def trigger_event(
+    app: App,
+    kind: TriggerKind,
+    *,
+    cause: str,
+    reason: str,
+    overrides: Mapping[str, Any] | None = None,
+    traceparent: str = "",
+) -> TriggerEvent:
+    return TriggerEvent(
+        project=app.project.name,
+        trigger=kind,
+        cause=cause,
+        reason=reason,
+        requested_at=app.clock.now(),
+        traceparent=traceparent or new_traceparent(),
+        overrides=overrides or {},
+    )

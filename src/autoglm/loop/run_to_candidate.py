@@ -1,0 +1,186 @@
+"""run spec ─► study of trials ─► training ─► export ─► evaluation ─► model version"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoglm.config.config_loader import leaf_keys
+from autoglm.contracts.evaluation_report import EvaluationReport
+from autoglm.contracts.model_version import ModelVersion
+from autoglm.contracts.record import from_json, to_json
+from autoglm.contracts.run_spec import RunSpec
+from autoglm.contracts.trial import StudyResult
+from autoglm.errors import CancelledError, TrainingError
+from autoglm.loop.app import App
+from autoglm.loop.durable import Step
+from autoglm.loop.lineage import lineage_of
+from autoglm.settings import Settings, from_snapshot
+
+# The worker is started again this often before a run gives up on it.
+WORKER_ATTEMPTS = 3
+# A space dimension is a key of one of these sections.
+SEARCHABLE = ("model", "training")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A registered model version with the evidence for and against it."""
+
+    version: ModelVersion
+    report: EvaluationReport
+    study: StudyResult
+    seconds: Mapping[str, float]
+
+
+def run_to_candidate(spec: RunSpec, app: App, step: Step) -> Candidate:
+    """Find, train, prove and register the best adaptation. Each step is recorded once."""
+    settings = from_snapshot(spec.config)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        def measured() -> dict[str, Any]:
+            app.on_event({"kind": "step_started", "step": name})
+            started = time.monotonic()
+            value = to_json(work())
+            return {"value": value, "seconds": round(time.monotonic() - started, 3)}
+
+        outcome = step(name, measured)
+        seconds[name] = outcome["seconds"]
+        app.on_event({"kind": "step_finished", "step": name, "seconds": outcome["seconds"]})
+        return outcome["value"]
+
+    study = from_json(StudyResult, timed("search", lambda: search(spec, settings, app)))
+    exported = timed("export", lambda: export(spec, settings, study, app))
+    report = from_json(
+        EvaluationReport, timed("evaluate", lambda: evaluate(spec, settings, exported, app))
+    )
+    version = from_json(
+        ModelVersion, timed("register", lambda: register(spec, study, exported, report, app))
+    )
+    return Candidate(version=version, report=report, study=study, seconds=seconds)
+
+
+def searchable_keys() -> list[str]:
+    """Config keys that a space may name."""
+    return [key for key in leaf_keys(Settings) if key.split(".")[0] in SEARCHABLE]
+
+
+def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
+    """The study of this run; told trials are never repeated, whoever died in between."""
+    from autoglm.search.space import read_space
+    from autoglm.search.study import Study
+
+    dimensions = read_space(settings.search.space, searchable_keys())
+    for attempt in range(1, WORKER_ATTEMPTS + 1):
+        study = Study(
+            project=spec.project,
+            name=spec.run_id,
+            config=settings.search,
+            dimensions=dimensions,
+            metric=settings.evaluate.metric,
+            seed=spec.seed,
+            runner=_open_trainer(spec, app),
+            log=app.log,
+            clock=app.clock,
+            on_event=app.on_event,
+        )
+        try:
+            return study.run(app.cancel)
+        except CancelledError:
+            raise
+        except TrainingError as error:
+            app.close_trainer()
+            if not error.retryable or attempt == WORKER_ATTEMPTS:
+                raise
+            app.on_event({"kind": "worker_restarted", "cause": error.message})
+    raise AssertionError("the loop returns or raises")
+
+
+def _open_trainer(spec: RunSpec, app: App) -> Any:
+    trainer = app.trainer()
+    stable = app.registry.get(spec.stable) if spec.stable else None
+    trainer.open(spec, start_folder=Path(stable.folder) if stable else None)
+    return trainer
+
+
+def export(spec: RunSpec, settings: Settings, study: StudyResult, app: App) -> Any:
+    """The best trial as a model folder with a graph that answers alike."""
+    trainer = _open_trainer(spec, app)
+    chain = trainer.plan(study.best.params)
+    # Idempotent: the stored stage is found, or trained again if its files are gone.
+    trainer.advance(chain, chain.num_steps, cancel=app.cancel)
+    exported = trainer.export(chain, Path(spec.folder) / "candidate")
+    app.close_trainer()
+    return exported
+
+
+def evaluate(
+    spec: RunSpec, settings: Settings, exported: Mapping[str, Any], app: App
+) -> EvaluationReport:
+    """Candidate, stable and the floors on the same test rows; the offline gate's verdict."""
+    from autoglm.datasets.dataset_version import load_rows
+    from autoglm.evaluation.evaluator import MetricEvaluator
+    from autoglm.evaluation.floors import linear_predictions, majority_predictions
+    from autoglm.evaluation.metrics import METRICS
+    from autoglm.release import offline_gate
+
+    test, train = load_rows(spec.dataset, "test"), load_rows(spec.dataset, "train")
+    stable = app.registry.get(spec.stable) if spec.stable else None
+    answers = _predictions(Path(exported["folder"]), test.texts)
+    stable_answers = _predictions(Path(stable.folder), test.texts) if stable else []
+    evaluators = {name: MetricEvaluator(name) for name in METRICS}
+    gate = evaluators[settings.evaluate.metric]
+    linear = linear_predictions(train.texts, train.labels, test.texts)
+    majority = majority_predictions(train.labels, len(test.labels))
+    floors = [gate.evaluate(test.labels, p).value or 0.0 for p in (majority, linear)]
+    difference = gate.compare(test.labels, answers, stable_answers) if stable else None
+    candidate = {name: e.evaluate(test.labels, answers) for name, e in evaluators.items()}
+    if difference is None:
+        value = candidate[gate.name].value or 0.0
+        verdict, reason = offline_gate.judge_first(value, floors[0], floors[1])
+    else:
+        verdict, reason = offline_gate.judge_quality(difference, settings.evaluate.margin)
+    return EvaluationReport(
+        project=spec.project,
+        run_id=spec.run_id,
+        metric=gate.name,
+        candidate=candidate,
+        stable={
+            name: e.evaluate(test.labels, stable_answers)
+            for name, e in evaluators.items()
+            if stable
+        },
+        difference=difference,
+        majority=floors[0],
+        linear_floor=floors[1],
+        test_rows=len(test.labels),
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _predictions(folder: Path, texts: list[str]) -> list[str]:
+    from autoglm.modeling.onnx_classifier import OnnxClassifier
+
+    return [answer.label for answer in OnnxClassifier(folder, threads=0).predict(texts)]
+
+
+def register(
+    spec: RunSpec,
+    study: StudyResult,
+    exported: Mapping[str, Any],
+    report: EvaluationReport,
+    app: App,
+) -> ModelVersion:
+    parent = app.registry.get(spec.stable) if spec.stable else None
+    return app.registry.add(
+        Path(exported["folder"]),
+        lineage_of(spec, study, report, parent),
+        labels=exported["labels"],
+        opens_with=exported["opens_with"],
+        runtime=exported["runtime"],
+    )

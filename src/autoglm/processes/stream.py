@@ -1,0 +1,47 @@
+"""The `stream` process: collectors and processors, nothing else. Sole writer of broker.db."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from pathlib import Path
+
+from autoglm.errors import AutoGLMError
+from autoglm.loop.change_to_dataset import collect_changes
+from autoglm.observability import logging as logs
+from autoglm.processes.lifeline import watch
+from autoglm.project import Project
+
+MAX_BACK_OFF_SECONDS = 60.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--project", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[])
+    arguments = parser.parse_args()
+    project = Project(arguments.project, assignments=arguments.set)
+    logs.configure("stream", project=project.name, folder=project.logs)
+    cancel = threading.Event()
+    watch(cancel.set)
+    stream(project, cancel)
+
+
+def stream(project: Project, cancel: threading.Event) -> None:
+    """Poll until cancelled. A source that cannot be read is asked again, ever more seldom."""
+    logger = logs.get_logger()
+    pause = interval = project.settings.data.poll_interval.total_seconds()
+    while not cancel.is_set():
+        try:
+            collected = collect_changes(project, cancel, lambda _event: None)
+            pause = interval
+            if collected.rows or collected.dead:
+                logger.info("collected", rows=collected.rows, dead=collected.dead)
+        except AutoGLMError as error:
+            pause = min(2 * pause + 1, MAX_BACK_OFF_SECONDS)
+            logger.error("collecting failed", error_code=error.code, cause=str(error))
+        cancel.wait(pause)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""A project on disk: its folder, its state, and the one process that owns it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoglm.config.config_loader import Config
+from autoglm.errors import ConfigError, OwnerError
+from autoglm.settings import FILE_NAME, Settings, load_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from autoglm.datasets.feature_table import DeltaFeatureTable
+    from autoglm.registry.model_registry import LocalModelRegistry
+
+PROFILE = "default"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Owner:
+    """Who holds a project: `address` is where its API answers, `""` if it has none."""
+
+    pid: int
+    what: str
+    address: str
+
+
+class Project:
+    """`Project(folder)` reads the settings and opens nothing else until it is asked for."""
+
+    def __init__(self, folder: Path | str, *, assignments: Sequence[str] = ()) -> None:
+        self.folder = Path(folder).resolve()
+        if not (self.folder / FILE_NAME).is_file():
+            raise ConfigError(
+                f"{self.folder} has no {FILE_NAME}.",
+                code="config.no_project",
+                next_step="Make one with `autoglm init DIR --from FILE`.",
+            )
+        self.assignments = tuple(assignments)
+        self.config: Config[Settings] = load_settings(self.folder, assignments=assignments)
+        self.state = self.folder / ".autoglm" / PROFILE
+
+    @property
+    def settings(self) -> Settings:
+        return self.config.settings
+
+    @property
+    def name(self) -> str:
+        return self.settings.project
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def routes_file(self) -> Path:
+        return self.state / "routes.json"
+
+    @cached_property
+    def engine(self) -> Engine:
+        """state.db, migrated. Only the owner may ask for it. Raises: StorageError."""
+        from autoglm.state.engine import open_state
+
+        return open_state(self.state / "state.db")
+
+    @cached_property
+    def reading_engine(self) -> Engine:
+        """state.db for commands that only look. Raises: StorageError when there is none yet."""
+        from autoglm.state.engine import open_state
+
+        return open_state(self.state / "state.db", read_only=True)
+
+    def table(self) -> DeltaFeatureTable:
+        from autoglm.datasets.feature_table import DeltaFeatureTable
+
+        data = self.settings.data
+        return DeltaFeatureTable(
+            self.state / "table",
+            project=self.name,
+            key=data.source.key,
+            text=data.text,
+            label=data.label,
+        )
+
+    def registry(self, *, read_only: bool = False) -> LocalModelRegistry:
+        from autoglm.registry.model_registry import LocalModelRegistry
+
+        engine = self.reading_engine if read_only else self.engine
+        return LocalModelRegistry(engine, self.state / "models", project=self.name)
+
+    @contextlib.contextmanager
+    def own(self, what: str, *, address: str = "") -> Iterator[None]:
+        """Hold the project for this process. Raises: OwnerError naming the pid that holds it."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.state / "owner.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise self.owned_error() from None
+            self.announce(what, address)
+            yield
+        finally:
+            os.close(handle)
+
+    def announce(self, what: str, address: str) -> None:
+        """Say who holds the project (the lock itself is the truth; this is for people)."""
+        record = {"pid": os.getpid(), "what": what, "address": address}
+        staging = self.state / f"owner.{os.getpid()}.json"
+        staging.write_text(json.dumps(record))
+        staging.replace(self.state / "owner.json")
+
+    def owner(self) -> Owner | None:
+        """The living owner, None when nobody holds the lock."""
+        try:
+            handle = os.open(self.state / "owner.lock", os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            record: dict[str, Any] = {}
+            with contextlib.suppress(OSError, ValueError):  # between lock and announcement
+                record = json.loads((self.state / "owner.json").read_text())
+            return Owner(
+                pid=int(record.get("pid", 0)),
+                what=str(record.get("what", "autoglm")),
+                address=str(record.get("address", "")),
+            )
+        finally:
+            os.close(handle)
+        return None
+
+    def owned_error(self) -> OwnerError:
+        owner = self.owner() or Owner(pid=0, what="autoglm", address="")
+        return OwnerError(
+            f"{self.folder} is held by process {owner.pid} (`{owner.what}`).",
+            next_step="Wait for it, or stop it with Ctrl-C or `kill`.",
+        )

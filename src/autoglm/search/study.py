@@ -1,0 +1,204 @@
+"""The loop of a study: ask, train, tell, until budget or trials are used up.
+
+open the journal; trials that were asked but not told are taken up first
+while trials are left and wall time is left:
+params  ← sampler                        (recorded before the trial starts)
+chain   ← runner.plan(params)
+metrics ← runner.advance(chain)          (idempotent: a stored stage is not trained again)
+tell the value                           (recorded exactly once)
+best ← highest validation value; among equals the cheapest, then the first
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from autoglm.clock import Clock
+from autoglm.contracts.record import digest
+from autoglm.contracts.trial import StudyResult, Trial
+from autoglm.errors import AutoGLMError, CancelledError, SearchError, TrainingError
+from autoglm.observability.logging import get_logger
+from autoglm.plugins.kinds import TrialRunner
+from autoglm.search.config import SearchConfig
+from autoglm.search.journal import EventLogJournal
+from autoglm.search.space import Dimension, distributions, num_points
+from autoglm.state.event_log import EventLog
+
+if TYPE_CHECKING:
+    import optuna
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+
+class Study:
+    """One study, named by its run. Resuming is opening it again under the same name."""
+
+    def __init__(
+        self,
+        *,
+        project: str,
+        name: str,
+        config: SearchConfig,
+        dimensions: tuple[Dimension, ...],
+        metric: str,
+        seed: int,
+        runner: TrialRunner,
+        log: EventLog,
+        clock: Clock,
+        on_event: OnEvent,
+    ) -> None:
+        self._project, self._name, self._config = project, name, config
+        self._dimensions, self._metric, self._seed = dimensions, metric, seed
+        self._runner, self._log, self._clock = runner, log, clock
+        self._on_event = on_event
+        self._logger = get_logger(study=name)
+
+    def run(self, cancel: threading.Event) -> StudyResult:
+        """Raises: SearchError when no trial could be finished, CancelledError (resumable)."""
+        study = self._open()
+        started = self._clock.monotonic()
+        used = sum(t.user_attrs.get("seconds", 0.0) for t in study.trials)
+        stopped_by = "trials"
+        limit = min(self._config.trials, num_points(self._dimensions) or self._config.trials)
+        while self._num_finished(study) < limit:
+            elapsed = used + self._clock.monotonic() - started
+            if elapsed >= self._config.budget.total_seconds() and self._has_value(study):
+                stopped_by = "budget"
+                break
+            self._one_trial(study, cancel)
+            if self._all_failed(study):
+                break
+        return self._result(study, stopped_by, used + self._clock.monotonic() - started)
+
+    def _open(self) -> optuna.Study:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        storage = optuna.storages.JournalStorage(EventLogJournal(self._log, f"study/{self._name}"))
+        study = optuna.create_study(
+            storage=storage, study_name=self._name, direction="maximize", load_if_exists=True
+        )
+        space = digest([d for d in self._dimensions], self._metric)
+        known = study.user_attrs.get("space", space)
+        if known != space:
+            raise SearchError(
+                f"study {self._name} was made for another space or metric.",
+                code="search.other_space",
+            )
+        if "space" not in study.user_attrs:
+            study.set_user_attr("space", space)
+        # The number of told trials is part of the seed: a resumed sampler goes on, not back.
+        seed = int(digest(self._seed, self._num_finished(study))[:8], 16)
+        samplers = optuna.samplers
+        study.sampler = (
+            samplers.RandomSampler(seed=seed)
+            if self._config.sampler == "random"
+            else samplers.TPESampler(seed=seed, n_startup_trials=6)
+        )
+        return study
+
+    def _one_trial(self, study: optuna.Study, cancel: threading.Event) -> None:
+        trial = self._ask(study)
+        started = self._clock.monotonic()
+        params = dict(trial.params)
+        self._on_event({"kind": "trial_started", "number": trial.number, "params": params})
+        try:
+            chain = self._runner.plan(params)
+            progress = self._runner.advance(chain, chain.num_steps, cancel=cancel)
+        except CancelledError:
+            raise
+        except (TrainingError, SearchError) as error:
+            if error.retryable:
+                raise
+            self._fail(study, trial, error)
+            return
+        seconds = self._clock.monotonic() - started
+        value = progress.metrics.get(self._metric)
+        if value is None or value != value:
+            cause = f"trial {trial.number} has no {self._metric}."
+            self._fail(study, trial, SearchError(cause, code="search.undefined"))
+            return
+        trial.set_user_attr("metrics", dict(progress.metrics))
+        trial.set_user_attr("chain_key", progress.key)
+        trial.set_user_attr("num_steps", progress.num_steps)
+        trial.set_user_attr("cpu_seconds", progress.cpu_seconds)
+        trial.set_user_attr("seconds", seconds)
+        study.tell(trial.number, value)
+        self._on_event(
+            {"kind": "trial_finished", "number": trial.number, "params": params, "value": value,
+             "best": study.best_value, "seconds": seconds}
+        )  # fmt: skip
+
+    def _ask(self, study: optuna.Study) -> optuna.Trial:
+        """The trial that was asked but not told (we were killed in it), else a new one that does
+        not repeat a finished one.
+        """
+        import optuna
+
+        running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+        space = distributions(self._dimensions)
+        for unfinished in running:
+            if set(unfinished.params) == set(space):
+                return optuna.Trial(study, unfinished._trial_id)
+            study.tell(unfinished.number, state=optuna.trial.TrialState.FAIL)
+        told = {digest(t.params) for t in study.trials}
+        for _ in range(20):
+            trial = study.ask(space)
+            if digest(trial.params) not in told:
+                return trial
+            study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+        return study.ask(space)
+
+    def _fail(self, study: optuna.Study, trial: optuna.Trial, error: AutoGLMError) -> None:
+        import optuna
+
+        trial.set_user_attr("cause", str(error))
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        self._logger.warning("trial failed", trial=trial.number, cause=str(error))
+        self._on_event({"kind": "trial_failed", "number": trial.number, "cause": str(error)})
+
+    def _num_finished(self, study: optuna.Study) -> int:
+        return sum(t.state.name in {"COMPLETE", "FAIL"} for t in study.trials)
+
+    def _has_value(self, study: optuna.Study) -> bool:
+        return any(t.state.name == "COMPLETE" for t in study.trials)
+
+    def _all_failed(self, study: optuna.Study) -> bool:
+        """Three failures without one success: more of the same would only cost time."""
+        return not self._has_value(study) and self._num_finished(study) >= 3
+
+    def _result(self, study: optuna.Study, stopped_by: str, seconds: float) -> StudyResult:
+        trials = tuple(
+            Trial(
+                project=self._project,
+                study=self._name,
+                number=t.number,
+                params=dict(t.params),
+                state="complete" if t.state.name == "COMPLETE" else "failed",
+                value=t.value,
+                metrics=t.user_attrs.get("metrics", {}),
+                chain_key=t.user_attrs.get("chain_key", ""),
+                num_steps=t.user_attrs.get("num_steps", 0),
+                seconds=t.user_attrs.get("seconds", 0.0),
+                cpu_seconds=t.user_attrs.get("cpu_seconds", 0.0),
+                cause=t.user_attrs.get("cause", ""),
+            )
+            for t in study.trials
+            if t.state.name in {"COMPLETE", "FAIL"}
+        )
+        complete = [t for t in trials if t.value is not None]
+        if not complete:
+            cause = next((t.cause for t in trials if t.cause), "no trial was started")
+            raise SearchError(f"no trial could be finished; the first cause: {cause}")
+        best = min(complete, key=lambda t: (-(t.value or 0.0), t.cpu_seconds, t.number))
+        return StudyResult(
+            project=self._project,
+            study=self._name,
+            metric=self._metric,
+            best=best,
+            trials=trials,
+            stopped_by=stopped_by,
+            seconds=seconds,
+        )

@@ -1,0 +1,64 @@
+"""Run the suite and print the seconds each area took, beside its budget.
+
+An area over 1.5 times its budget fails the suite when `CI` is set to `strict`; elsewhere it is a
+line to read, since a shared machine may be slow for reasons of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+BUDGETS = {
+    "loop": 120,
+    "training": 120,
+    "search": 100,
+    "streaming": 120,
+    "api": 100,
+    "release": 100,
+    "cli": 60,
+    "rest": 60,
+}
+AREAS = {
+    "loop": "loop", "processes": "loop", "training": "training", "modeling": "training",
+    "reuse": "training", "search": "search", "evaluation": "search", "streaming": "streaming",
+    "datasets": "streaming", "api": "api", "state": "api", "triggers": "api",
+    "serving": "release", "release": "release", "cli": "cli",
+}  # fmt: skip
+
+
+class Seconds:
+    """Adds up set-up, call and tear-down per area, and names what was skipped."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.skipped: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        folder = Path(report.nodeid).parts[1] if "/" in report.nodeid else ""
+        self.seconds[AREAS.get(folder, "rest")] += report.duration
+        if report.skipped:
+            self.skipped.append(report.nodeid)
+
+
+def main() -> int:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    seconds, started = Seconds(), time.monotonic()
+    code = int(pytest.main(["-m", "not soak", *sys.argv[1:]], plugins=[seconds]))
+    print(f"\nseconds per area ({time.monotonic() - started:.0f} in all)")
+    for area, budget in BUDGETS.items():
+        over = "  OVER 1.5x" if seconds.seconds[area] > 1.5 * budget else ""
+        print(f"  {area:<10} {seconds.seconds[area]:7.1f} of {budget}{over}")
+    for name in seconds.skipped:
+        print(f"  skipped: {name}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
