@@ -4,6 +4,7 @@
     ├── ConfigError              a value in force is missing, unknown or wrong config.*
     ├── DataError                the rows cannot be used as they are       data.*
     │   └── SourceError          the user's database or file cannot be read source.*
+    │       └── SourceLockedError  somebody holds it; try again       source.locked
     ├── StorageError             disk, database or table refused           storage.*
     │   ├── FencedError          somebody newer owns this; stop            storage.fenced
     │   └── ConflictError        compare-and-set found another value       storage.conflict
@@ -69,6 +70,10 @@ class DataError(AutoGLMError):
 
 class SourceError(DataError):
     code = "source.unreadable"
+
+
+class SourceLockedError(SourceError):
+    code, retryable = "source.locked", True
 
 
 class StorageError(AutoGLMError):

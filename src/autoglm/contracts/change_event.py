@@ -12,8 +12,8 @@ Op = Literal["upsert", "delete"]
 class ChangeEvent:
     """One committed change of one row at a source.
 
-    `version` grows with the source's commit order per key; `position` is what the collector
-    stores so that it need not read this event again.
+    `version` grows with the source's commit order per key. `partition`, `offset` and `traceparent`
+    are known once the event has been in a broker (-1 and `""` before).
     """
 
     project: str
@@ -23,6 +23,9 @@ class ChangeEvent:
     version: int
     row: Mapping[str, Any]
     committed_at: datetime
+    partition: int = -1
+    offset: int = -1
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

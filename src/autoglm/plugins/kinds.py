@@ -47,11 +47,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FetchedBatch:
-    """Events of one partition, `range.start` … `range.end`, with the trace of the batch."""
+    """Events of one partition at offsets `range.start` … `range.end`, and the source's position."""
 
     events: Sequence[ChangeEvent]
-    raw: Sequence[str]
     range: OffsetRange
+    source: str
     position: str
     traceparent: str
 
@@ -97,6 +97,11 @@ class Processor(Protocol):
 
 class FeatureTable(Protocol):
     """Append-only log of rows, latest row per key at a version. Commits offsets with rows."""
+
+    @property
+    def version(self) -> int:
+        """The newest commit's, -1 without a table. Cheap enough to ask every second."""
+        ...
 
     def next_offset(self, partition: Partition) -> int: ...
 

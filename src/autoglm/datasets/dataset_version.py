@@ -1,0 +1,217 @@
+"""Describes what may be learnt from one version of the feature table, and loads its rows."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from autoglm.contracts.dataset_version import DatasetVersion
+from autoglm.contracts.record import canonical, digest
+from autoglm.datasets.feature_table import DeltaFeatureTable, Provenance
+from autoglm.datasets.splits import SPLITS, Split, split_all
+from autoglm.errors import DataError
+from autoglm.observability.tracing import trace_id_of
+
+LONGEST_TRACES = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """Usable rows, column by column, in the order of their keys."""
+
+    keys: list[str]
+    texts: list[str]
+    labels: list[str]
+    splits: list[Split]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def describe(
+    table: DeltaFeatureTable,
+    version: int | None = None,
+    *,
+    min_rows: int,
+    split: Mapping[str, float],
+) -> DatasetVersion:
+    """The dataset at `version` (the newest if None); `split` has the shares validation and test.
+
+    Raises: DataError data.no_rows, data.one_class, data.split_empty, data.no_such_version.
+    """
+    at = table.version if version is None else version
+    source = table.provenance(at) if at >= 0 else None
+    if source is None:
+        raise _no_rows(table, waiting=0, dead=0)
+    latest = table.read(at, columns=["_key", "_version", "_trace", table.text, table.label])
+    num_dead = table.num_dead(at)
+    rows, num_waiting = _labelled(latest, table, split)
+    if not len(rows):
+        raise _no_rows(table, waiting=num_waiting, dead=num_dead)
+    counts = Counter(rows.labels)
+    labels = _label_set(rows, counts, min_rows)
+    rare = {label: n for label, n in sorted(counts.items()) if label not in labels}
+    if len(labels) < 2:
+        raise _one_class(table.label, labels, rare, min_rows)
+    usable = _only(rows, labels=labels)
+    split_rows = Counter(usable.splits)
+    for name in SPLITS:
+        if not split_rows[name]:
+            raise _split_empty(name, len(usable), split)
+    return DatasetVersion(
+        project=table.project,
+        uri=str(table.folder),
+        version=at,
+        rows=len(usable),
+        split_rows={name: split_rows[name] for name in SPLITS},
+        labels=labels,
+        label_counts={label: counts[label] for label in labels},
+        rare_labels=rare,
+        unlabelled_rows=num_waiting,
+        dead_rows=num_dead,
+        text=table.text,
+        label=table.label,
+        split=dict(split),
+        schema_digest=digest(table.text, table.label, _type_name(latest, table.label)),
+        content_digest=_content_digest(usable, labels, split),
+        positions=source.positions,
+        traceparent=source.traceparent,
+        linked_traces=_linked_traces(latest, source),
+        created_at=source.at,
+    )
+
+
+def load_rows(dataset: DatasetVersion, split: str | None = None) -> Rows:
+    """The usable rows of `dataset`, of one split or of all."""
+    table = DeltaFeatureTable(
+        Path(dataset.uri), project=dataset.project, key="", text=dataset.text, label=dataset.label
+    )
+    latest = table.read(dataset.version, columns=["_key", dataset.text, dataset.label])
+    rows, _ = _labelled(latest, table, dataset.split)
+    return _only(rows, labels=dataset.labels, split=split)
+
+
+def _labelled(
+    latest: pa.Table, table: DeltaFeatureTable, split: Mapping[str, float]
+) -> tuple[Rows, int]:
+    """Rows with text and label, and how many wait for their label."""
+    if table.text not in latest.column_names:
+        return Rows(keys=[], texts=[], labels=[], splits=[]), latest.num_rows
+    if table.label not in latest.column_names:
+        latest = latest.append_column(table.label, pa.nulls(latest.num_rows, pa.string()))
+    labels = _as_text(latest[table.label])
+    is_labelled = pc.and_(
+        pc.not_equal(pc.utf8_trim_whitespace(labels), ""), pc.is_valid(latest[table.text])
+    ).fill_null(False)
+    texts: list[str] = latest[table.text].filter(is_labelled).to_pylist()
+    rows = Rows(
+        keys=latest["_key"].filter(is_labelled).to_pylist(),
+        texts=texts,
+        labels=labels.filter(is_labelled).to_pylist(),
+        splits=split_all(texts, validation=split["validation"], test=split["test"]),
+    )
+    return rows, latest.num_rows - len(rows)
+
+
+def _as_text(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels as the texts that a model answers with: 1 is "1", True is "true", NaN is none."""
+    if pa.types.is_floating(labels.type):
+        encoded = pc.if_else(pc.is_nan(labels), None, labels).combine_chunks().dictionary_encode()
+        words = pa.array([str(value) for value in encoded.dictionary.to_pylist()], pa.string())
+        return pa.chunked_array([words.take(encoded.indices)])
+    return labels.cast(pa.string())
+
+
+def _label_set(rows: Rows, counts: Mapping[str, int], min_rows: int) -> tuple[str, ...]:
+    """Labels with enough rows that can be learnt: one which training never sees has no place."""
+    in_train = {
+        label for label, split in zip(rows.labels, rows.splits, strict=True) if split == "train"
+    }
+    return tuple(sorted(label for label in in_train if counts[label] >= min_rows))
+
+
+def _only(rows: Rows, *, labels: Iterable[str], split: str | None = None) -> Rows:
+    allowed = set(labels)
+    at = [
+        index
+        for index, (label, part) in enumerate(zip(rows.labels, rows.splits, strict=True))
+        if label in allowed and split in (None, part)
+    ]
+    if len(at) == len(rows):
+        return rows
+    return Rows(
+        keys=[rows.keys[index] for index in at],
+        texts=[rows.texts[index] for index in at],
+        labels=[rows.labels[index] for index in at],
+        splits=[rows.splits[index] for index in at],
+    )
+
+
+def _content_digest(rows: Rows, labels: Sequence[str], split: Mapping[str, float]) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    hasher.update(canonical([list(labels), dict(split)]))
+    for column in (rows.keys, rows.texts, rows.labels):
+        data = pa.array(column, pa.large_string())
+        for buffer in data.buffers()[1:]:  # ends of the values, then their bytes
+            hasher.update(len(buffer).to_bytes(8, "big"))
+            hasher.update(buffer)
+    return hasher.hexdigest()
+
+
+def _linked_traces(latest: pa.Table, source: Provenance) -> tuple[str, ...]:
+    """Traces of the other batches that the latest rows came with, newest first."""
+    own = trace_id_of(source.traceparent)
+    newest = latest.group_by("_trace").aggregate([("_version", "max")])
+    order = [("_version_max", "descending"), ("_trace", "ascending")]
+    traces = newest.sort_by(order)["_trace"].to_pylist()
+    others = [trace for trace in traces if trace_id_of(trace) not in ("", own)]
+    return tuple(others[:LONGEST_TRACES])
+
+
+def _type_name(latest: pa.Table, column: str) -> str:
+    return str(latest.schema.field(column).type) if column in latest.column_names else "null"
+
+
+def _no_rows(table: DeltaFeatureTable, *, waiting: int, dead: int) -> DataError:
+    return DataError(
+        f"there is no row to learn from: {waiting:,} wait for a value in {table.label!r},"
+        f" {dead:,} are dead letters.",
+        code="data.no_rows",
+        next_step="Check data.text and data.label, and that the source's table has rows.",
+    )
+
+
+def _one_class(
+    label: str, labels: Sequence[str], rare: Mapping[str, int], min_rows: int
+) -> DataError:
+    has = f"only the class {labels[0]!r}" if labels else "no class"
+    others = ", ".join(f"{name!r} ({count})" for name, count in list(rare.items())[:5])
+    detail = (
+        f" {len(rare)} more are too rare, or have no row outside the held-out splits: {others}."
+        if rare
+        else ""
+    )
+    return DataError(
+        f"column {label!r} has {has} with at least {min_rows} rows.{detail}",
+        code="data.one_class",
+        next_step="A classifier needs two: add rows of another class, or lower data.min_rows.",
+    )
+
+
+def _split_empty(name: str, num_rows: int, split: Mapping[str, float]) -> DataError:
+    share = split.get(name, 1 - sum(split.values()))
+    # So many distinct texts leave a split of this share empty in one of a hundred data sets.
+    needed = math.ceil(math.log(0.01) / math.log(1 - share)) if 0 < share < 1 else 1
+    return DataError(
+        f"the {name} split is empty: {num_rows:,} usable rows are too few for a share of"
+        f" {share:.0%}; about {max(needed, num_rows + 1)} rows with different texts are needed.",
+        code="data.split_empty",
+        next_step=f"Add rows, or raise data.split.{name}." if name in split else "Add rows.",
+    )

@@ -1,0 +1,341 @@
+"""The feature table: an append-only Delta log of rows whose commits carry the broker's offsets."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+
+from autoglm import fail_points
+from autoglm.contracts.change_event import ChangeEvent, DeadLetter, OffsetRange, Partition
+from autoglm.datasets.table_schema import SYSTEM_SCHEMA, to_arrow
+from autoglm.errors import DataError, FencedError, StorageError
+from autoglm.observability.logging import get_logger
+
+# Latency grows with the number of live files (16 ms → 84 ms over 1,000 commits).
+COMMITS_PER_COMPACTION = 100
+PINS = "_pins.json"
+DEAD_COLUMNS = ("_key", "_raw", "_cause", "_code", "_partition", "_offset", "_trace")
+
+_before_commit = fail_points.declare(
+    "hop4.before_commit", "rows are ready, the table has neither them nor their offsets"
+)
+_after_commit = fail_points.declare(
+    "hop4.after_commit", "rows and offsets are in the table, the consumer does not know"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableVersion:
+    """One commit of rows: how many were written, dead letters among them counted apart."""
+
+    version: int
+    at: datetime
+    rows: int
+    dead: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """What the newest commit of rows at a version says of itself."""
+
+    at: datetime
+    positions: Mapping[str, str]
+    traceparent: str
+
+
+class DeltaFeatureTable:
+    """Port `FeatureTable` in `folder`; the table is made by the first commit.
+
+    `key`, `text` and `label` name the user's columns. Reading needs none of them.
+    """
+
+    def __init__(self, folder: Path, *, project: str, key: str, text: str, label: str) -> None:
+        self.folder = folder
+        self.project = project
+        self.key = key
+        self.text = text
+        self.label = label
+        self._handle: DeltaTable | None = None
+        self._positions: dict[str, str] | None = None
+        self._newest = -1
+
+    @property
+    def table_id(self) -> str:
+        return self.project
+
+    @property
+    def version(self) -> int:
+        """Number of the newest commit, -1 without a table. Looks for one file's name only."""
+        log = self.folder / "_delta_log"
+        if self._newest < 0 or not (log / f"{self._newest:020}.json").exists():
+            names = [path.stem for path in log.glob("*.json")] if log.is_dir() else []
+            self._newest = max((int(name) for name in names if name.isdigit()), default=-1)
+        while self._newest >= 0 and (log / f"{self._newest + 1:020}.json").exists():
+            self._newest += 1
+        return self._newest
+
+    def next_offset(self, partition: Partition) -> int:
+        handle = self._refreshed()
+        if handle is None:
+            return 0
+        return int(handle.transaction_version(partition.app_id(self.table_id)) or 0)
+
+    def commit(
+        self,
+        rows: Sequence[ChangeEvent],
+        dead: Sequence[DeadLetter],
+        offsets: Mapping[Partition, OffsetRange],
+        *,
+        positions: Mapping[str, str],
+        traceparent: str,
+    ) -> int:
+        """See port. Raises: DataError when the rows do not fit the table (see `to_arrow`),
+        FencedError, StorageError storage.full. After any of them nothing was written.
+        """
+        handle = self._handle or self._refreshed() or self._create()
+        transactions = self._transactions(handle, offsets)
+        known = pa.schema(handle.schema())
+        data = to_arrow(
+            rows,
+            dead,
+            known,
+            text=self.text,
+            label=self.label,
+            now=datetime.now(UTC),
+            stored_label=lambda: self._stored_label(handle),
+        )
+        all_positions = {**self._known_positions(handle), **positions}
+        facts = {
+            "positions": json.dumps(all_positions),
+            "traceparent": traceparent,
+            "rows": str(len(rows)),
+            "dead": str(len(dead)),
+        }
+        try:
+            _before_commit()
+            write_deltalake(
+                handle,
+                data,
+                mode="append",
+                schema_mode="merge" if set(data.schema.names) - set(known.names) else None,
+                # A rebase on a newer version keeps the check: the same application id refuses.
+                commit_properties=CommitProperties(facts, app_transactions=transactions),
+            )
+        except Exception as error:
+            self._handle = self._positions = None
+            raise self._translated(error) from error
+        _after_commit()
+        self._positions = all_positions
+        version = int(handle.version())
+        if version % COMMITS_PER_COMPACTION == COMMITS_PER_COMPACTION - 1:
+            self._compact(handle)
+        return version
+
+    def read(self, version: int | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """The latest row per `_key` at `version`, sorted by `_key`; deleted keys are left out.
+
+        Raises: DataError data.no_such_version.
+        """
+        handle = self._at(version)
+        if handle is None:
+            return SYSTEM_SCHEMA.empty_table()
+        known = set(pa.schema(handle.schema()).names)
+        wanted = None if columns is None else [name for name in columns if name in known]
+        order = ["_key", "_version", "_partition", "_offset"]
+        needed = None if wanted is None else list(dict.fromkeys([*wanted, *order, "_op"]))
+        log = handle.to_pyarrow_dataset().to_table(columns=needed, filter=pc.field("_op") != "dead")
+        if log.num_rows == 0:
+            return log if wanted is None else log.select(wanted)
+        sorted_rows = pc.sort_indices(log, sort_keys=[(name, "ascending") for name in order])
+        keys = log["_key"].combine_chunks().take(sorted_rows)
+        is_last = pa.concat_arrays([pc.not_equal(keys[:-1], keys[1:]), pa.array([True])])
+        latest = log.take(sorted_rows.filter(is_last))
+        latest = latest.filter(pc.equal(latest["_op"], "upsert"))
+        return latest if wanted is None else latest.select(wanted)
+
+    def dead(self, version: int | None = None) -> pa.Table:
+        """Dead letters up to `version`: key, raw, cause, code, partition, offset, trace."""
+        handle = self._at(version)
+        if handle is None:
+            return SYSTEM_SCHEMA.empty_table().select(DEAD_COLUMNS)
+        dataset = handle.to_pyarrow_dataset()
+        return dataset.to_table(columns=list(DEAD_COLUMNS), filter=pc.field("_op") == "dead")
+
+    def num_dead(self, version: int | None = None) -> int:
+        handle = self._at(version)
+        if handle is None:
+            return 0
+        return int(handle.to_pyarrow_dataset().count_rows(filter=pc.field("_op") == "dead"))
+
+    def versions(self) -> list[TableVersion]:
+        """Commits that brought rows, newest first."""
+        handle = self._refreshed()
+        if handle is None:
+            return []
+        return [
+            TableVersion(
+                version=entry["version"],
+                at=_moment(entry["timestamp"]),
+                rows=int(entry["rows"]),
+                dead=int(entry["dead"]),
+            )
+            for entry in handle.history()
+            if "rows" in entry
+        ]
+
+    def provenance(self, version: int | None = None) -> Provenance | None:
+        """Of the newest commit of rows at `version`; None when there is none."""
+        handle = self._at(version)
+        entry = None if handle is None else _newest_rows(handle)
+        if entry is None:
+            return None
+        return Provenance(
+            at=_moment(entry["timestamp"]),
+            positions=json.loads(entry["positions"]),
+            traceparent=entry["traceparent"],
+        )
+
+    def pin(self, version: int, by: str) -> None:
+        """Keep the files of `version` as long as `by` needs them. Idempotent."""
+        self._at(version)
+        pins = self.pins()
+        if by in pins.get(version, ()):
+            return
+        pins[version] = sorted({*pins.get(version, ()), by})
+        staging = self.folder / f"{PINS}.{os.getpid()}"
+        with open(staging, "w", encoding="utf-8") as file:
+            json.dump({str(number): names for number, names in sorted(pins.items())}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(self.folder / PINS)
+
+    def pins(self) -> dict[int, list[str]]:
+        """Version → who needs it."""
+        try:
+            stored = json.loads((self.folder / PINS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return {int(number): names for number, names in stored.items()}
+
+    def _transactions(
+        self, handle: DeltaTable, offsets: Mapping[Partition, OffsetRange]
+    ) -> list[Transaction]:
+        # deltalake records an application's version without comparing it; that it must follow
+        # the stored one is ours to check, on the snapshot that the commit is made from.
+        transactions = []
+        for partition, read in offsets.items():
+            app_id = partition.app_id(self.table_id)
+            stored = int(handle.transaction_version(app_id) or 0)
+            if stored != read.start:
+                self._handle = None
+                raise FencedError(
+                    f"the table has {app_id} up to {stored}, this commit begins at {read.start}.",
+                    next_step="Read the offsets again.",
+                )
+            transactions.append(Transaction(app_id, read.end))
+        return transactions
+
+    def _known_positions(self, handle: DeltaTable) -> dict[str, str]:
+        if self._positions is None:
+            entry = _newest_rows(handle)
+            self._positions = json.loads(entry["positions"]) if entry else {}
+        return self._positions
+
+    def _stored_label(self, handle: DeltaTable) -> Any:
+        is_labelled = pc.field(self.label).is_valid()
+        found = handle.to_pyarrow_dataset().head(1, columns=[self.label], filter=is_labelled)
+        return found[self.label][0].as_py() if found.num_rows else None
+
+    def _refreshed(self) -> DeltaTable | None:
+        """A handle at the newest version, None without a table."""
+        if self.version < 0:
+            self._handle = self._positions = None
+            return None
+        try:
+            if self._handle is None:
+                self._handle, self._positions = DeltaTable(self.folder), None
+            elif self._handle.version() != self.version:
+                self._handle.update_incremental()
+                self._positions = None
+        except Exception as error:
+            self._handle = None
+            raise self._translated(error) from error
+        return self._handle
+
+    def _at(self, version: int | None) -> DeltaTable | None:
+        if version is None:
+            return self._refreshed()
+        if not 0 <= version <= self.version:
+            raise DataError(
+                f"{self.folder} has no version {version}; the newest is {self.version}.",
+                code="data.no_such_version",
+            )
+        return DeltaTable(self.folder, version=version)
+
+    def _create(self) -> DeltaTable:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._handle = DeltaTable.create(
+                self.folder,
+                schema=SYSTEM_SCHEMA,
+                partition_by=["_op"],
+                # Models name the version that they learnt from; its log entry must stay.
+                configuration={"delta.logRetentionDuration": "interval 3650 days"},
+            )
+        except Exception as error:
+            if self.version < 0:
+                raise self._translated(error) from error
+            self._handle = DeltaTable(self.folder)  # another process was first
+        return self._handle
+
+    def _compact(self, handle: DeltaTable) -> None:
+        try:
+            handle.optimize.compact()
+        except CommitFailedError as error:
+            self._handle = None
+            get_logger(project=self.project).warning("compaction postponed", cause=str(error))
+
+    def _translated(self, error: Exception) -> StorageError:
+        """deltalake raises plain `Exception` for part of what goes wrong below it."""
+        if isinstance(error, CommitFailedError):
+            return FencedError(
+                f"{self.folder}: somebody committed in between ({error}).",
+                next_step="Read the offsets again.",
+            )
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            return StorageError(
+                f"{self.folder}: no space left; nothing of this commit is in the table.",
+                code="storage.full",
+                next_step="Free disk space, then run again: it goes on where it stood.",
+            )
+        if isinstance(error, TableNotFoundError):
+            return StorageError(f"{self.folder} is not a Delta table.", code="storage.unusable")
+        return StorageError(
+            f"{self.folder} cannot be used: {error}.",
+            code="storage.unusable",
+            next_step="Check the folder's permissions.",
+        )
+
+
+def _newest_rows(handle: DeltaTable) -> dict[str, Any] | None:
+    """The newest log entry that a `commit` wrote: creation and compaction carry no facts."""
+    for limit in (4, None):
+        for entry in handle.history(limit):
+            if "positions" in entry:
+                return dict(entry)
+    return None
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

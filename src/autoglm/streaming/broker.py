@@ -1,0 +1,258 @@
+"""The embedded broker: a keyed, partitioned, replayable log in one SQLite file.
+
+One Arrow batch per row of the log; events, source position and producer epoch in one transaction
+(WAL, synchronous=FULL): what was acknowledged survives a power cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from autoglm import fail_points
+from autoglm.contracts.change_event import ChangeBatch, ChangeEvent, OffsetRange, Partition
+from autoglm.errors import FencedError, StorageError
+from autoglm.plugins.kinds import FetchedBatch
+
+BUSY_SECONDS = 30
+
+_before_commit = fail_points.declare("hop2.before_commit", "events written, not committed")
+_after_commit = fail_points.declare("hop2.after_commit", "events committed, not acknowledged")
+
+_SCHEMA = """
+create table if not exists topic (name text primary key, partitions integer not null);
+create table if not exists log (topic text, part integer, base integer, count integer not null,
+  source text not null, position text not null, traceparent text not null, events blob not null,
+  primary key (topic, part, base)) without rowid;
+create table if not exists tail (topic text, part integer, next integer not null,
+  primary key (topic, part));
+create table if not exists producer (topic text, name text, epoch integer not null,
+  position text not null, primary key (topic, name));
+create table if not exists hint (grp text, topic text, part integer, next integer not null,
+  primary key (grp, topic, part));
+"""
+
+
+class SqliteBroker:
+    """Port Broker on one file. Raises: StorageError storage.full, broker.partitions_changed, …"""
+
+    def __init__(self, path: Path, *, partitions: int) -> None:
+        self._path, self._partitions = path, partitions
+        with _ours(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._connection.execute("pragma journal_mode=wal")
+            self._connection.execute("pragma synchronous=full")
+            self._connection.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def append(self, topic: str, batch: ChangeBatch, *, producer: str, epoch: int) -> None:
+        by_partition: dict[int, list[ChangeEvent]] = {}
+        num_partitions = self.num_partitions(topic)
+        for change in batch.events:
+            by_partition.setdefault(_partition_of(change.key, num_partitions), []).append(change)
+        blobs = {number: _to_arrow(events) for number, events in by_partition.items()}
+        with self._transaction() as connection:
+            row = connection.execute(
+                "select epoch, position from producer where topic = ? and name = ?",
+                (topic, producer),
+            ).fetchone()
+            if row is None or row[0] != epoch:
+                raise FencedError(
+                    f"producer {producer} has epoch {row[0] if row else 'none'}, not {epoch}.",
+                    next_step="A newer collector has taken over; this one stops.",
+                )
+            if row[1] == batch.position:
+                return
+            for number, events in by_partition.items():
+                base = self._tail(connection, topic, number)
+                connection.execute(
+                    "insert into log values (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (topic, number, base, len(events), batch.source, batch.position,
+                     batch.traceparent, blobs[number]),
+                )  # fmt: skip
+                connection.execute(
+                    "insert or replace into tail values (?, ?, ?)",
+                    (topic, number, base + len(events)),
+                )
+            connection.execute(
+                "update producer set position = ? where topic = ? and name = ?",
+                (batch.position, topic, producer),
+            )
+            _before_commit()
+        _after_commit()
+
+    def new_epoch(self, topic: str, producer: str) -> int:
+        """Take over as `producer`: every earlier epoch is refused from now on."""
+        self.num_partitions(topic)
+        with self._transaction() as connection:
+            connection.execute(
+                "insert into producer values (?, ?, 1, '')"
+                " on conflict (topic, name) do update set epoch = epoch + 1",
+                (topic, producer),
+            )
+            return int(
+                connection.execute(
+                    "select epoch from producer where topic = ? and name = ?", (topic, producer)
+                ).fetchone()[0]
+            )
+
+    def position(self, topic: str, producer: str) -> str:
+        """Position stored with the producer's last batch, `""` before the first."""
+        row = self._read(
+            "select position from producer where topic = ? and name = ?", (topic, producer)
+        )
+        return str(row[0]) if row else ""
+
+    def num_partitions(self, topic: str) -> int:
+        row = self._read("select partitions from topic where name = ?", (topic,))
+        if row is None:
+            with self._transaction() as connection:
+                connection.execute(
+                    "insert or ignore into topic values (?, ?)", (topic, self._partitions)
+                )
+            return self.num_partitions(topic)
+        if row[0] != self._partitions:
+            raise StorageError(
+                f"topic {topic} has {row[0]} partitions for life; the configuration says"
+                f" {self._partitions}.",
+                code="broker.partitions_changed",
+                next_step=f"Set data.partitions: {row[0]}.",
+            )
+        return int(row[0])
+
+    def end_offset(self, topic: str, partition: int) -> int:
+        row = self._read("select next from tail where topic = ? and part = ?", (topic, partition))
+        return int(row[0]) if row else 0
+
+    def fetch(
+        self, topic: str, partition: int, offset: int, *, max_events: int
+    ) -> FetchedBatch | None:
+        """At most one stored batch, from `offset` on."""
+        row = self._read(
+            "select base, source, position, traceparent, events from log where topic = ?"
+            " and part = ? and base <= ? and base + count > ? order by base desc limit 1",
+            (topic, partition, offset, offset),
+        )
+        if row is None:
+            return None
+        base, source, position, traceparent, blob = row
+        skip = offset - base
+        events = _from_arrow(blob, partition, base, source, traceparent)[skip : skip + max_events]
+        return FetchedBatch(
+            events=events,
+            range=OffsetRange(start=offset, end=offset + len(events)),
+            source=source,
+            position=position,
+            traceparent=traceparent,
+        )
+
+    def hint(self, group: str, offsets: Mapping[Partition, int]) -> None:
+        with self._transaction() as connection:
+            connection.executemany(
+                "insert or replace into hint values (?, ?, ?, ?)",
+                [(group, p.topic, p.number, offset) for p, offset in offsets.items()],
+            )
+
+    def _tail(self, connection: sqlite3.Connection, topic: str, number: int) -> int:
+        row = connection.execute(
+            "select next from tail where topic = ? and part = ?", (topic, number)
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def _read(self, query: str, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        with _ours(self._path):
+            row: tuple[Any, ...] | None = self._connection.execute(query, arguments).fetchone()
+            return row
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with _ours(self._path):
+            self._connection.execute("begin immediate")
+            try:
+                yield self._connection
+                self._connection.execute("commit")
+            except BaseException:
+                self._connection.execute("rollback")
+                raise
+
+
+@contextmanager
+def _ours(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        is_full = "full" in str(error) or "space" in str(error)
+        raise StorageError(
+            f"{path}: {error}.",
+            code="storage.full" if is_full else "storage.failed",
+            next_step="Free disk space." if is_full else "Check the file and its permissions.",
+        ) from error
+
+
+def _partition_of(key: str, num_partitions: int) -> int:
+    data = key.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") % num_partitions
+
+
+def _to_arrow(events: list[ChangeEvent]) -> bytes:
+    import pyarrow as pa
+
+    # ASCII-escaped JSON: a row with broken UTF-8 passes through and is judged by the processor.
+    batch = pa.record_batch(
+        {
+            "key": pa.array([json.dumps(e.key) for e in events], pa.string()),
+            "op": pa.array([e.op for e in events], pa.string()),
+            "version": pa.array([e.version for e in events], pa.int64()),
+            "row": pa.array([json.dumps(e.row) for e in events], pa.string()),
+            "committed_at": pa.array(
+                [int(e.committed_at.timestamp() * 1e6) for e in events], pa.int64()
+            ),
+            "project": pa.array([e.project for e in events], pa.string()),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def _from_arrow(
+    blob: bytes, partition: int, base: int, source: str, traceparent: str
+) -> list[ChangeEvent]:
+    import pyarrow as pa
+
+    with pa.ipc.open_stream(blob) as reader:
+        columns = reader.read_all().to_pydict()
+    rows = json.loads(f"[{','.join(columns['row'])}]")
+    keys = json.loads(f"[{','.join(columns['key'])}]")
+    return [
+        ChangeEvent(
+            project=project,
+            source=source,
+            key=key,
+            op=op,
+            version=version,
+            row=row,
+            committed_at=datetime.fromtimestamp(at / 1e6, UTC),
+            partition=partition,
+            offset=base + index,
+            traceparent=traceparent,
+        )
+        for index, (project, key, op, version, row, at) in enumerate(
+            zip(
+                columns["project"], keys, columns["op"], columns["version"], rows,
+                columns["committed_at"], strict=True,
+            )
+        )
+    ]  # fmt: skip

@@ -1,0 +1,248 @@
+"""Polls a table of any SQL database, in the mode that its columns allow.
+
+    cursor given     rows whose cursor is at or above the last one seen (minus `lag_window`);
+                     a row is told apart from its earlier self by its digest
+    no cursor        full diff: all rows, compared with the digests of the last poll
+
+The position is all that a poll needs to know of the ones before; it is stored downstream with the
+batch, in one transaction, so nothing is kept here.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Select, column, func, select
+from sqlalchemy import table as sql_table
+
+from autoglm.contracts.change_event import ChangeBatch, ChangeEvent, Op
+from autoglm.contracts.record import digest
+from autoglm.errors import SourceError
+from autoglm.observability.tracing import new_traceparent
+from autoglm.streaming.collectors.database import (
+    column_names,
+    open_database,
+    plain,
+    readable,
+    require_columns,
+)
+from autoglm.streaming.config import SourceConfig
+
+# Versions of one poll: poll number in the upper bits, row order in the lower 32.
+POLL_SHIFT = 32
+
+
+@dataclass
+class _Position:
+    """`seen` maps key → row digest: of the rows at the cursor's edge, or of all rows. `window`
+    holds the same of this poll, with the cursor's value.
+    """
+
+    poll: int = 0
+    cursor: Any = None
+    cursor_type: str = ""
+    seen: dict[str, str] = field(default_factory=dict)
+    window: dict[str, tuple[Any, str]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: str) -> _Position:
+        if not text:
+            return cls()
+        data = json.loads(zlib.decompress(base64.b64decode(text)))
+        return cls(data["poll"], data["cursor"], data["type"], data["seen"])
+
+    def write(self) -> str:
+        data = {
+            "poll": self.poll, "cursor": self.cursor, "type": self.cursor_type, "seen": self.seen,
+        }  # fmt: skip
+        return base64.b64encode(zlib.compress(json.dumps(data).encode(), 1)).decode()
+
+    def bound(self) -> Any:
+        """The cursor as the driver wants to compare it."""
+        if self.cursor_type == "datetime":
+            return datetime.fromisoformat(self.cursor)
+        return date.fromisoformat(self.cursor) if self.cursor_type == "date" else self.cursor
+
+
+class SqlPollSource:
+    """Port Source on one table. Batches of at most `batch_rows` events."""
+
+    def __init__(self, config: SourceConfig, *, project: str, base: Path, batch_rows: int) -> None:
+        self._config, self._project, self._base = config, project, base
+        self._batch_rows = batch_rows
+        self.name = f"sql/{config.table}"
+        self._where = f"table {config.table}"
+
+    @property
+    def promise(self) -> str:
+        if not self._config.cursor:
+            return (
+                f"full diff of {self._where}: sees each row's last state before a poll, and deletes"
+            )
+        lag = self._config.lag_window.total_seconds()
+        late = f"no loss while every transaction is shorter than {lag:g} s" if lag else (
+            "no loss while rows commit in the cursor's order"
+        )  # fmt: skip
+        return (
+            f"polls {self._where} by {self._config.cursor}: sees each row's last state before a"
+            f" poll, misses deletes; {late}"
+        )
+
+    def read(self, position: str) -> Iterator[ChangeBatch]:
+        """Batches after `position`. Raises: SourceError."""
+        known = _Position.read(position)
+        known.poll += 1
+        engine = open_database(self._config.url, self._base)
+        try:
+            columns = column_names(engine, self._config.table, self._where)
+            config = self._config
+            wanted = [config.key, *([config.cursor] if config.cursor else [])]
+            require_columns(wanted, columns, self._where)
+            with readable(self._where), engine.connect() as connection:
+                if config.cursor:
+                    self._refuse_null_cursors(connection)
+                rows = (
+                    {name: value for name, value in zip(columns, row, strict=True)}
+                    for row in connection.execution_options(
+                        stream_results=True, yield_per=self._batch_rows
+                    ).execute(self._query(columns, known))
+                )
+                events = self._by_cursor(rows, known) if config.cursor else self._diff(rows, known)
+                yield from self._batches(events, known)
+        finally:
+            engine.dispose()
+
+    def _query(self, columns: list[str], known: _Position) -> Select[Any]:
+        source = sql_table(self._config.table, *(column(name) for name in columns))
+        query = select(*source.c)
+        if not self._config.cursor:
+            return query.order_by(source.c[self._config.key])
+        cursor = source.c[self._config.cursor]
+        if known.cursor is not None:
+            query = query.where(cursor >= self._lower_bound(known))
+        return query.order_by(cursor, source.c[self._config.key])
+
+    def _lower_bound(self, known: _Position) -> Any:
+        bound, lag = known.bound(), self._config.lag_window
+        if not lag:
+            return bound
+        if isinstance(bound, datetime):
+            return bound - lag
+        if isinstance(bound, str):  # SQLite keeps times as text
+            try:
+                moment = datetime.fromisoformat(bound)
+            except ValueError:
+                return bound
+            return (moment - lag).isoformat(sep=bound[10:11] or "T")
+        return bound - lag.total_seconds() if isinstance(bound, (int, float)) else bound
+
+    def _refuse_null_cursors(self, connection: Any) -> None:
+        source = sql_table(self._config.table, column(self._config.cursor))
+        missing = source.c[self._config.cursor].is_(None)
+        count = connection.execute(
+            select(func.count()).select_from(source).where(missing)
+        ).scalar_one()
+        if count:
+            raise SourceError(
+                f"{count} rows of {self._where} have no {self._config.cursor}: a poll would miss them.",
+                code="source.null_cursor",
+                next_step="Fill the column, or leave data.source.cursor out.",
+            )
+
+    def _by_cursor(
+        self, rows: Iterator[Mapping[str, Any]], known: _Position
+    ) -> Iterator[ChangeEvent]:
+        for index, row in enumerate(rows):
+            value = row[self._config.cursor]
+            key, content = self._key(row), {name: plain(v) for name, v in row.items()}
+            row_digest = digest(content, size=8)
+            known.cursor, known.cursor_type = plain(value), _type_of(value)
+            known.window[key] = (value, row_digest)
+            if known.seen.get(key) != row_digest:
+                yield self._event(key, "upsert", content, known.poll, index)
+
+    def _diff(self, rows: Iterator[Mapping[str, Any]], known: _Position) -> Iterator[ChangeEvent]:
+        before, present, index = dict(known.seen), set(), 0
+        for row in rows:
+            key, content = self._key(row), {name: plain(v) for name, v in row.items()}
+            if key in present:
+                raise SourceError(
+                    f"{self._where} has two rows with {self._config.key} = {key}.",
+                    code="source.duplicate_key",
+                    next_step="Choose a key column that names one row.",
+                )
+            present.add(key)
+            row_digest = digest(content, size=8)
+            if before.get(key) != row_digest:
+                known.seen[key] = row_digest
+                yield self._event(key, "upsert", content, known.poll, index)
+                index += 1
+        for key in sorted(set(before) - present):
+            del known.seen[key]
+            yield self._event(key, "delete", {self._config.key: key}, known.poll, index)
+            index += 1
+
+    def _batches(self, events: Iterator[ChangeEvent], known: _Position) -> Iterator[ChangeBatch]:
+        batch: list[ChangeEvent] = []
+        for change in events:
+            batch.append(change)
+            # `events` is lazy: no row after this one has moved `known` on yet.
+            if len(batch) == self._batch_rows:
+                yield self._batch(batch, self._position(known))
+                batch = []
+        if batch:
+            yield self._batch(batch, self._position(known))
+
+    def _position(self, known: _Position) -> str:
+        """With a cursor, the edge is what the next poll will read again."""
+        if self._config.cursor:
+            floor = self._lower_bound(known)
+            known.window = {k: v for k, v in known.window.items() if not v[0] < floor}
+            edge = {k: row_digest for k, (_, row_digest) in known.window.items()}
+            return replace(known, seen=edge).write()
+        return known.write()
+
+    def _batch(self, events: list[ChangeEvent], position: str) -> ChangeBatch:
+        return ChangeBatch(
+            project=self._project,
+            source=self.name,
+            events=tuple(events),
+            position=position,
+            traceparent=new_traceparent(),
+        )
+
+    def _event(
+        self, key: str, op: Op, row: Mapping[str, Any], poll: int, index: int
+    ) -> ChangeEvent:
+        return ChangeEvent(
+            project=self._project,
+            source=self.name,
+            key=key,
+            op=op,
+            version=(poll << POLL_SHIFT) + index,
+            row=row,
+            committed_at=datetime.now(UTC),
+        )
+
+    def _key(self, row: Mapping[str, Any]) -> str:
+        value = row[self._config.key]
+        if value is None:
+            raise SourceError(
+                f"{self._where} has a row without {self._config.key}.",
+                code="source.null_key",
+                next_step="Choose a key column that every row has.",
+            )
+        return str(plain(value))
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, datetime):
+        return "datetime"
+    return "date" if isinstance(value, date) else ""

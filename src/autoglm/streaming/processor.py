@@ -1,0 +1,64 @@
+"""The default processor: what can be learnt from passes, what cannot becomes a dead letter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from autoglm.contracts.change_event import ChangeEvent, DeadLetter
+from autoglm.plugins.kinds import Processed
+
+# Of a text that is too long only the beginning is kept as evidence.
+RAW_BYTES = 65_536
+
+
+class RowProcessor:
+    """Port Processor. A row without a label passes: it waits in the table until its label comes."""
+
+    def __init__(self, *, text: str, label: str, max_text_bytes: int) -> None:
+        self._text, self._label, self._max_text_bytes = text, label, max_text_bytes
+
+    def process(self, batch: Sequence[ChangeEvent]) -> Processed:
+        rows, dead = [], []
+        for event in batch:
+            problem = self._problem(event) if event.op == "upsert" else None
+            if problem is None:
+                rows.append(event)
+            else:
+                dead.append(self._dead(event, *problem))
+        return Processed(rows=rows, dead=dead)
+
+    def _problem(self, event: ChangeEvent) -> tuple[str, str] | None:
+        """(code, cause), None when the row can be used."""
+        for name in (self._text, self._label):
+            if name not in event.row:
+                return "data.no_such_column", f"the row has no column {name!r}"
+        text = event.row[self._text]
+        if text is None or (isinstance(text, str) and not text.strip()):
+            return "data.empty_text", f"column {self._text!r} is empty"
+        if not isinstance(text, str):
+            return "data.not_text", f"column {self._text!r} is {type(text).__name__}, not text"
+        try:
+            size = len(text.encode("utf-8"))
+            json.dumps(dict(event.row), ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            return "data.not_utf8", f"invalid UTF-8 at character {error.start}"
+        if size > self._max_text_bytes:
+            return (
+                "data.text_too_long",
+                f"column {self._text!r} has {size:,} bytes; data.max_text_bytes is"
+                f" {self._max_text_bytes:,}",
+            )
+        return None
+
+    def _dead(self, event: ChangeEvent, code: str, cause: str) -> DeadLetter:
+        return DeadLetter(
+            project=event.project,
+            key=event.key.encode("utf-8", "backslashreplace").decode(),
+            raw=json.dumps(dict(event.row))[:RAW_BYTES],
+            cause=cause,
+            code=code,
+            partition=event.partition,
+            offset=event.offset,
+            traceparent=event.traceparent,
+        )
