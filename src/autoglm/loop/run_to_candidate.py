@@ -103,7 +103,11 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
 def _open_trainer(spec: RunSpec, app: App) -> Any:
     trainer = app.trainer()
     stable = app.registry.get(spec.stable) if spec.stable else None
-    trainer.open(spec, start_folder=Path(stable.folder) if stable else None)
+    trainer.open(
+        spec,
+        start_folder=Path(stable.folder) if stable else None,
+        base=app.project.folder,
+    )
     return trainer
 
 

@@ -1,0 +1,1 @@
+"""Trials: chains of stored stages, trained in a warm worker process."""

@@ -1,0 +1,159 @@
+"""A trained model → a folder that others can open, with a graph that answers alike."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from autoglm.errors import ModelError
+from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
+from autoglm.modeling.onnx_classifier import OnnxClassifier
+from autoglm.reuse.prefix_cache import pad_ids
+
+MAX_PARITY = 1e-4
+CODE = Path(__file__).with_name("modeling_autoglm.py")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """`parity` is the largest logit difference between torch and the graph on real rows."""
+
+    folder: str
+    labels: tuple[str, ...]
+    opens_with: str
+    runtime: str
+    parity: float
+    size_bytes: int
+
+
+def export_folder(
+    model: AutoGLMForSequenceClassification,
+    tokenizer: Path,
+    target: Path,
+    *,
+    labels: Sequence[str],
+    max_length: int,
+    pad_id: int,
+    texts: Sequence[str],
+) -> Exported:
+    """Write the folder at `target` (a rename: whole or absent). `texts` are rows for parity.
+
+    Raises: ModelError model.export_parity, model.export_failed.
+    """
+    staging = target.with_name(f".{target.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    model.eval()
+    config = {
+        "architectures": [type(model).__name__],
+        "auto_map": {
+            "AutoConfig": "modeling_autoglm.AutoGLMConfig",
+            "AutoModelForSequenceClassification": (
+                "modeling_autoglm.AutoGLMForSequenceClassification"
+            ),
+        },
+        "backbone_config": model.config.backbone_config,
+        "head_dropout": 0.0,
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "model_type": model.config.model_type,
+        "pooling": model.config.pooling,
+    }
+    _write_json(staging / "config.json", config)
+    state = {n: t.contiguous() for n, t in sorted(model.state_dict().items())}
+    save_file(state, staging / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(CODE, staging / CODE.name)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, staging / name)
+    _write_graph(model, staging / "model.onnx")
+    facts = {
+        "labels": list(labels),
+        "max_length": max_length,
+        "pad_id": pad_id,
+        "pooling": model.config.pooling,
+        "opens_with": "transformers+code",
+    }
+    _write_json(staging / "autoglm.json", facts)
+    parity = _parity(model, staging, texts, pad_id)
+    if parity > MAX_PARITY:
+        raise ModelError(
+            f"the graph's logits differ by {parity:.2g} from the model's.",
+            code="model.export_parity",
+        )
+    shutil.rmtree(target, ignore_errors=True)
+    staging.rename(target)
+    return Exported(
+        folder=str(target),
+        labels=tuple(labels),
+        opens_with="transformers+code",
+        runtime="onnxruntime",
+        parity=parity,
+        size_bytes=sum(p.stat().st_size for p in target.iterdir()),
+    )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False), "utf-8")
+
+
+class _Logits(nn.Module):
+    """The exporter wants tensors in and one tensor out."""
+
+    def __init__(self, model: AutoGLMForSequenceClassification) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self._model(input_ids, attention_mask).logits
+        return logits
+
+
+def _write_graph(model: AutoGLMForSequenceClassification, path: Path) -> None:
+    ids, mask = torch.randint(1, 100, (2, 8)), torch.ones(2, 8, dtype=torch.long)
+    mask[1, 6:] = 0  # a padded row, so that the mask is no constant of the graph
+    longest = int(getattr(model.backbone.config, "max_position_embeddings", 512))
+    axes = {0: torch.export.Dim("batch", max=65_536), 1: torch.export.Dim("length", max=longest)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        # The exporter prints its progress and warns about its own internals.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Logits(model).eval(),
+                (ids, mask),
+                dynamo=True,
+                input_names=["input_ids", "attention_mask"],
+                output_names=["logits"],
+                dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+                verbose=False,
+            )
+            assert program is not None, "the dynamo exporter returns a program"
+            program.save(str(path), external_data=False)
+    except Exception as error:
+        raise ModelError(
+            f"the graph cannot be exported: {error}.", code="model.export_failed"
+        ) from error
+
+
+@torch.no_grad()
+def _parity(
+    model: AutoGLMForSequenceClassification, folder: Path, texts: Sequence[str], pad_id: int
+) -> float:
+    graph = OnnxClassifier(folder, threads=0)
+    encodings = graph.encode(list(texts))
+    wanted = [model(*pad_ids([ids], pad_id)).logits[0].numpy() for ids in encodings]
+    return float(np.abs(graph.logits(encodings) - np.stack(wanted)).max()) if wanted else 0.0

@@ -1,0 +1,235 @@
+"""The client of the training worker: starts it, speaks to it, is the port TrialRunner. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from autoglm import errors
+from autoglm.contracts.record import digest, from_json, to_json
+from autoglm.contracts.run_spec import RunSpec
+from autoglm.contracts.stage_chain import Cost, Progress, StageChain
+from autoglm.errors import CancelledError, ModelError, TrainingError
+from autoglm.modeling.backbone_ref import resolve_backbone
+from autoglm.observability.logging import get_logger
+from autoglm.training import stages
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+# A token of a small encoder costs about this much to train, forward and back.
+SECONDS_PER_TOKEN = 1e-3
+
+
+class TrainingWorker:
+    """A warm worker process. It ends with `close`, or with this process."""
+
+    def __init__(
+        self, process: subprocess.Popen[str], workspace: Path, stderr: Path, on_event: OnEvent
+    ) -> None:
+        self._process, self._workspace, self._stderr = process, workspace, stderr
+        self._on_event = on_event
+        self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._calls = 0
+        self._spec: RunSpec | None = None
+        self._start = ""
+        threading.Thread(target=self._listen, daemon=True, name="trainer-answers").start()
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        logs: Path,
+        workspace: Path,
+        threads: int,
+        nice: int,
+        project: str,
+        on_event: OnEvent | None = None,
+    ) -> TrainingWorker:
+        """Start the process; torch loads while we go on."""
+        logs.mkdir(parents=True, exist_ok=True)
+        workspace.mkdir(parents=True, exist_ok=True)
+        path = logs / "trainer.stderr"
+        with path.open("a") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "autoglm.training.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+                # Ctrl-C is the parent's to hear; it cancels in order.
+                start_new_session=False,
+                process_group=0,
+            )
+        worker = cls(process, workspace, path, on_event or (lambda _event: None))
+        options = {
+            "logs": str(logs),
+            "workspace": str(workspace),
+            "threads": threads,
+            "nice": nice,
+            "project": project,
+        }
+        worker._write(options)
+        return worker
+
+    def open(self, spec: RunSpec, *, start_folder: Path | None, base: Path) -> None:
+        """Load backbone and rows of a run. Where training starts is decided here, once.
+
+        Raises: ModelError model.no_backbone, model.start_incompatible.
+        """
+        start = self._start_from(spec, start_folder, base)
+        self._spec = spec
+        self._start = digest(str(_config_of(start)), _weights_stamp(start))
+        self._call("open", spec=to_json(spec), start=str(start), base=str(base))
+
+    def _start_from(self, spec: RunSpec, start_folder: Path | None, base: Path) -> Path:
+        wanted = spec.config["model"]["start_from"]
+        backbone = resolve_backbone(spec.config["model"]["backbone"], base)
+        if wanted == "backbone" or (start_folder is None and wanted == "auto"):
+            return backbone
+        reason = _incompatible(start_folder, backbone, spec)
+        if not reason:
+            assert start_folder is not None, "an absent folder is incompatible"
+            return start_folder
+        if wanted == "stable":
+            raise ModelError(
+                f"training cannot start from stable: {reason}.",
+                code="model.start_incompatible",
+                next_step="Set model.start_from: auto.",
+            )
+        get_logger().info("starts from the backbone", reason=reason)
+        return backbone
+
+    def plan(self, params: Mapping[str, Any]) -> StageChain:
+        return stages.plan(self._opened(), params, start=self._start)
+
+    def cost(self, chain: StageChain) -> Cost:
+        """Nothing for a stored chain; else a rough figure from rows and length."""
+        if stages.stored(self._workspace / "stages" / chain.key) is not None:
+            return Cost(cpu_seconds=0.0, disk_bytes=0, num_steps=0)
+        spec = self._opened()
+        batch = int(chain.stages[-1].settings["training"]["batch_size"])
+        tokens = chain.num_steps * batch * int(spec.config["data"]["max_length"])
+        return Cost(
+            cpu_seconds=tokens * SECONDS_PER_TOKEN,
+            disk_bytes=100_000_000,
+            num_steps=chain.num_steps,
+        )
+
+    def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
+        """Train to the end of the chain (`to_step` must be its last; stages are whole).
+
+        Raises: TrainingError (training.worker_died is retryable), CancelledError.
+        """
+        if to_step != chain.num_steps:
+            raise ValueError(f"a stage is trained whole: {chain.num_steps} optimizer steps")
+        answer = self._call("advance", cancel=cancel, chain=to_json(chain))
+        return from_json(Progress, answer)
+
+    def export(self, chain: StageChain, folder: Path) -> dict[str, Any]:
+        """Write the model folder (see modeling.export). Raises: ModelError, TrainingError."""
+        exported: dict[str, Any] = self._call("export", chain=to_json(chain), folder=str(folder))
+        return exported
+
+    def close(self) -> None:
+        """End the worker and wait for it."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _opened(self) -> RunSpec:
+        if self._spec is None:
+            raise ValueError("open a run first")
+        return self._spec
+
+    def _call(self, call: str, *, cancel: threading.Event | None = None, **arguments: Any) -> Any:
+        self._calls += 1
+        self._write({"id": self._calls, "call": call, **arguments})
+        told = False
+        while True:
+            if cancel is not None and cancel.is_set() and not told:
+                told = True
+                self._write({"id": 0, "call": "cancel"})
+            try:
+                answer = self._answers.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if answer is None:
+                raise self._died()
+            if answer["id"] == self._calls:
+                return self._value(answer)
+
+    def _value(self, answer: Mapping[str, Any]) -> Any:
+        if "error" not in answer:
+            return answer["value"]
+        error = answer["error"]
+        kind = getattr(errors, answer["kind"], TrainingError)
+        if kind is CancelledError:
+            raise CancelledError(error["message"], next_step=error["next_step"])
+        raise kind(error["message"], code=error["code"], next_step=error["next_step"])
+
+    def _write(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._died() from error
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            message = json.loads(line)
+            if "event" in message:
+                self._on_event(message["event"])
+            elif "id" in message:
+                self._answers.put(message)
+        self._answers.put(None)
+
+    def _died(self) -> TrainingError:
+        code = self._process.wait()
+        tail = self._stderr.read_text(errors="replace")[-400:].strip()
+        error = TrainingError(
+            f"the training worker died (exit code {code}). {tail}", code="training.worker_died"
+        )
+        error.retryable = True  # type: ignore[misc]
+        return error
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _weights_stamp(folder: Path) -> str:
+    """Content of the weights by name of the exported folder, or by size for a backbone's."""
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        return str(json.loads(manifest.read_text())["files"]["model.safetensors"])
+    return str(sorted((p.name, p.stat().st_size) for p in folder.glob("*.safetensors")))
+
+
+def _incompatible(start: Path | None, backbone: Path, spec: RunSpec) -> str:
+    """Why training cannot start from the folder `start`; empty when it can."""
+    if start is None or not (start / "autoglm.json").is_file():
+        return "there is no stable model version"
+    facts = json.loads((start / "autoglm.json").read_text(encoding="utf-8"))
+    if tuple(facts["labels"]) != tuple(spec.dataset.labels):
+        return "its labels are others"
+    inner, outer = _config_of(start).get("backbone_config", {}), _config_of(backbone)
+    shape = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    if any(inner.get(name) != outer.get(name) for name in shape):
+        return "its backbone is another"
+    return ""

@@ -1,0 +1,185 @@
+"""The training worker: a process that keeps torch, weights, tokens and cached prefixes warm.
+
+JSON lines: requests on standard input, answers and events on the descriptor that was standard
+output. When the input ends, the parent is gone and so is this process, at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from autoglm.contracts.record import digest, from_json
+from autoglm.contracts.run_spec import RunSpec
+from autoglm.contracts.stage_chain import StageChain
+from autoglm.datasets.dataset_version import load_rows
+from autoglm.errors import AutoGLMError, TrainingError
+from autoglm.modeling.auto_model import load_classifier
+from autoglm.modeling.export import export_folder
+from autoglm.observability import logging as logs
+from autoglm.reuse.prefix_cache import PrefixCache
+from autoglm.training import stages
+from autoglm.training.trainer import Encoded, Trainer
+
+CACHE_BYTES = 2**30
+PARITY_ROWS = 64
+
+
+class Worker:
+    """One open run at a time."""
+
+    def __init__(self, workspace: Path, send: Any) -> None:
+        self._workspace, self._send = workspace, send
+        self._cache = PrefixCache(CACHE_BYTES)
+        self.cancel = threading.Event()
+        self._opened = ""
+
+    def answer(self, request: Mapping[str, Any]) -> Any:
+        return getattr(self, f"_do_{request['call']}")(request)
+
+    def _do_open(self, request: Mapping[str, Any]) -> Any:
+        spec, start = from_json(RunSpec, request["spec"]), Path(request["start"])
+        name = digest(spec.run_id, request["start"])
+        if name == self._opened:
+            return None
+        logs.set_trace(spec.traceparent)
+        self._spec, self._start, self._base = spec, start, Path(request["base"])
+        model = spec.config["model"]
+        self._model = load_classifier(
+            start, spec.dataset.labels, pooling=model["pooling"], attention=model["attention"]
+        )
+        self._data, self._texts = self._encode(spec, start)
+        self._opened = name
+        logs.get_logger().info("opened", run_id=spec.run_id, rows=len(self._data.ids))
+        return None
+
+    def _encode(self, spec: RunSpec, folder: Path) -> tuple[Encoded, list[str]]:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(int(spec.config["data"]["max_length"]))
+        train, validation = (load_rows(spec.dataset, name) for name in ("train", "validation"))
+        texts = [*train.texts, *validation.texts]
+        index = {label: i for i, label in enumerate(spec.dataset.labels)}
+        data = Encoded(
+            ids=[encoding.ids for encoding in tokenizer.encode_batch(texts)],
+            labels=torch.tensor([index[n] for n in (*train.labels, *validation.labels)]),
+            num_train=len(train),
+            num_labels=len(index),
+        )
+        return data, validation.texts[:PARITY_ROWS]
+
+    def _do_advance(self, request: Mapping[str, Any]) -> Any:
+        chain = from_json(StageChain, request["chain"])
+        stage, folder = chain.stages[-1], self._workspace / "stages" / chain.key
+        manifest = stages.stored(folder)
+        reused = manifest is not None
+        started = time.process_time()
+        if manifest is None:
+            trainer = Trainer(
+                self._model,
+                self._data,
+                stage.settings["training"],
+                metric=self._spec.config["evaluate"]["metric"],
+                seed=stage.seed,
+                cache=self._cache,
+                cache_key=digest(stage.parent, self._spec.dataset.content_digest),
+                on_event=self._send,
+            )
+            trained = trainer.train(self.cancel)
+            staging = folder.with_name(f".{folder.name}")
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            save_file(trained.weights, staging / stages.WEIGHTS)
+            manifest = {
+                "metrics": trained.metrics,
+                "num_steps": chain.num_steps,
+                "best_epoch": trained.best_epoch,
+                "cpu_seconds": time.process_time() - started,
+            }
+            stages.store(staging, folder, manifest)
+        return {
+            "key": chain.key,
+            "step": chain.num_steps,
+            "num_steps": chain.num_steps,
+            "metrics": manifest["metrics"],
+            "cpu_seconds": manifest["cpu_seconds"],
+            "reused_steps": chain.num_steps if reused else 0,
+            "folder": str(folder),
+        }
+
+    def _do_export(self, request: Mapping[str, Any]) -> Any:
+        chain = from_json(StageChain, request["chain"])
+        weights = load_file(self._workspace / "stages" / chain.key / stages.WEIGHTS)
+        original = {n: t.clone() for n, t in self._model.state_dict().items() if n in weights}
+        self._model.load_state_dict(weights, strict=False)
+        try:
+            exported = export_folder(
+                self._model,
+                self._start,
+                Path(request["folder"]),
+                labels=self._spec.dataset.labels,
+                max_length=int(self._spec.config["data"]["max_length"]),
+                pad_id=int(getattr(self._model.backbone.config, "pad_token_id", 0) or 0),
+                texts=self._texts,
+            )
+        finally:
+            self._model.load_state_dict(original, strict=False)
+        return asdict(exported)
+
+
+def main() -> None:
+    # Libraries print to standard output; the protocol gets a descriptor of its own.
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    options = json.loads(sys.stdin.readline())
+    logs.configure("trainer", project=options["project"], folder=Path(options["logs"]))
+    torch.set_num_threads(options["threads"] or os.cpu_count() or 1)
+    os.nice(options["nice"])
+    lock = threading.Lock()
+
+    def send(message: Mapping[str, Any]) -> None:
+        with lock:
+            channel.write(json.dumps(message) + "\n")
+
+    worker = Worker(Path(options["workspace"]), lambda event: send({"event": event}))
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests, worker), daemon=True).start()
+    send({"ready": True})
+    while True:
+        request = requests.get()
+        try:
+            send({"id": request["id"], "value": worker.answer(request)})
+        except AutoGLMError as error:
+            send({"id": request["id"], "error": error.to_json(), "kind": type(error).__name__})
+        except Exception as error:
+            logs.get_logger().exception("request broke", call=request["call"])
+            broken = TrainingError(f"{type(error).__name__}: {error}", code="training.broken")
+            send({"id": request["id"], "error": broken.to_json(), "kind": "TrainingError"})
+
+
+def _read(requests: queue.SimpleQueue[dict[str, Any]], worker: Worker) -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["call"] == "cancel":
+            worker.cancel.set()
+        else:
+            requests.put(request)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
