@@ -103,7 +103,7 @@ class Progress:
         self._line(
             "trial",
             f"{event['number'] + 1}/{self._trials}  {number(event['value'])}"
-            f"  best {number(event['best'])}  {_params(event['params'])}  ({event['seconds']:.0f} s)",
+            f"  best {number(event['best'])}  {event['seconds']:.1f} s  {_params(event['params'])}",
         )
 
     def _on_trial_failed(self, event: Mapping[str, Any]) -> None:

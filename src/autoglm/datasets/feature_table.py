@@ -307,7 +307,7 @@ class DeltaFeatureTable:
             get_logger(project=self.project).warning("compaction postponed", cause=str(error))
 
     def _translated(self, error: Exception) -> StorageError:
-        """deltalake raises plain `Exception` for part of what goes wrong below it."""
+        """Deltalake raises plain `Exception` for part of what goes wrong below it."""
         if isinstance(error, CommitFailedError):
             return FencedError(
                 f"{self.folder}: somebody committed in between ({error}).",

@@ -46,7 +46,8 @@ class DurableRuns:
     def open(self, body: Body) -> None:
         """Launch; unfinished runs of an earlier process go on in the background at once."""
         global _body, _workflow
-        from dbos import DBOS, DBOSConfig, DBOSPortableJSON, run_dbos_database_migrations
+        from dbos import DBOS, DBOSConfig, run_dbos_database_migrations
+        from dbos._serialization import DBOSPortableJSON
 
         # The library warns at WARNING about every resumed run and advertises at INFO.
         logging.getLogger("dbos").setLevel(logging.ERROR)

@@ -145,7 +145,7 @@ def evaluate(
     candidate = {name: e.evaluate(test.labels, answers) for name, e in evaluators.items()}
     if difference is None:
         value = candidate[gate.name].value or 0.0
-        verdict, reason = offline_gate.judge_first(value, floors[0], floors[1])
+        verdict, reason = offline_gate.judge_first(value, *floors, margin=settings.evaluate.margin)
     else:
         verdict, reason = offline_gate.judge_quality(difference, settings.evaluate.margin)
     return EvaluationReport(

@@ -1,0 +1,1 @@
+"""Gates, rollout controller, replayed traffic. Judges; never routes or measures."""

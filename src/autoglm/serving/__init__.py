@@ -1,0 +1,1 @@
+"""Gateway and model workers. Routes and measures; never judges."""

@@ -1,1 +1,1 @@
-"""source → collector → broker → consumer group → processor; the feature table takes it from there."""
+"""source → collector → broker → consumer group → processor; then the feature table."""

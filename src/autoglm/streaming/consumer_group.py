@@ -54,7 +54,7 @@ class Consumer:
         self._batch_rows = batch_rows
 
     def drain(self, cancel: threading.Event) -> Drained:
-        """Commit everything the broker holds now. Raises: CancelledError, StorageError, DataError."""
+        """Commit all that the broker holds. Raises: CancelledError, StorageError, DataError."""
         rows = dead = fenced = 0
         version = None
         offsets = self._seek()

@@ -151,7 +151,7 @@ class SqlPollSource:
         ).scalar_one()
         if count:
             raise SourceError(
-                f"{count} rows of {self._where} have no {self._config.cursor}: a poll would miss them.",
+                f"{count} rows of {self._where} have no {self._config.cursor}; polls miss them.",
                 code="source.null_cursor",
                 next_step="Fill the column, or leave data.source.cursor out.",
             )

@@ -1,0 +1,81 @@
+"""Held-out rows as traffic, where there are no users: labelled, seeded, and marked as replayed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import httpx
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayReport:
+    sent: int
+    answered: int
+    failed: int
+    correct: int
+
+
+class ReplayedTraffic:
+    """`clients` ask one after the other, endlessly, in seeded order, until stopped."""
+
+    def __init__(
+        self, address: str, rows: Sequence[tuple[str, str, str]], *, seed: int, clients: int
+    ) -> None:
+        self._address, self._rows, self._seed, self._clients = address, list(rows), seed, clients
+        self._stop = threading.Event()
+        self._sent = self._answered = self._correct = 0
+        self._thread = threading.Thread(target=self._run, daemon=True, name="replayed-traffic")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask no more; wait for the answers that are under way."""
+        self._stop.set()
+        self._thread.join()
+
+    def report(self) -> ReplayReport:
+        """Every request is counted; what was not answered with 200 failed."""
+        return ReplayReport(
+            sent=self._sent,
+            answered=self._answered,
+            failed=self._sent - self._answered,
+            correct=self._correct,
+        )
+
+    def _run(self) -> None:
+        asyncio.run(self._all())
+
+    async def _all(self) -> None:
+        requests = enumerate(self._endless())
+        async with httpx.AsyncClient(base_url=self._address, timeout=60) as client:
+            await asyncio.gather(*(self._client(client, requests) for _ in range(self._clients)))
+
+    def _endless(self) -> Iterator[tuple[str, str]]:
+        order = random.Random(self._seed)
+        while True:
+            rows = order.sample(self._rows, len(self._rows))
+            yield from ((text, label) for _, text, label in rows)
+
+    async def _client(
+        self, client: httpx.AsyncClient, requests: Iterator[tuple[int, tuple[str, str]]]
+    ) -> None:
+        while not self._stop.is_set():
+            number, (text, label) = next(requests)
+            self._sent += 1
+            headers = {"x-autoglm-key": f"replay-{number}", "x-autoglm-replayed": "1"}
+            try:
+                reply = await client.post("/api/v1/predict", json={"text": text}, headers=headers)
+                if reply.status_code != 200:
+                    continue
+                answer = reply.json()
+                self._answered += 1
+                self._correct += answer["label"] == label
+                feedback = {"request_id": answer["request_id"], "label": label}
+                await client.post("/api/v1/feedback", json=feedback)
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)

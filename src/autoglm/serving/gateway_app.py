@@ -1,0 +1,201 @@
+"""HTTP around the gateway: one app for users, one for control."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from autoglm.contracts.record import from_json, to_json
+from autoglm.contracts.rollout import RouteTable
+from autoglm.errors import AutoGLMError, ConflictError, DataError, ServingError
+from autoglm.observability.tracing import trace_id_of
+from autoglm.serving.gateway import Gateway, request_trace
+
+MAX_BODY = 2**20
+MAX_TEXTS = 256
+STATUS_OF = {
+    "data.empty_text": 422,
+    "api.invalid": 422,
+    "api.bad_json": 400,
+    "api.too_large": 413,
+    "serving.unknown_version": 404,
+    "serving.timeout": 504,
+}
+HOP_HEADERS = {"connection", "content-length", "transfer-encoding", "content-encoding"}
+
+
+def public_app(gateway: Gateway, control_socket: Path | None) -> Starlette:
+    """What users reach: predictions here, everything else at control."""
+
+    async def predict(request: Request) -> Response:
+        traceparent = request_trace(request.headers.get("traceparent", ""))
+        try:
+            texts, is_single = _texts(await _body(request))
+            request_id, version, trace, answers = await gateway.predict(
+                texts,
+                override=request.headers.get("x-autoglm-version", ""),
+                key=request.headers.get("x-autoglm-key", ""),
+                is_replayed=request.headers.get("x-autoglm-replayed") == "1",
+                traceparent=traceparent,
+            )
+        except AutoGLMError as error:
+            return _problem(error, traceparent)
+        body: dict[str, Any] = {"request_id": request_id, "model_version": version}
+        body |= answers[0] if is_single else {"results": answers}
+        headers = {
+            "x-request-id": request_id,
+            "x-autoglm-model-version": version,
+            "x-autoglm-model-trace": trace,
+            "traceparent": traceparent,
+        }
+        return JSONResponse(body, headers=headers)
+
+    async def feedback(request: Request) -> Response:
+        try:
+            body = await _body(request)
+            if not isinstance(body.get("request_id"), str) or not isinstance(
+                body.get("label"), str
+            ):
+                raise DataError("request_id and label must be text.", code="api.invalid")
+        except AutoGLMError as error:
+            return _problem(error, request.headers.get("traceparent", ""))
+        gateway.feedback(body["request_id"], body["label"])
+        return JSONResponse({"status": "accepted"}, status_code=202)
+
+    async def health(_request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def ready(_request: Request) -> Response:
+        word = "ready" if gateway.is_ready else "no warm stable model version"
+        return PlainTextResponse(word + "\n", status_code=200 if gateway.is_ready else 503)
+
+    async def metrics(_request: Request) -> Response:
+        return PlainTextResponse(gateway.signals.exposition().decode())
+
+    return Starlette(
+        routes=[
+            Route("/api/v1/predict", predict, methods=["POST"]),
+            Route("/api/v1/feedback", feedback, methods=["POST"]),
+            Route("/health", health),
+            Route("/ready", ready),
+            Route("/metrics", metrics),
+            Route(
+                "/{path:path}", _Passed(control_socket), methods=["GET", "POST", "PUT", "DELETE"]
+            ),
+        ]
+    )
+
+
+class _Passed:
+    """Hands a request to the control process over its Unix socket."""
+
+    def __init__(self, control_socket: Path | None) -> None:
+        self._client = (
+            httpx.AsyncClient(
+                transport=httpx.AsyncHTTPTransport(uds=str(control_socket)),
+                base_url="http://control",
+                timeout=60,
+            )
+            if control_socket
+            else None
+        )
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        await (await self._pass_on(request))(scope, receive, send)
+
+    async def _pass_on(self, request: Request) -> Response:
+        gone = ServingError(
+            "the control process does not answer.", code="serving.control_unavailable"
+        )
+        if self._client is None:
+            return _problem(gone, "")
+        try:
+            reply = await self._client.request(
+                request.method,
+                request.url.path,
+                params=request.url.query,
+                content=await request.body(),
+                headers=[
+                    (k, v) for k, v in request.headers.items() if k not in {"host", *HOP_HEADERS}
+                ],
+            )
+        except httpx.TransportError:
+            return _problem(gone, request.headers.get("traceparent", ""))
+        headers = {k: v for k, v in reply.headers.items() if k not in HOP_HEADERS}
+        return Response(reply.content, status_code=reply.status_code, headers=headers)
+
+
+def admin_app(gateway: Gateway) -> Starlette:
+    """What control reaches, on a socket of its own."""
+
+    async def put_routes(request: Request) -> Response:
+        try:
+            await gateway.set_routes(from_json(RouteTable, json.loads(await request.body())))
+        except ConflictError as error:
+            return JSONResponse(error.to_json(), status_code=409)
+        except AutoGLMError as error:
+            return JSONResponse(error.to_json(), status_code=503)
+        return JSONResponse({"status": "applied"})
+
+    async def get_routes(_request: Request) -> Response:
+        return JSONResponse(to_json(gateway.routes))
+
+    async def get_block(_request: Request) -> Response:
+        return JSONResponse(to_json(gateway.signals.block(gateway.routes)))
+
+    return Starlette(
+        routes=[
+            Route("/admin/routes", put_routes, methods=["PUT"]),
+            Route("/admin/routes", get_routes),
+            Route("/admin/block", get_block),
+        ]
+    )
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    length = request.headers.get("content-length", "0")
+    raw = await request.body() if length.isdigit() and int(length) <= MAX_BODY else b""
+    if not raw and length != "0" or len(raw) > MAX_BODY:
+        raise DataError(f"a body has at most {MAX_BODY:,} bytes.", code="api.too_large")
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise DataError(f"the body is not JSON: {error}.", code="api.bad_json") from error
+    if not isinstance(body, dict):
+        raise DataError("the body must be a JSON object.", code="api.invalid")
+    return body
+
+
+def _texts(body: dict[str, Any]) -> tuple[list[str], bool]:
+    is_single = "text" in body
+    texts = [body["text"]] if is_single else body.get("texts")
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        raise DataError('give {"text": TEXT} or {"texts": [TEXT, …]}.', code="api.invalid")
+    if len(texts) > MAX_TEXTS:
+        raise DataError(f"at most {MAX_TEXTS} texts in one request.", code="api.invalid")
+    if not all(t.strip() for t in texts):
+        raise DataError("a text is empty.", code="data.empty_text")
+    return texts, is_single
+
+
+def _problem(error: AutoGLMError, traceparent: str) -> Response:
+    status = STATUS_OF.get(error.code, 503)
+    body = {
+        "type": f"urn:autoglm:{error.code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": error.message,
+        "code": error.code,
+        "trace_id": trace_id_of(traceparent),
+        "next_step": error.next_step,
+    }
+    return JSONResponse(body, status_code=status, media_type="application/problem+json")

@@ -1,0 +1,132 @@
+"""One model version answering on a Unix socket: JSON lines in and out, batched by padded tokens.
+
+`{"id", "texts"}` → `{"id", "answers": [{label, score}]}` or `{"id", "error"}`. The socket appears
+once the model is warm; when standard input ends, the parent is gone and so is this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from autoglm.modeling.onnx_classifier import OnnxClassifier
+from autoglm.observability import logging as logs
+
+MAX_LINE = 4 * 2**20
+
+
+class Batcher:
+    """Waiting requests are answered together as far as the token budget goes; no timer."""
+
+    def __init__(self, classifier: OnnxClassifier, token_budget: int, max_queue: int) -> None:
+        self._classifier, self._token_budget = classifier, token_budget
+        self._max_queue = max_queue
+        self._waiting: deque[tuple[list[str], asyncio.Future[Any]]] = deque()
+        self._arrived = asyncio.Event()
+
+    async def answer(self, texts: list[str]) -> list[dict[str, Any]]:
+        """Raises: RuntimeError when the queue is full."""
+        if len(self._waiting) >= self._max_queue:
+            raise RuntimeError("queue_full")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((texts, future))
+        self._arrived.set()
+        answers: list[dict[str, Any]] = await future
+        return answers
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            taken = self._take()
+            try:
+                found = await loop.run_in_executor(None, self._predict, [t for t, _ in taken])
+                for (_, future), answers in zip(taken, found, strict=True):
+                    if not future.done():
+                        future.set_result(answers)
+            except Exception as error:
+                logs.get_logger().exception("a batch broke")
+                for _, future in taken:
+                    if not future.done():
+                        future.set_exception(RuntimeError(str(error)))
+            if not self._waiting:
+                self._arrived.clear()
+
+    def _take(self) -> list[tuple[list[str], asyncio.Future[Any]]]:
+        """A rough count is enough: four characters make a token."""
+        taken = [self._waiting.popleft()]
+        room = self._token_budget - sum(len(t) // 4 for t in taken[0][0])
+        while self._waiting and room > 0:
+            room -= sum(len(text) // 4 for text in self._waiting[0][0])
+            if room > 0:
+                taken.append(self._waiting.popleft())
+        return taken
+
+    def _predict(self, groups: list[list[str]]) -> list[list[dict[str, Any]]]:
+        answers = iter(self._classifier.predict([text for group in groups for text in group]))
+        return [
+            [{"label": a.label, "score": a.score} for _, a in zip(group, answers, strict=False)]
+            for group in groups
+        ]
+
+
+async def serve(classifier: OnnxClassifier, arguments: argparse.Namespace) -> None:
+    batcher = Batcher(classifier, arguments.token_budget, arguments.max_queue)
+    running = asyncio.create_task(batcher.run())
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks: set[asyncio.Task[None]] = set()
+        while line := await reader.readline():
+            task = asyncio.create_task(_reply(batcher, json.loads(line), writer))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        writer.close()
+
+    Path(arguments.socket).unlink(missing_ok=True)
+    server = await asyncio.start_unix_server(connected, arguments.socket, limit=MAX_LINE)
+    async with server:
+        await asyncio.gather(server.serve_forever(), running)
+
+
+async def _reply(batcher: Batcher, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    try:
+        answer = {"id": request["id"], "answers": await batcher.answer(request["texts"])}
+    except Exception as error:
+        answer = {"id": request["id"], "error": str(error)}
+    if not writer.is_closing():
+        writer.write(json.dumps(answer).encode() + b"\n")
+        await writer.drain()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--token-budget", type=int, required=True)
+    parser.add_argument("--max-queue", type=int, required=True)
+    parser.add_argument("--project", required=True)
+    parser.add_argument("--logs", type=Path, required=True)
+    arguments = parser.parse_args()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logs.configure("model_worker", project=arguments.project, folder=arguments.logs)
+    classifier = OnnxClassifier(arguments.folder, threads=arguments.threads)
+    classifier.warm()
+    asyncio.run(serve(classifier, arguments))
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        continue
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
