@@ -41,7 +41,7 @@ def open_database(url: str, base: Path) -> Engine:
                 code="source.no_driver",
                 next_step="pip install the driver that the address names.",
             ) from error
-    path = base / (parsed.database or "")
+    path = (base / (parsed.database or "")).resolve()
     if not path.is_file():
         raise SourceError(f"{path} does not exist.", code="source.missing")
     engine = create_engine(
