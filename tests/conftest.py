@@ -13,10 +13,49 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 WORDS = {
-    "sport": "goal match team coach league striker cup final referee stadium".split(),
-    "money": "bank market shares profit trade euro budget loan investor price".split(),
+    "sport": [
+        "goal",
+        "match",
+        "team",
+        "coach",
+        "league",
+        "striker",
+        "cup",
+        "final",
+        "referee",
+        "stadium",
+    ],
+    "money": [
+        "bank",
+        "market",
+        "shares",
+        "profit",
+        "trade",
+        "euro",
+        "budget",
+        "loan",
+        "investor",
+        "price",
+    ],
 }
-FILLER = "the a of and to in on for with said today after before new old many".split()
+FILLER = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "on",
+    "for",
+    "with",
+    "said",
+    "today",
+    "after",
+    "before",
+    "new",
+    "old",
+    "many",
+]
 
 
 def learnable_rows(count: int, *, seed: int = 0) -> list[dict[str, str]]:
@@ -39,13 +78,28 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("backbone")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({w for ws in (*WORDS.values(), FILLER) for w in ws})]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *sorted({w for ws in (*WORDS.values(), FILLER) for w in ws}),
+    ]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
     BertModel(config).save_pretrained(folder)
     return folder
 

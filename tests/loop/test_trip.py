@@ -57,13 +57,20 @@ def stored_keys(project: Path) -> list[str]:
     """Keys in the Delta table, read by deltalake alone."""
     from deltalake import DeltaTable
 
-    return sorted(DeltaTable(str(project / ".autoglm/default/table")).to_pyarrow_table()["_key"].to_pylist())
+    return sorted(
+        DeltaTable(str(project / ".autoglm/default/table")).to_pyarrow_table()["_key"].to_pylist()
+    )
 
 
-def test_changed_rows_become_a_released_model_and_nothing_changed_makes_no_run(project: Path) -> None:
+def test_changed_rows_become_a_released_model_and_nothing_changed_makes_no_run(
+    project: Path,
+) -> None:
     first = run(project)
     assert first["status"] == "succeeded"
-    assert (first["rollout"]["verdict"], first["rollout"]["reason"]) == ("Successful", "first_release")
+    assert (first["rollout"]["verdict"], first["rollout"]["reason"]) == (
+        "Successful",
+        "first_release",
+    )
     assert first["dataset_version"]["rows"] == 200
     assert first["num_trials"] == 2
 
@@ -92,7 +99,10 @@ def test_the_exported_folder_gives_the_logits_of_predict(project: Path, tmp_path
     inputs = tmp_path / "in.jsonl"
     texts = [row["text"] for row in learnable_rows(20, seed=5)]
     inputs.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, " "]))
-    lines = [json.loads(line) for line in autoglm("predict", project, "--input", inputs, "--json").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in autoglm("predict", project, "--input", inputs, "--json").splitlines()
+    ]
     assert len(lines) == 21
     assert lines[-1]["error"] == "data.empty_text"
     autoglm("models", "export", tmp_path / "out", "-C", project)
@@ -111,14 +121,22 @@ def test_the_exported_folder_gives_the_logits_of_predict(project: Path, tmp_path
         "print(json.dumps(out))\n"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
-    opened = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out"), json.dumps(texts)], capture_output=True, text=True, env=environment, check=True)
+    opened = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "out"), json.dumps(texts)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
     for line, (label, score) in zip(lines, json.loads(opened.stdout), strict=False):
         assert line["label"] == label
         assert line["score"] == pytest.approx(score, abs=1e-4)
 
 
 @pytest.mark.parametrize("moment", ["search", "release"])
-def test_kill_of_the_whole_process_group_is_resumed_without_loss(project: Path, moment: str) -> None:
+def test_kill_of_the_whole_process_group_is_resumed_without_loss(
+    project: Path, moment: str
+) -> None:
     if moment == "release":
         run(project)
         add_rows(project, 60, seed=1)

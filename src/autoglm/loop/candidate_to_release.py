@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.rollout import Rollout, Verdict
@@ -16,9 +18,22 @@ from autoglm.release.replay import ReplayedTraffic
 from autoglm.settings import from_snapshot
 
 
-def candidate_to_release(spec: RunSpec, candidate: Candidate, app: App, step: Step) -> Rollout:
-    """Give the candidate its traffic step by step, or take it back. Recorded once."""
-    return from_json(Rollout, step("release", lambda: to_json(release(spec, candidate, app))))
+def candidate_to_release(
+    spec: RunSpec, candidate: Candidate, app: App, step: Step
+) -> tuple[Rollout, float]:
+    """Give the candidate its traffic step by step, or take it back. Recorded once, with its
+    seconds.
+    """
+
+    def measured() -> dict[str, Any]:
+        started = time.monotonic()
+        return {
+            "rollout": to_json(release(spec, candidate, app)),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+
+    outcome = step("release", measured)
+    return from_json(Rollout, outcome["rollout"]), outcome["seconds"]
 
 
 def release(spec: RunSpec, candidate: Candidate, app: App) -> Rollout:

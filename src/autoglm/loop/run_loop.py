@@ -51,8 +51,9 @@ def run_body(run_id: str, app: App, step: Step) -> Mapping[str, Any]:
     app.admission.set_status(run_id, "running")
     try:
         candidate = run_to_candidate(spec, app, step)
-        rollout = candidate_to_release(spec, candidate, app, step)
+        rollout, seconds = candidate_to_release(spec, candidate, app, step)
         result = succeeded(spec, candidate, rollout)
+        result["seconds"]["release"] = seconds
     except StepFailedError as failed:
         result = {**_head(spec), "status": "failed", "error": dict(failed.error)}
     step("finish", lambda: _finish(run_id, result, app))

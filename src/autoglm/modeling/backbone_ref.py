@@ -14,7 +14,11 @@ def resolve_backbone(ref: str, base: Path) -> Path:
 
     Raises: ModelError model.no_backbone, model.no_tokenizer.
     """
-    folder = _package(ref.removeprefix("package:")) if ref.startswith("package:") else (base / ref).resolve()
+    folder = (
+        _package(ref.removeprefix("package:"))
+        if ref.startswith("package:")
+        else (base / ref).resolve()
+    )
     if folder is None or not (folder / "config.json").is_file():
         raise ModelError(
             f"backbone {ref!r}: no folder with config.json was found"

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoglm.clock import SteeredClock
+from autoglm.contracts.record import digest
+from autoglm.contracts.stage_chain import Cost, Progress, Stage, StageChain
+from autoglm.errors import SearchError, TrainingError
+from autoglm.search.config import SearchConfig
+from autoglm.search.space import num_points, read_space
+from autoglm.search.study import Study
+from autoglm.state.engine import open_state
+from autoglm.state.event_log import EventLog
+
+KEYS = ["training.lr", "training.epochs", "model.pooling"]
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({}, "empty"),
+        ({"lrr": {"uniform": [0, 1]}}, "Did you mean lr"),
+        ({"lr": {"unifrom": [0, 1]}}, "Did you mean uniform"),
+        ({"lr": {"uniform": [1, 0]}}, "above"),
+        ({"lr": {"loguniform": [0, 1]}}, "above 0"),
+        ({"lr": 3}, "no dimension"),
+        ({"lr": {"choice": []}}, "at least one"),
+        ({"lr": {"choice": [1]}, "training.lr": {"choice": [2]}}, "twice"),
+    ],
+)  # fmt: skip
+def test_a_wrong_space_is_refused_with_the_nearest_name(space: dict[str, Any], words: str) -> None:
+    with pytest.raises(SearchError, match=words) as caught:
+        read_space(space, KEYS)
+    assert caught.value.exit_code == 2
+
+
+def test_a_finite_space_knows_its_size() -> None:
+    assert (
+        num_points(
+            read_space(
+                {"epochs": {"randint": [1, 4]}, "pooling": {"choice": ["mean", "cls"]}}, KEYS
+            )
+        )
+        == 6
+    )
+    assert num_points(read_space({"lr": {"uniform": [0, 1]}}, KEYS)) is None
+
+
+class Curve:
+    """A runner that computes instead of training: the seam is the port, not the trainer."""
+
+    def __init__(self, clock: SteeredClock, *, die_at: int = -1, fail: bool = False) -> None:
+        self.clock, self.die_at, self.fail = clock, die_at, fail
+        self.advanced: list[str] = []
+
+    def plan(self, params: Mapping[str, Any]) -> StageChain:
+        stage = Stage(
+            key=digest(params), parent="", settings=params, num_steps=3, seed=0, data_order=""
+        )
+        return StageChain(project="p", params=params, stages=(stage,))
+
+    def cost(self, chain: StageChain) -> Cost:
+        return Cost(cpu_seconds=1, disk_bytes=1, num_steps=3)
+
+    def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
+        if self.fail:
+            raise TrainingError("the loss is not finite.", code="training.diverged")
+        if len(self.advanced) == self.die_at:
+            raise KeyboardInterrupt
+        self.advanced.append(chain.key)
+        self.clock.advance(10)
+        value = 1 - abs(chain.params["training.lr"] - 0.3)
+        return Progress(
+            key=chain.key,
+            step=to_step,
+            num_steps=to_step,
+            metrics={"accuracy": value},
+            cpu_seconds=1,
+            reused_steps=0,
+            folder="",
+        )
+
+
+def study(log: EventLog, runner: Curve, **config: Any) -> Study:
+    return Study(
+        project="p", name="run-1", config=SearchConfig(**config),
+        dimensions=read_space({"lr": {"uniform": [0.0, 1.0]}}, KEYS), metric="accuracy", seed=1,
+        runner=runner, log=log, clock=runner.clock, on_event=lambda _event: None,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EventLog:
+    return EventLog(open_state(tmp_path / "state.db"))
+
+
+def test_the_best_trial_is_picked_and_a_resumed_study_repeats_no_told_trial(log: EventLog) -> None:
+    first = Curve(SteeredClock(), die_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        study(log, first, trials=8).run(threading.Event())
+    second = Curve(SteeredClock())
+    result = study(log, second, trials=8).run(threading.Event())
+    assert len(result.trials) == 8
+    assert len(second.advanced) == 5
+    assert not set(first.advanced) & set(second.advanced)
+    assert result.best.value == max(t.value or 0 for t in result.trials)
+
+
+def test_the_budget_ends_a_study(log: EventLog) -> None:
+    result = study(log, Curve(SteeredClock()), trials=50, budget=timedelta(seconds=35)).run(
+        threading.Event()
+    )
+    assert result.stopped_by == "budget"
+    assert len(result.trials) == 4
+
+
+def test_all_trials_failed_shows_the_first_cause(log: EventLog) -> None:
+    with pytest.raises(SearchError, match="not finite"):
+        study(log, Curve(SteeredClock(), fail=True), trials=9).run(threading.Event())
+
+
+def test_a_study_of_another_space_under_the_same_name_is_refused(log: EventLog) -> None:
+    study(log, Curve(SteeredClock()), trials=1).run(threading.Event())
+    other = study(log, Curve(SteeredClock()), trials=1)
+    other._metric = "macro_f1"
+    with pytest.raises(SearchError, match="another space"):
+        other.run(threading.Event())
