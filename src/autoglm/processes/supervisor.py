@@ -138,6 +138,8 @@ class Child:
             )
         if now >= self._not_before:
             self._not_before = 0.0
+            assert self._process.stdin is not None
+            self._process.stdin.close()
             self.start()
 
     def stop(self) -> None:

@@ -63,6 +63,8 @@ class GatewayProcess:
     def restart_if_dead(self) -> None:
         """The same address and socket; routes come back from disk."""
         if self._process is not None and self._process.poll() is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
             self._start(int(self.address.rpartition(":")[2]))
 
     def close(self) -> None:

@@ -185,8 +185,12 @@ def _guess_label(values: dict[str, list[Any]], text: str | None, where: str) -> 
         distinct = len({str(v) for v in values[name]})
         return name != text and 1 <= distinct <= max(2, min(500, len(values[name]) // 2))
 
-    by_name = [n for w in LABEL_NAMES for n in values if n.lower() == w and is_like(n)]
-    others = [n for n in values if is_like(n) and not n.lower().endswith("id") and values[n]]
+    by_name = [n for w in LABEL_NAMES for n in values if n.lower() == w and n != text and values[n]]
+    others = [
+        n
+        for n in values
+        if is_like(n) and not n.lower().endswith("id") and n.lower() not in TEXT_NAMES
+    ]
     if not by_name and len(others) != 1:
         raise DataError(
             f"which column of {where} is the label? Candidates: {', '.join(others) or 'none'}.",

@@ -186,7 +186,7 @@ class SqlPollSource:
                 index += 1
         for key in sorted(set(before) - present):
             del known.seen[key]
-            yield self._event(key, "delete", {self._config.key: key}, known.poll, index)
+            yield self._event(key, "delete", {}, known.poll, index)
             index += 1
 
     def _batches(self, events: Iterator[ChangeEvent], known: _Position) -> Iterator[ChangeBatch]:

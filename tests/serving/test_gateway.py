@@ -1,0 +1,211 @@
+"""The gateway with real worker processes and a tiny real graph: every request is counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from autoglm.contracts.rollout import RouteTable
+from autoglm.errors import ReleaseError
+from autoglm.release.gateway_client import GatewayClient
+from autoglm.release.replay import ReplayedTraffic
+from autoglm.serving.config import ServingConfig
+from autoglm.serving.launcher import GatewayProcess
+
+
+def make_model(folder: Path, labels: list[str]) -> Path:
+    """A graph whose logits are the same for every text: enough to be routed and measured."""
+    import onnx
+    from onnx import TensorProto, helper
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder.mkdir(parents=True)
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    inputs = [
+        helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "l"])
+        for n in ("input_ids", "attention_mask")
+    ]
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 2])
+    nodes = [
+        helper.make_node("Cast", ["attention_mask"], ["m"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["m", "one"], ["s"], keepdims=1),
+        helper.make_node("Cast", ["input_ids"], ["i"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMin", ["i"], ["u"], keepdims=0),
+        helper.make_node("Mul", ["s", "u"], ["su"]),
+        helper.make_node("Concat", ["su", "s"], ["c"], axis=1),
+        helper.make_node("Mul", ["c", "w"], ["logits"]),
+    ]
+    constants = [
+        helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("w", TensorProto.FLOAT, [2], [0.0, 1.0]),
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, [output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    onnx.save(model, str(folder / "model.onnx"))
+    facts = {"labels": labels, "max_length": 32, "pad_id": 0}
+    (folder / "autoglm.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture
+def routes(tmp_path: Path) -> RouteTable:
+    folders = {d * 32: str(make_model(tmp_path / d, ["x", d])) for d in "sc"}
+    return RouteTable(
+        project="p",
+        generation=1,
+        stable="s" * 32,
+        candidate="",
+        candidate_weight=0,
+        folders=folders,
+        traces={"s" * 32: "t" * 32},
+        salt="salt",
+    )
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[GatewayProcess]:
+    (tmp_path / "state").mkdir()
+    started = GatewayProcess.start(
+        state=tmp_path / "state",
+        project="p",
+        config=ServingConfig(port=0),
+        control_socket=None,
+        logs=tmp_path / "logs",
+    )
+    yield started
+    started.close()
+
+
+def ask(gateway: GatewayProcess, body: Any, **headers: str) -> httpx.Response:
+    names = {k.replace("_", "-"): v for k, v in headers.items()}
+    return httpx.post(f"{gateway.address}/api/v1/predict", json=body, headers=names, timeout=60)
+
+
+def worker_pids(gateway: GatewayProcess) -> list[int]:
+    import psutil
+
+    return [
+        p.pid
+        for p in psutil.Process(gateway.pid).children()
+        if "model_worker" in " ".join(p.cmdline())
+    ]
+
+
+def test_answers_routes_and_bad_requests(gateway: GatewayProcess, routes: RouteTable) -> None:
+    admin = GatewayClient(gateway.admin_socket, project="p")
+    assert ask(gateway, {"text": "hello"}).json()["code"] == "serving.no_model"
+    assert httpx.get(f"{gateway.address}/ready").status_code == 503
+    admin.set_routes(replace(routes, candidate="c" * 32, candidate_weight=50))
+    assert httpx.get(f"{gateway.address}/ready").status_code == 200
+
+    one = ask(gateway, {"text": "hello"}, x_autoglm_version="s" * 32)
+    assert (one.json()["label"], one.headers["x-autoglm-model-trace"]) == ("s", "t" * 32)
+    many = ask(gateway, {"texts": ["a", "b"]}, x_autoglm_version="cccc").json()
+    assert [r["label"] for r in many["results"]] == ["c", "c"]
+    sides = {ask(gateway, {"text": "a"}, x_autoglm_key="same").json()["label"] for _ in range(5)}
+    assert len(sides) == 1
+    for body, code, status in (
+        ({"text": " "}, "data.empty_text", 422),
+        ({"text": 3}, "api.invalid", 422),
+        ([], "api.invalid", 422),
+        ({"text": "x" * 2_000_000}, "api.too_large", 413),
+    ):
+        reply = ask(gateway, body)
+        assert (reply.json()["code"], reply.status_code) == (code, status)
+        assert reply.headers["content-type"] == "application/problem+json"
+    assert ask(gateway, {"text": "a"}, x_autoglm_version="nobody").status_code == 404
+    broken = httpx.post(f"{gateway.address}/api/v1/predict", content=b"{")
+    assert broken.json()["code"] == "api.bad_json"
+    assert (
+        httpx.get(f"{gateway.address}/api/v1/runs").json()["code"] == "serving.control_unavailable"
+    )
+    assert "autoglm_route_weight" in httpx.get(f"{gateway.address}/metrics").text
+    with pytest.raises(ReleaseError, match="not newer"):
+        admin.set_routes(routes)
+    admin.close()
+
+
+def test_no_user_sees_the_candidates_death_a_roll_back_or_a_promotion(
+    gateway: GatewayProcess, routes: RouteTable
+) -> None:
+    admin = GatewayClient(gateway.admin_socket, project="p")
+    admin.set_routes(routes)
+    traffic = ReplayedTraffic(gateway.address, [("k", "some text", "s")], seed=0, clients=3)
+    traffic.start()
+    before = set(worker_pids(gateway))
+    for generation in (2, 4, 6):
+        admin.set_routes(
+            replace(routes, generation=generation, candidate="c" * 32, candidate_weight=50)
+        )
+        for pid in set(worker_pids(gateway)) - before:
+            os.kill(pid, signal.SIGKILL)
+        wait_for_requests(traffic, 60)
+        admin.set_routes(replace(routes, generation=generation + 1))
+        wait_for_requests(traffic, 20)
+    admin.set_routes(replace(routes, generation=10, stable="c" * 32))
+    wait_for_requests(traffic, 60)
+    traffic.stop()
+    report = traffic.report()
+    assert report.failed == 0
+    assert report.answered == report.sent >= 300
+    admin.close()
+
+
+def wait_for_requests(traffic: ReplayedTraffic, more: int) -> None:
+    wanted, deadline = traffic.report().answered + more, time.monotonic() + 60
+    while traffic.report().answered < wanted:
+        assert time.monotonic() < deadline, "traffic stands still"
+        time.sleep(0.02)
+
+
+def test_a_killed_gateway_comes_back_with_its_routes_on_the_same_address(
+    gateway: GatewayProcess, routes: RouteTable
+) -> None:
+    admin = GatewayClient(gateway.admin_socket, project="p")
+    admin.set_routes(routes)
+    address = gateway.address
+    os.kill(gateway.pid, signal.SIGKILL)
+    while gateway._process is not None and gateway._process.poll() is None:
+        time.sleep(0.01)
+    gateway.restart_if_dead()
+    assert gateway.address == address
+    assert ask(gateway, {"text": "hello"}).json()["label"] == "s"
+    current = admin.routes()
+    assert current is not None
+    assert current.generation == 1
+    admin.close()
+
+
+def test_children_end_with_their_parent(gateway: GatewayProcess, routes: RouteTable) -> None:
+    import psutil
+
+    admin = GatewayClient(gateway.admin_socket, project="p")
+    admin.set_routes(routes)
+    admin.close()
+    workers = [psutil.Process(pid) for pid in worker_pids(gateway)]
+    assert workers
+    os.kill(gateway.pid, signal.SIGKILL)
+    gone, alive = psutil.wait_procs(workers, timeout=30)
+    assert (len(gone), alive) == (len(workers), [])
+
+
+def test_replayed_order_is_seeded() -> None:
+    rows = [(str(i), str(i), "a") for i in range(9)]
+
+    def first(seed: int) -> list[str]:
+        traffic = ReplayedTraffic("http://127.0.0.1:9", rows, seed=seed, clients=1)
+        return [text for text, _ in (next(it) for it in [traffic._endless()] for _ in range(9))]
+
+    assert first(1) == first(1) != first(2)
