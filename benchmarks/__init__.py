@@ -1,0 +1,1 @@
+"""Measurements as ratios and medians; each is `python -m benchmarks.NAME [--quick] [--json]`."""
