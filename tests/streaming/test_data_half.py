@@ -382,3 +382,15 @@ def test_a_cancelled_collection_keeps_what_was_appended(tmp_path: Path) -> None:
         collect(source, broker, topic="t", cancel=cancel)
     assert broker.position("t", source.name) == ""
     broker.close()
+
+
+def test_a_locked_database_is_named_and_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoglm.streaming.collectors.database.BUSY_SECONDS", 0)
+    connection = make_source(tmp_path, 5)
+    connection.execute("begin exclusive")
+    with pytest.raises(SourceError) as caught:
+        read_all(tmp_path)
+    assert (caught.value.code, caught.value.retryable) == ("source.locked", True)
+    connection.close()

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, event, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from autoglm.errors import SourceError
+from autoglm.errors import SourceError, SourceLockedError
 
 BUSY_SECONDS = 10
 
@@ -66,13 +66,10 @@ def readable(where: str) -> Iterator[None]:
         if re.search(r"no such table|doesn't exist|does not exist", cause):
             raise SourceError(f"{where}: {cause}.", code="source.no_table") from error
         if re.search(r"locked|busy|timeout", cause, re.IGNORECASE):
-            failure = SourceError(
+            raise SourceLockedError(
                 f"{where} is locked: {cause}.",
-                code="source.locked",
                 next_step="Somebody writes for longer than we wait; try again.",
-            )
-            failure.retryable = True  # type: ignore[misc]
-            raise failure from error
+            ) from error
         raise SourceError(f"{where} cannot be read: {cause}.", code="source.unreadable") from error
 
 
