@@ -1,5 +1,6 @@
 """Run every benchmark, one after the other."""
 
-from benchmarks import first_hour
+from benchmarks import accuracy_floors, first_hour
 
 first_hour.main()
+accuracy_floors.main()

@@ -22,7 +22,8 @@ Exit codes of the command line: 0 done, 1 the work failed, 2 a bad call (`exit_c
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class AutoGLMError(Exception):
@@ -118,3 +119,9 @@ class PluginError(AutoGLMError):
 
 class CancelledError(AutoGLMError):
     code, retryable = "run.cancelled", True
+
+
+def from_document(kind: str, document: Mapping[str, Any]) -> AutoGLMError:
+    """The error that another process of ours wrote with `to_json`; `kind` is its class's name."""
+    known: type[AutoGLMError] = globals().get(kind, AutoGLMError)
+    return known(document["message"], code=document["code"], next_step=document["next_step"])

@@ -70,3 +70,17 @@ def test_a_version_is_found_by_number_digest_or_alias(
     assert {registry.find(r).digest for r in ("1", "v1", digest, digest[:8])} == {digest}
     with pytest.raises(StorageError, match="no model versions answer"):
         registry.find("stable")
+
+
+def test_a_moved_project_finds_its_models(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    engine = open_state(tmp_path / "old" / "state.db")
+    digest = made(
+        LocalModelRegistry(engine, tmp_path / "old" / "models", project="p"), tmp_path / "x", "1"
+    )
+    engine.dispose()
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = LocalModelRegistry(
+        open_state(tmp_path / "new" / "state.db"), tmp_path / "new" / "models", project="p"
+    )
+    verify(Path(moved.find(digest).folder))

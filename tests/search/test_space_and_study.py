@@ -11,7 +11,7 @@ import pytest
 from autoglm.clock import SteeredClock
 from autoglm.contracts.record import digest
 from autoglm.contracts.stage_chain import Cost, Progress, Stage, StageChain
-from autoglm.errors import SearchError, TrainingError
+from autoglm.errors import CancelledError, SearchError, TrainingError
 from autoglm.search.config import SearchConfig
 from autoglm.search.space import num_points, read_space
 from autoglm.search.study import Study
@@ -73,8 +73,11 @@ class Curve:
             raise TrainingError("the loss is not finite.", code="training.diverged")
         if len(self.advanced) == self.die_at:
             raise KeyboardInterrupt
+        for _ in range(10):
+            if cancel.is_set():
+                raise CancelledError("stopped")
+            self.clock.advance(1)
         self.advanced.append(chain.key)
-        self.clock.advance(10)
         value = 1 - abs(chain.params["training.lr"] - 0.3)
         return Progress(
             key=chain.key,
@@ -112,12 +115,27 @@ def test_the_best_trial_is_picked_and_a_resumed_study_repeats_no_told_trial(log:
     assert result.best.value == max(t.value or 0 for t in result.trials)
 
 
-def test_the_budget_ends_a_study(log: EventLog) -> None:
-    result = study(log, Curve(SteeredClock()), trials=50, budget=timedelta(seconds=35)).run(
+def test_the_budget_cuts_off_a_running_trial(log: EventLog) -> None:
+    runner = Curve(SteeredClock())
+    result = study(log, runner, trials=50, budget=timedelta(seconds=35)).run(threading.Event())
+    assert result.stopped_by == "budget"
+    assert len(result.trials) == 3
+    assert runner.clock.monotonic() == 35
+
+
+def test_a_first_trial_longer_than_the_budget_is_waited_for(log: EventLog) -> None:
+    result = study(log, Curve(SteeredClock()), trials=50, budget=timedelta(seconds=5)).run(
         threading.Event()
     )
     assert result.stopped_by == "budget"
-    assert len(result.trials) == 4
+    assert len(result.trials) == 1
+
+
+def test_a_cancelled_study_says_so_whatever_its_budget(log: EventLog) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(CancelledError):
+        study(log, Curve(SteeredClock()), trials=5).run(cancel)
 
 
 def test_all_trials_failed_shows_the_first_cause(log: EventLog) -> None:

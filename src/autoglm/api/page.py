@@ -40,7 +40,8 @@ def render(control: Control) -> str:
         ("candidate", f"{_short(routes['candidate'])} at {routes['candidate_weight']} %"
          if routes.get("candidate") else "none"),
     ]  # fmt: skip
-    error = f'<p class="bad">{escape(control.last_error)}</p>' if control.last_error else ""
+    errors = [e for e in (control.run_error, control.trigger_error) if e]
+    error = "".join(f'<p class="bad">{escape(e)}</p>' for e in errors)
     return "".join(
         (
             HEAD.format(project=escape(project.name)),

@@ -109,6 +109,9 @@ class Progress:
     def _on_trial_failed(self, event: Mapping[str, Any]) -> None:
         self._line("trial", f"{event['number'] + 1}/{self._trials}  failed: {event['cause']}")
 
+    def _on_trial_cut_off(self, event: Mapping[str, Any]) -> None:
+        self._line("trial", f"{event['number'] + 1}/{self._trials}  cut off: the budget is used up")
+
     def _on_step_started(self, event: Mapping[str, Any]) -> None:
         if event["step"] != "search":
             self._live(event["step"], "…")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoglm.clock import Clock, SystemClock
+from autoglm.loop import errand
 from autoglm.project import Project
 from autoglm.registry.model_registry import LocalModelRegistry
 from autoglm.release.gateway_client import GatewayClient
@@ -74,6 +75,10 @@ class App:
                 on_event=self.on_event,
             )
         return self._trainer
+
+    def errand(self, name: str, **arguments: Any) -> Any:
+        """See `loop.errand`. Under `up` control lives long and sends it out."""
+        return (errand.perform if self.is_alone else errand.send)(name, **arguments)
 
     def close_trainer(self) -> None:
         """End the training worker: its memory is wanted by the release."""

@@ -55,9 +55,7 @@ def run_to_candidate(spec: RunSpec, app: App, step: Step) -> Candidate:
 
     study = from_json(StudyResult, timed("search", lambda: search(spec, settings, app)))
     exported = timed("export", lambda: export(spec, settings, study, app))
-    report = from_json(
-        EvaluationReport, timed("evaluate", lambda: evaluate(spec, settings, exported, app))
-    )
+    report = from_json(EvaluationReport, timed("evaluate", lambda: evaluate(spec, exported, app)))
     version = from_json(
         ModelVersion, timed("register", lambda: register(spec, study, exported, report, app))
     )
@@ -122,55 +120,15 @@ def export(spec: RunSpec, settings: Settings, study: StudyResult, app: App) -> A
     return exported
 
 
-def evaluate(
-    spec: RunSpec, settings: Settings, exported: Mapping[str, Any], app: App
-) -> EvaluationReport:
-    """Candidate, stable and the floors on the same test rows; the offline gate's verdict."""
-    from autoglm.datasets.dataset_version import load_rows
-    from autoglm.evaluation.evaluator import MetricEvaluator
-    from autoglm.evaluation.floors import linear_predictions, majority_predictions
-    from autoglm.evaluation.metrics import METRICS
-    from autoglm.release import offline_gate
-
-    test, train = load_rows(spec.dataset, "test"), load_rows(spec.dataset, "train")
+def evaluate(spec: RunSpec, exported: Mapping[str, Any], app: App) -> Any:
+    """Candidate, stable and the floors on the same test rows."""
     stable = app.registry.get(spec.stable) if spec.stable else None
-    answers = _predictions(Path(exported["folder"]), test.texts)
-    stable_answers = _predictions(Path(stable.folder), test.texts) if stable else []
-    evaluators = {name: MetricEvaluator(name) for name in METRICS}
-    gate = evaluators[settings.evaluate.metric]
-    linear = linear_predictions(train.texts, train.labels, test.texts)
-    majority = majority_predictions(train.labels, len(test.labels))
-    floors = [gate.evaluate(test.labels, p).value or 0.0 for p in (majority, linear)]
-    difference = gate.compare(test.labels, answers, stable_answers) if stable else None
-    candidate = {name: e.evaluate(test.labels, answers) for name, e in evaluators.items()}
-    if difference is None:
-        value = candidate[gate.name].value or 0.0
-        verdict, reason = offline_gate.judge_first(value, *floors, margin=settings.evaluate.margin)
-    else:
-        verdict, reason = offline_gate.judge_quality(difference, settings.evaluate.margin)
-    return EvaluationReport(
-        project=spec.project,
-        run_id=spec.run_id,
-        metric=gate.name,
-        candidate=candidate,
-        stable={
-            name: e.evaluate(test.labels, stable_answers)
-            for name, e in evaluators.items()
-            if stable
-        },
-        difference=difference,
-        majority=floors[0],
-        linear_floor=floors[1],
-        test_rows=len(test.labels),
-        verdict=verdict,
-        reason=reason,
+    return app.errand(
+        "evaluate",
+        spec=to_json(spec),
+        candidate=exported["folder"],
+        stable=stable.folder if stable else "",
     )
-
-
-def _predictions(folder: Path, texts: list[str]) -> list[str]:
-    from autoglm.modeling.onnx_classifier import OnnxClassifier
-
-    return [answer.label for answer in OnnxClassifier(folder, threads=0).predict(texts)]
 
 
 def register(

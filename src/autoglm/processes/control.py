@@ -19,7 +19,6 @@ from autoglm.contracts.record import digest, from_json
 from autoglm.contracts.trigger_event import Decision, TriggerKind
 from autoglm.errors import AutoGLMError, CancelledError
 from autoglm.loop.app import App, GatewayAddress
-from autoglm.loop.change_to_dataset import describe_dataset
 from autoglm.loop.dataset_to_run import data_cause, dataset_to_run, trigger_event
 from autoglm.loop.run_loop import finish, open_runs, unchanged
 from autoglm.observability import logging as logs
@@ -45,7 +44,7 @@ class Control:
         self._lock = threading.Lock()
         self._admitting = threading.Lock()
         self._logger = logs.get_logger()
-        self.last_error = ""
+        self.run_error = self.trigger_error = ""
 
     def start(self) -> None:
         self._runs = open_runs(self.app)
@@ -71,7 +70,7 @@ class Control:
 
         Raises: DataError when there is nothing to learn from yet.
         """
-        dataset = describe_dataset(self.project)
+        dataset = self._describe()
         if only_if_changed:
             return self._admit("command", data_cause(dataset, self.app), reason, dataset), dataset
         cause = digest("manual", idempotency_key or uuid.uuid4().hex)
@@ -109,6 +108,11 @@ class Control:
             self._queue.put(decision.run_id)
         return decision
 
+    def _describe(self) -> DatasetVersion:
+        folder, assignments = str(self.project.folder), list(self.project.assignments)
+        document = self.app.errand("describe", folder=folder, assignments=assignments)
+        return from_json(DatasetVersion, document)
+
     def unchanged_result(self, dataset: DatasetVersion, decision: Decision) -> dict[str, Any]:
         return unchanged(dataset, decision)
 
@@ -125,7 +129,7 @@ class Control:
             try:
                 result = finish(self.running, self.app, self._runs)
                 error = result.get("error")
-                self.last_error = f"{error['code']}: {error['message']}" if error else ""
+                self.run_error = f"{error['code']}: {error['message']}" if error else ""
             except CancelledError:
                 return
             except Exception:
@@ -137,7 +141,8 @@ class Control:
         rows = self.app.admission.rows()
         seen = from_json(DatasetVersion, rows[0]["run_spec"]["dataset"]).version if rows else -1
         debounce = Debounce(trigger.debounce, seen=seen)
-        last_tick = datetime.now(UTC)
+        # A tick that fell while we were down is made up for; without any run, nothing is owed.
+        last_tick = max((datetime.fromisoformat(r["at"]) for r in rows), default=datetime.now(UTC))
         while not self.app.cancel.wait(TICK_SECONDS):
             try:
                 version = newest_version(self.project.state / "table")
@@ -147,15 +152,15 @@ class Control:
                     self._on_data_changed(version)
                 if trigger.cron:
                     last_tick = self._on_tick(last_tick)
-                self.last_error = self.last_error if rows else ""
+                self.trigger_error = ""
             except AutoGLMError as error:
-                self.last_error = str(error)
+                self.trigger_error = str(error)
                 self._logger.warning("trigger failed", error_code=error.code, cause=error.message)
             except Exception:
                 self._logger.exception("trigger broke")
 
     def _on_data_changed(self, version: int) -> None:
-        dataset = describe_dataset(self.project)
+        dataset = self._describe()
         stable = self.app.registry.resolve("stable")
         grown = abs(dataset.rows - (stable.lineage.dataset_rows if stable else 0))
         if stable and 0 < grown < self.project.settings.trigger.min_rows:
@@ -168,7 +173,7 @@ class Control:
         due = missed_tick(trigger.cron, trigger.time_zone, last, now)
         if due is not None:
             cause = digest("cron", trigger.cron, due)
-            self._admit("cron", cause, f"cron {trigger.cron}", describe_dataset(self.project))
+            self._admit("cron", cause, f"cron {trigger.cron}", self._describe())
         return now
 
 

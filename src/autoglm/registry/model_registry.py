@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class LocalModelRegistry:
                 project=self._project,
                 digest=digest,
                 number=number,
-                folder=str(target),
+                folder=digest,
                 labels=tuple(labels),
                 opens_with=opens_with,
                 runtime=runtime,
@@ -64,7 +65,7 @@ class LocalModelRegistry:
                 text("insert into model_version values (:digest, :number, :record)"),
                 {"digest": digest, "number": number, "record": json.dumps(to_json(version))},
             )
-        return version
+        return replace(version, folder=str(target))
 
     def move(self, alias: str, to: str, *, expect: str) -> None:
         """Point `alias` at version `to` (`""` = at nothing) if it is at `expect` now.
@@ -126,7 +127,7 @@ class LocalModelRegistry:
             record = connection.execute(
                 text("select record from model_version where digest = :digest"), {"digest": digest}
             ).scalar()
-        return from_json(ModelVersion, json.loads(record)) if record else None
+        return self._read(record) if record else None
 
     def versions(self) -> list[ModelVersion]:
         """Newest first."""
@@ -134,7 +135,12 @@ class LocalModelRegistry:
             records = connection.execute(
                 text("select record from model_version order by number desc")
             ).scalars()
-            return [from_json(ModelVersion, json.loads(record)) for record in records]
+            return [self._read(record) for record in records]
+
+    def _read(self, record: str) -> ModelVersion:
+        """The folder is stored by its name alone, so that a project can be moved."""
+        version = from_json(ModelVersion, json.loads(record))
+        return replace(version, folder=str(self._folder / Path(version.folder).name))
 
     def find(self, reference: str) -> ModelVersion:
         """By alias, number (`3`, `v3`) or digest (or its start). Raises: StorageError."""

@@ -32,6 +32,22 @@ if TYPE_CHECKING:
 OnEvent = Callable[[Mapping[str, Any]], None]
 
 
+class _CancelOrDeadline(threading.Event):
+    """What a trial is told to stop by: the user's `cancel`, or the study's deadline once armed."""
+
+    def __init__(self, cancel: threading.Event, clock: Clock, deadline: float) -> None:
+        super().__init__()
+        self._cancel, self._clock, self._deadline = cancel, clock, deadline
+        self.is_armed = False
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancel.is_set()
+
+    def is_set(self) -> bool:
+        return self.is_cancelled or (self.is_armed and self._clock.monotonic() >= self._deadline)
+
+
 class Study:
     """One study, named by its run. Resuming is opening it again under the same name."""
 
@@ -62,12 +78,16 @@ class Study:
         used = sum(t.user_attrs.get("seconds", 0.0) for t in study.trials)
         stopped_by = "trials"
         limit = min(self._config.trials, num_points(self._dimensions) or self._config.trials)
+        stop = _CancelOrDeadline(
+            cancel, self._clock, started + self._config.budget.total_seconds() - used
+        )
         while self._num_finished(study) < limit:
-            elapsed = used + self._clock.monotonic() - started
-            if elapsed >= self._config.budget.total_seconds() and self._has_value(study):
+            # The first value is waited for, however long it takes: without one there is no result.
+            stop.is_armed = self._has_value(study)
+            if stop.is_set() and not cancel.is_set():
                 stopped_by = "budget"
                 break
-            self._one_trial(study, cancel)
+            self._one_trial(study, stop)
             if self._all_failed(study):
                 break
         return self._result(study, stopped_by, used + self._clock.monotonic() - started)
@@ -99,16 +119,19 @@ class Study:
         )
         return study
 
-    def _one_trial(self, study: optuna.Study, cancel: threading.Event) -> None:
+    def _one_trial(self, study: optuna.Study, stop: _CancelOrDeadline) -> None:
         trial = self._ask(study)
         started = self._clock.monotonic()
         params = dict(trial.params)
         self._on_event({"kind": "trial_started", "number": trial.number, "params": params})
         try:
             chain = self._runner.plan(params)
-            progress = self._runner.advance(chain, chain.num_steps, cancel=cancel)
+            progress = self._runner.advance(chain, chain.num_steps, cancel=stop)
         except CancelledError:
-            raise
+            if stop.is_cancelled:
+                raise
+            self._cut_off(study, trial)
+            return
         except (TrainingError, SearchError) as error:
             if error.retryable:
                 raise
@@ -150,6 +173,13 @@ class Study:
                 return trial
             study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
         return study.ask(space)
+
+    def _cut_off(self, study: optuna.Study, trial: optuna.Trial) -> None:
+        import optuna
+
+        study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+        self._logger.info("trial cut off by the budget", trial=trial.number)
+        self._on_event({"kind": "trial_cut_off", "number": trial.number})
 
     def _fail(self, study: optuna.Study, trial: optuna.Trial, error: AutoGLMError) -> None:
         import optuna

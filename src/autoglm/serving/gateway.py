@@ -12,6 +12,7 @@ import json
 import os
 import random
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,17 @@ class Gateway:
         """Apply the table on disk, if there is one: control may be dead."""
         if self._file.exists():
             table = from_json(RouteTable, json.loads(self._file.read_text()))
+            folders = {digest: self._moved(folder) for digest, folder in table.folders.items()}
+            table = replace(table, folders=folders)
             try:
                 await self._apply(table)
             except ServingError as error:
                 self._logger.error("stored routes cannot be served", cause=str(error))
+
+    def _moved(self, folder: str) -> str:
+        """Where a model folder is now: the project may have been moved since."""
+        here = self._state / "models" / Path(folder).name
+        return str(here) if here.is_dir() else folder
 
     async def set_routes(self, table: RouteTable) -> None:
         """Warm what is named, swap, write down, drain what is not named any more.
@@ -191,8 +199,6 @@ class Gateway:
         if routes is not None and version == routes.candidate:
             self._errors_in_a_row += 1
             if self._errors_in_a_row >= FUSE_ERRORS and routes.candidate_weight:
-                from dataclasses import replace
-
                 # Only towards stable; the generation stays, so control's next table is newer.
                 self.routes = replace(routes, candidate_weight=0)
                 self._logger.error("fuse: candidate taken out", version=version[:12])

@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoglm import errors
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Cost, Progress, StageChain
-from autoglm.errors import CancelledError, ModelError, TrainingError
+from autoglm.errors import ModelError, TrainingError, from_document
 from autoglm.modeling.backbone_ref import resolve_backbone
 from autoglm.observability.logging import get_logger
 from autoglm.training import stages
@@ -161,7 +160,7 @@ class TrainingWorker:
         while True:
             if cancel is not None and cancel.is_set() and not told:
                 told = True
-                self._write({"id": 0, "call": "cancel"})
+                self._write({"call": "cancel", "cancels": self._calls})
             try:
                 answer = self._answers.get(timeout=0.2)
             except queue.Empty:
@@ -172,13 +171,9 @@ class TrainingWorker:
                 return self._value(answer)
 
     def _value(self, answer: Mapping[str, Any]) -> Any:
-        if "error" not in answer:
-            return answer["value"]
-        error = answer["error"]
-        kind = getattr(errors, answer["kind"], TrainingError)
-        if kind is CancelledError:
-            raise CancelledError(error["message"], next_step=error["next_step"])
-        raise kind(error["message"], code=error["code"], next_step=error["next_step"])
+        if "error" in answer:
+            raise from_document(answer["kind"], answer["error"])
+        return answer["value"]
 
     def _write(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None

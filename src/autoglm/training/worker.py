@@ -43,11 +43,19 @@ class Worker:
     def __init__(self, workspace: Path, send: Any) -> None:
         self._workspace, self._send = workspace, send
         self._cache = PrefixCache(CACHE_BYTES)
-        self.cancel = threading.Event()
+        self._cancel, self._cancelled = threading.Event(), 0
         self._opened = ""
 
     def answer(self, request: Mapping[str, Any]) -> Any:
+        self._cancel.clear()
+        if self._cancelled >= request["id"]:
+            self._cancel.set()
         return getattr(self, f"_do_{request['call']}")(request)
+
+    def cancel(self, request_id: int) -> None:
+        """From the reading thread. One that comes too late must not hit the next call."""
+        self._cancelled = request_id
+        self._cancel.set()
 
     def _do_open(self, request: Mapping[str, Any]) -> Any:
         spec, start = from_json(RunSpec, request["spec"]), Path(request["start"])
@@ -99,7 +107,7 @@ class Worker:
                 cache_key=digest(stage.parent, self._spec.dataset.content_digest),
                 on_event=self._send,
             )
-            trained = trainer.train(self.cancel)
+            trained = trainer.train(self._cancel)
             staging = folder.with_name(f".{folder.name}")
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
@@ -175,7 +183,7 @@ def _read(requests: queue.SimpleQueue[dict[str, Any]], worker: Worker) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if request["call"] == "cancel":
-            worker.cancel.set()
+            worker.cancel(request["cancels"])
         else:
             requests.put(request)
     os._exit(0)
