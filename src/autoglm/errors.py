@@ -22,6 +22,7 @@ Exit codes of the command line: 0 done, 1 the work failed, 2 a bad call (`exit_c
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -125,3 +126,30 @@ def from_document(kind: str, document: Mapping[str, Any]) -> AutoGLMError:
     """The error that another process of ours wrote with `to_json`; `kind` is its class's name."""
     known: type[AutoGLMError] = globals().get(kind, AutoGLMError)
     return known(document["message"], code=document["code"], next_step=document["next_step"])
+
+
+def from_system(error: BaseException) -> StorageError | None:
+    """A full or read-only disk, however deep in `error`'s chain it lies; None for anything else."""
+    cause: BaseException | None = error
+    while cause is not None:
+        line = (str(cause).splitlines() or [""])[0]
+        number, words = getattr(cause, "errno", None), line.lower()
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(w in words for w in _FULL):
+            return StorageError(
+                f"no space left: {line}.",
+                code="storage.full",
+                next_step="Make room and run the command again: nothing half-written is used.",
+            )
+        if number in (errno.EROFS, errno.EACCES) or any(w in words for w in _READ_ONLY):
+            return StorageError(
+                f"no right to write: {line}.",
+                code="storage.read_only",
+                next_step="Check owner and mode of the folder.",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+# SQLite and Arrow tell a full disk in words of their own.
+_FULL = ("disk is full", "no space left")
+_READ_ONLY = ("readonly database", "read-only file system")

@@ -91,9 +91,11 @@ class Curve:
 
 
 def study(log: EventLog, runner: Curve, **config: Any) -> Study:
+    defaults = config.pop("defaults", {})
     return Study(
         project="p", name="run-1", config=SearchConfig(**config),
-        dimensions=read_space({"lr": {"uniform": [0.0, 1.0]}}, KEYS), metric="accuracy", seed=1,
+        dimensions=read_space({"lr": {"uniform": [0.0, 1.0]}}, KEYS), defaults=defaults,
+        metric="accuracy", seed=1,
         runner=runner, log=log, clock=runner.clock, on_event=lambda _event: None,
     )  # fmt: skip
 
@@ -136,6 +138,20 @@ def test_a_cancelled_study_says_so_whatever_its_budget(log: EventLog) -> None:
     cancel.set()
     with pytest.raises(CancelledError):
         study(log, Curve(SteeredClock()), trials=5).run(cancel)
+
+
+def test_the_projects_own_values_are_the_first_trial_if_the_space_holds_them(
+    log: EventLog, tmp_path: Path
+) -> None:
+    defaults = {"training.lr": 0.25, "training.epochs": 3}
+    result = study(log, Curve(SteeredClock()), trials=3, defaults=defaults).run(threading.Event())
+    assert result.trials[0].params == {"training.lr": 0.25}
+    other = EventLog(open_state(tmp_path / "other.db"))
+    defaults = {"training.lr": 2.0}
+    outside = study(other, Curve(SteeredClock()), trials=1, defaults=defaults).run(
+        threading.Event()
+    )
+    assert 0 <= outside.trials[0].params["training.lr"] <= 1
 
 
 def test_all_trials_failed_shows_the_first_cause(log: EventLog) -> None:

@@ -6,8 +6,11 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +79,20 @@ def routes(tmp_path: Path) -> RouteTable:
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[GatewayProcess]:
-    (tmp_path / "state").mkdir()
-    started = GatewayProcess.start(
-        state=tmp_path / "state",
-        project="p",
-        config=ServingConfig(port=0),
-        control_socket=None,
-        logs=tmp_path / "logs",
-    )
+    started = start_gateway(tmp_path)
     yield started
     started.close()
+
+
+def start_gateway(folder: Path, **config: Any) -> GatewayProcess:
+    (folder / "state").mkdir()
+    return GatewayProcess.start(
+        state=folder / "state",
+        project="p",
+        config=ServingConfig(port=0, **config),
+        control_socket=None,
+        logs=folder / "logs",
+    )
 
 
 def ask(gateway: GatewayProcess, body: Any, **headers: str) -> httpx.Response:
@@ -199,6 +206,44 @@ def test_children_end_with_their_parent(gateway: GatewayProcess, routes: RouteTa
     os.kill(gateway.pid, signal.SIGKILL)
     gone, alive = psutil.wait_procs(workers, timeout=30)
     assert (len(gone), alive) == (len(workers), [])
+
+
+def test_a_worker_that_hangs_costs_a_request_no_more_than_the_timeout(
+    tmp_path: Path, routes: RouteTable
+) -> None:
+    gateway = start_gateway(tmp_path, timeout=timedelta(seconds=1))
+    try:
+        admin = GatewayClient(gateway.admin_socket, project="p")
+        admin.set_routes(routes)
+        (pid,) = worker_pids(gateway)
+        os.kill(pid, signal.SIGSTOP)
+        late = ask(gateway, {"text": "hello"})
+        assert (late.status_code, late.json()["code"]) == (504, "serving.timeout")
+        os.kill(pid, signal.SIGCONT)
+        assert ask(gateway, {"text": "hello"}).status_code == 200
+        admin.close()
+    finally:
+        gateway.close()
+
+
+def test_a_full_queue_turns_requests_away_and_answers_the_others(
+    tmp_path: Path, routes: RouteTable
+) -> None:
+    gateway = start_gateway(tmp_path, max_queue=4)
+    try:
+        admin = GatewayClient(gateway.admin_socket, project="p")
+        admin.set_routes(routes)
+        (pid,) = worker_pids(gateway)
+        os.kill(pid, signal.SIGSTOP)
+        with ThreadPoolExecutor(24) as pool:
+            replies = [pool.submit(ask, gateway, {"texts": ["a", "b"]}) for _ in range(24)]
+            time.sleep(1)  # they are all with the worker when it wakes up
+            os.kill(pid, signal.SIGCONT)
+        found = Counter((r.result().status_code, r.result().json().get("code")) for r in replies)
+        assert set(found) == {(200, None), (503, "serving.queue_full")}
+        admin.close()
+    finally:
+        gateway.close()
 
 
 def test_replayed_order_is_seeded() -> None:

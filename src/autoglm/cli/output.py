@@ -11,7 +11,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
-from autoglm.errors import AutoGLMError
+from autoglm.errors import AutoGLMError, from_system
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,5 +78,12 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             # The reader went away (`| head`): not our failure, and nothing more to say.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            known = from_system(error)
+            if known is None:
+                raise
+            fail(known, as_json=as_json)
 
     return wrapped

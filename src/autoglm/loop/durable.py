@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
 
-from autoglm.errors import AutoGLMError, CancelledError
+from autoglm.errors import AutoGLMError, CancelledError, from_system
 from autoglm.observability.logging import get_logger
 
 Step = Callable[[str, Callable[[], Any]], Any]
@@ -49,8 +49,8 @@ class DurableRuns:
         from dbos import DBOS, DBOSConfig, run_dbos_database_migrations
         from dbos._serialization import DBOSPortableJSON
 
-        # The library warns at WARNING about every resumed run and advertises at INFO.
-        logging.getLogger("dbos").setLevel(logging.ERROR)
+        # The library warns about every resumed run, and prints the traceback of what `wait` raises.
+        logging.getLogger("dbos").setLevel(logging.CRITICAL)
         url = f"sqlite:///{self._path}"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         run_dbos_database_migrations(system_database_url=url)
@@ -64,8 +64,8 @@ class DurableRuns:
             run_migrations=False,
             serializer=DBOSPortableJSON,
             enable_otlp=False,
-            log_level="ERROR",
-            console_log_level="ERROR",
+            log_level="CRITICAL",
+            console_log_level="CRITICAL",
             # One process writes this file: nothing arrives that needs quick polling.
             notification_listener_polling_interval_sec=5.0,
             scheduler_polling_interval_sec=60.0,
@@ -91,7 +91,10 @@ class DurableRuns:
         result: dict[str, Any] = {}
 
         def fetch() -> None:
-            result["value"] = handle.get_result()
+            try:
+                result["value"] = handle.get_result()
+            except Exception as error:  # the engine could not record: a full disk, mostly
+                result["error"] = error
             done.set()
 
         done = threading.Event()
@@ -102,6 +105,8 @@ class DurableRuns:
                     f"run {run_id} was stopped.",
                     next_step=f"`autoglm runs resume {run_id}` goes on where it was.",
                 )
+        if "error" in result:
+            raise result["error"]
         value: Mapping[str, Any] = result["value"]
         return value
 
@@ -151,6 +156,9 @@ def _guarded(name: str, work: Callable[[], Any]) -> dict[str, Any]:
         get_logger().warning("step failed", step=name, error_code=error.code, cause=error.message)
         return {"error": {**error.to_json(), "step": name}}
     except Exception as error:
+        known = from_system(error)
+        if known is not None:
+            return {"error": {**known.to_json(), "step": name}}
         get_logger().exception("step broke", step=name)
         message = f"{type(error).__name__}: {error}"
         return {

@@ -79,6 +79,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             name=spec.run_id,
             config=settings.search,
             dimensions=dimensions,
+            defaults=_said(spec),
             metric=settings.evaluate.metric,
             seed=spec.seed,
             runner=_open_trainer(spec, app),
@@ -96,6 +97,11 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
                 raise
             app.on_event({"kind": "worker_restarted", "cause": error.message})
     raise AssertionError("the loop returns or raises")
+
+
+def _said(spec: RunSpec) -> Mapping[str, Any]:
+    """What the project says where the space does not."""
+    return {f"{part}.{k}": v for part in SEARCHABLE for k, v in spec.config[part].items()}
 
 
 def _open_trainer(spec: RunSpec, app: App) -> Any:

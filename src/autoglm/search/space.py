@@ -23,6 +23,20 @@ class Dimension:
     kind: str
     arguments: tuple[Any, ...]
 
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is a point of this dimension."""
+        if self.kind == "choice":
+            return value in self.arguments
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        low, high = self.arguments[:2]
+        if self.kind == "randint":
+            return low <= value < high
+        if self.kind == "quniform":
+            steps = (value - low) / self.arguments[2]
+            return bool(low <= value <= high and abs(steps - round(steps)) < 1e-9)
+        return bool(low <= value <= high)
+
 
 def read_space(space: Mapping[str, Any], keys: Sequence[str]) -> tuple[Dimension, ...]:
     """Dimensions of `space`, each named by one of `keys` or by its unique last part.

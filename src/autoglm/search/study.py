@@ -1,6 +1,7 @@
 """The loop of a study: ask, train, tell, until budget or trials are used up.
 
 open the journal; trials that were asked but not told are taken up first
+the project's own values are the first trial, as far as they lie in the space
 while trials are left and wall time is left:
 params  ← sampler                        (recorded before the trial starts)
 chain   ← runner.plan(params)
@@ -58,6 +59,7 @@ class Study:
         name: str,
         config: SearchConfig,
         dimensions: tuple[Dimension, ...],
+        defaults: Mapping[str, Any],
         metric: str,
         seed: int,
         runner: TrialRunner,
@@ -67,6 +69,11 @@ class Study:
     ) -> None:
         self._project, self._name, self._config = project, name, config
         self._dimensions, self._metric, self._seed = dimensions, metric, seed
+        self._first = {
+            d.key: defaults[d.key]
+            for d in dimensions
+            if d.key in defaults and d.holds(defaults[d.key])
+        }
         self._runner, self._log, self._clock = runner, log, clock
         self._on_event = on_event
         self._logger = get_logger(study=name)
@@ -109,6 +116,8 @@ class Study:
             )
         if "space" not in study.user_attrs:
             study.set_user_attr("space", space)
+        if self._first and not study.trials:
+            study.enqueue_trial(self._first)
         # The number of told trials is part of the seed: a resumed sampler goes on, not back.
         seed = int(digest(self._seed, self._num_finished(study))[:8], 16)
         samplers = optuna.samplers

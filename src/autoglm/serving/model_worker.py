@@ -29,14 +29,16 @@ class Batcher:
         self._classifier, self._token_budget = classifier, token_budget
         self._max_queue = max_queue
         self._waiting: deque[tuple[list[str], asyncio.Future[Any]]] = deque()
+        self._num_waiting = 0
         self._arrived = asyncio.Event()
 
     async def answer(self, texts: list[str]) -> list[dict[str, Any]]:
         """Raises: RuntimeError when the queue is full."""
-        if len(self._waiting) >= self._max_queue:
+        if self._waiting and self._num_waiting + len(texts) > self._max_queue:
             raise RuntimeError("queue_full")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((texts, future))
+        self._num_waiting += len(texts)
         self._arrived.set()
         answers: list[dict[str, Any]] = await future
         return answers
@@ -67,6 +69,7 @@ class Batcher:
             room -= sum(len(text) // 4 for text in self._waiting[0][0])
             if room > 0:
                 taken.append(self._waiting.popleft())
+        self._num_waiting -= sum(len(texts) for texts, _ in taken)
         return taken
 
     def _predict(self, groups: list[list[str]]) -> list[list[dict[str, Any]]]:

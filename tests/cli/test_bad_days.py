@@ -1,0 +1,110 @@
+"""The command line on bad days: a full disk, a source that goes away, a text of 10 MB."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import learnable_rows
+
+FAST = [
+    "--set", "search.trials=1",
+    "--set", "search.space={trainable_layers: {choice: [0]}}",
+    "--set", "training.epochs=1",
+]  # fmt: skip
+
+
+def autoglm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "autoglm.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def run(project: Path) -> dict[str, Any]:
+    done = autoglm("run", project, "--json", *FAST)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def is_refused(done: subprocess.CompletedProcess[str], code: str, exit_code: int = 1) -> bool:
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert code in done.stdout + done.stderr
+    return True
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own; only root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path, *, left: int) -> None:
+    path.unlink(missing_ok=True)
+    path.write_bytes(b"\0" * (shutil.disk_usage(path.parent).free - left))
+
+
+def test_a_full_disk_loses_no_row_and_the_run_is_made_when_there_is_room(
+    small_disk: Path, rows_file: Path, tiny_backbone: Path
+) -> None:
+    project = small_disk / "project"
+    assert (
+        autoglm("init", project, "--from", rows_file, "--backbone", tiny_backbone).returncode == 0
+    )
+    for left in (0, 100_000, 1_000_000):
+        fill(small_disk / "filler", left=left)
+        assert is_refused(autoglm("run", project, *FAST), "storage.")
+    (small_disk / "filler").unlink()
+    document = run(project)
+    assert (document["status"], document["dataset_version"]["rows"]) == ("succeeded", 200)
+
+
+def test_a_source_that_vanishes_is_named_and_its_return_is_no_change(
+    tmp_path: Path, rows_file: Path, tiny_backbone: Path
+) -> None:
+    project = tmp_path / "project"
+    autoglm("init", project, "--from", rows_file, "--backbone", tiny_backbone)
+    run(project)
+    (project / "data.db").rename(tmp_path / "away.db")
+    assert is_refused(autoglm("run", project, *FAST), "source.missing")
+    assert not (project / "data.db").exists(), "looking for it must not make an empty one"
+    (tmp_path / "away.db").rename(project / "data.db")
+    assert run(project)["status"] == "unchanged"
+    assert autoglm("doctor", project).returncode == 0
+
+
+def test_a_text_of_ten_megabytes_becomes_a_dead_letter_and_the_others_are_learnt(
+    tmp_path: Path, tiny_backbone: Path
+) -> None:
+    project, rows = tmp_path / "project", learnable_rows(200)
+    rows[7]["text"] = "goal " * 2_000_000
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    autoglm("init", project, "--from", file, "--backbone", tiny_backbone)
+    assert run(project)["dataset_version"]["rows"] == 199
+    with sqlite3.connect(project / "data.db") as connection:
+        (stored,) = connection.execute("select max(length(text)) from rows").fetchone()
+    connection.close()
+    assert stored == len(rows[7]["text"])
+
+
+def test_the_words_of_every_command_are_there_without_loading_torch() -> None:
+    for name in ("init", "run", "up", "predict", "runs", "models", "release", "doctor"):
+        done = autoglm(name, "--help")
+        assert done.returncode == 0
+        assert "Example" in done.stdout or "Commands" in done.stdout, done.stdout
