@@ -26,7 +26,7 @@ class Dimension:
     def holds(self, value: Any) -> bool:
         """Whether `value` is a point of this dimension."""
         if self.kind == "choice":
-            return value in self.arguments
+            return bool(value in self.arguments)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         low, high = self.arguments[:2]
