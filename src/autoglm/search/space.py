@@ -31,7 +31,7 @@ class Dimension:
             return False
         low, high = self.arguments[:2]
         if self.kind == "randint":
-            return low <= value < high
+            return bool(low <= value < high)
         if self.kind == "quniform":
             steps = (value - low) / self.arguments[2]
             return bool(low <= value <= high and abs(steps - round(steps)) < 1e-9)
