@@ -9,8 +9,7 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 from autoglm.api.app import create_app
-from autoglm.config.config_loader import leaf_keys
-from autoglm.config.schema import Key
+from autoglm.config.schema import Key, leaf_keys
 from autoglm.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

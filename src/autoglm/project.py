@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from autoglm.config.config_loader import Config
 from autoglm.errors import ConfigError, OwnerError
-from autoglm.settings import FILE_NAME, Settings, load_settings
+from autoglm.settings import (
+    DEFAULT_PROFILE,
+    FILE_NAME,
+    Layers,
+    Settings,
+    live_settings,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from autoglm.config.live import LiveConfig
     from autoglm.datasets.feature_table import DeltaFeatureTable
     from autoglm.registry.model_registry import LocalModelRegistry
-
-PROFILE = "default"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +45,14 @@ class Owner:
 class Project:
     """`Project(folder)` reads the settings and opens nothing else until it is asked for."""
 
-    def __init__(self, folder: Path | str, *, assignments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        profile: str = "",
+        files: Sequence[Path | str] = (),
+        assignments: Sequence[str] = (),
+    ) -> None:
         self.folder = Path(folder).resolve()
         if not (self.folder / FILE_NAME).is_file():
             raise ConfigError(
@@ -45,13 +60,58 @@ class Project:
                 code="config.no_project",
                 next_step="Make one with `autoglm init DIR --from FILE`.",
             )
-        self.assignments = tuple(assignments)
-        self.config: Config[Settings] = load_settings(self.folder, assignments=assignments)
-        self.state = self.folder / ".autoglm" / PROFILE
+        name = profile or os.environ.get("AUTOGLM_PROFILE", "") or DEFAULT_PROFILE
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
+            raise ConfigError(
+                f"profile {name!r}: letters, digits, - and _ only.", code="config.wrong_value"
+            )
+        self.layers = Layers(
+            folder=self.folder,
+            profile=name,
+            more_files=tuple(Path(path).resolve() for path in files),
+            assignments=tuple(assignments),
+        )
+        self.config: Config[Settings] = read_settings(self.layers)
+        self.state = self.layers.state
+
+    @property
+    def arguments(self) -> list[str]:
+        """What opens the same project in a child process (see `from_arguments`)."""
+        found = ["--project", str(self.folder), "--profile", self.layers.profile]
+        for path in self.layers.more_files:
+            found += ["--config", str(path)]
+        for assignment in self.layers.assignments:
+            found += ["--set", assignment]
+        return found
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--project", type=Path, required=True)
+        parser.add_argument("--profile", default="")
+        parser.add_argument("--config", action="append", default=[])
+        parser.add_argument("--set", action="append", default=[])
+
+    @classmethod
+    def from_arguments(cls, found: argparse.Namespace) -> Project:
+        return cls(found.project, profile=found.profile, files=found.config, assignments=found.set)
 
     @property
     def settings(self) -> Settings:
         return self.config.settings
+
+    def follow(
+        self, *, on_change: Callable[[list[str]], None], alarm: Callable[[ConfigError], None]
+    ) -> LiveConfig[Settings]:
+        """From now on `settings` follows files and centre; what is refused goes to `alarm`.
+
+        A run is not touched: it keeps the snapshot that it was admitted with.
+        """
+
+        def swap(config: Config[Settings], keys: list[str]) -> None:
+            self.config = config
+            on_change(keys)
+
+        return live_settings(self.layers, self.config, on_change=swap, alarm=alarm)
 
     @property
     def name(self) -> str:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoglm.config.config_loader import load
+from autoglm.config.config_loader import bind
+from autoglm.config.layers import file_layer
 from autoglm.config.units import duration, num_bytes, share
 from autoglm.config.yaml_reader import parse_scalar, read_yaml
 from autoglm.errors import ConfigError
@@ -153,5 +154,5 @@ def test_every_relaxed_spelling_is_one_key(
 ) -> None:
     folder = tmp_path_factory.mktemp("p")
     project(folder, MINIMAL + f"  {names[0]}: {length}\n")
-    config = load(Settings, files=[folder / "autoglm.yaml"])
+    config = bind(Settings, [file_layer(folder / "autoglm.yaml")])
     assert config.settings.data.max_length == length

@@ -40,7 +40,7 @@ def render(control: Control) -> str:
         ("candidate", f"{_short(routes['candidate'])} at {routes['candidate_weight']} %"
          if routes.get("candidate") else "none"),
     ]  # fmt: skip
-    errors = [e for e in (control.run_error, control.trigger_error) if e]
+    errors = [e for e in (control.run_error, control.trigger_error, control.config_error) if e]
     error = "".join(f'<p class="bad">{escape(e)}</p>' for e in errors)
     return "".join(
         (

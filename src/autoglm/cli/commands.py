@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from autoglm import __version__
-from autoglm.cli import doctor, init, models, predict, release, run, runs, up
+from autoglm.cli import config, doctor, init, models, plugins, predict, release, run, runs, up
 
 app = typer.Typer(
     name="autoglm",
@@ -37,3 +37,5 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")
 app.add_typer(release.app, name="release")
+app.command("plugins")(plugins.plugins)
+app.add_typer(config.app, name="config")

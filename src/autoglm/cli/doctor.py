@@ -14,13 +14,13 @@ from typing import Any
 
 import typer
 
-from autoglm.cli.options import AsJson, Folder
-from autoglm.cli.output import command, print_json, print_table, size
+from autoglm.cli.options import AsJson, Folder, open_project, project_command
+from autoglm.cli.output import print_json, print_table, size
 
 PACKAGES = ("torch", "transformers", "optuna", "deltalake", "dbos", "onnxruntime", "pyarrow")
 
 
-@command
+@project_command
 def doctor(folder: Folder = Path(), as_json: AsJson = False) -> None:
     """Check the machine and, in a project, its configuration, backbone, source and state.
 
@@ -69,11 +69,10 @@ def _packages() -> Iterator[dict[str, Any]]:
 def _project(folder: Path) -> Iterator[dict[str, Any]]:
     from autoglm.errors import AutoGLMError
     from autoglm.modeling.backbone_ref import resolve_backbone
-    from autoglm.project import Project
     from autoglm.streaming.file_import import inspect_source
 
     try:
-        project = Project(folder)
+        project = open_project(folder)
         yield _check("autoglm.yaml", "valid")
     except AutoGLMError as error:
         yield _check("autoglm.yaml", error.message, False, error.next_step)

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from autoglm.cli.options import AsJson, FolderOption
-from autoglm.cli.output import command, number, print_json, print_pairs, print_table, size
+from autoglm.cli.options import AsJson, FolderOption, open_project, project_command
+from autoglm.cli.output import number, print_json, print_pairs, print_table, size
 from autoglm.errors import StorageError
 
 app = typer.Typer(
@@ -21,9 +21,8 @@ Reference = Annotated[
 
 
 def _registry(folder: Path) -> Any:
-    from autoglm.project import Project
 
-    return Project(folder).registry(read_only=True)
+    return open_project(folder).registry(read_only=True)
 
 
 def _document(version: Any, aliases: dict[str, str]) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def _document(version: Any, aliases: dict[str, str]) -> dict[str, Any]:
 
 
 @app.command("list")
-@command
+@project_command
 def list_models(folder: FolderOption = Path(), as_json: AsJson = False) -> None:
     """Model versions, newest first.
 
@@ -63,7 +62,7 @@ def list_models(folder: FolderOption = Path(), as_json: AsJson = False) -> None:
 
 
 @app.command("show")
-@command
+@project_command
 def show_model(
     reference: Reference = "stable", folder: FolderOption = Path(), as_json: AsJson = False
 ) -> None:
@@ -88,7 +87,7 @@ def opening_line(opens_with: str, folder: str) -> str:
 
 
 @app.command("export")
-@command
+@project_command
 def export(
     target: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
     reference: Annotated[str, typer.Option("--model", help="Which version.")] = "stable",

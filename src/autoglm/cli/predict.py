@@ -11,8 +11,8 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
-from autoglm.cli.options import AsJson, FolderOption
-from autoglm.cli.output import command, number
+from autoglm.cli.options import AsJson, FolderOption, open_project, project_command
+from autoglm.cli.output import number
 from autoglm.errors import DataError, ServingError
 
 BATCH = 256
@@ -22,7 +22,7 @@ class Answering(Protocol):
     def __call__(self, texts: Sequence[str]) -> list[Mapping[str, Any]]: ...
 
 
-@command
+@project_command
 def predict(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[DIR] [TEXT]...", show_default=False)
@@ -44,12 +44,10 @@ def predict(
       autoglm predict news --input new.jsonl --json
 
     """
-    from autoglm.project import Project
-
     texts = list(arguments or [])
     if texts and (Path(texts[0]) / "autoglm.yaml").is_file():
         folder = Path(texts.pop(0))
-    project = Project(folder)
+    project = open_project(folder)
     if input_file is not None:
         rows: Iterable[str | None] = _texts_of(input_file, project.settings.data.text)
     elif texts:

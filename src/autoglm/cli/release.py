@@ -6,24 +6,23 @@ from pathlib import Path
 
 import typer
 
-from autoglm.cli.options import AsJson, FolderOption
-from autoglm.cli.output import command, print_json, print_pairs, print_table
+from autoglm.cli.options import AsJson, FolderOption, open_project, project_command
+from autoglm.cli.output import print_json, print_pairs, print_table
 
 app = typer.Typer(help="Rollouts: status.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("status")
-@command
+@project_command
 def status(folder: FolderOption = Path(), as_json: AsJson = False) -> None:
     """Aliases, weights, and the newest rollout's decisions with their numbers.
 
     Example: autoglm release status -C news
     """
     from autoglm.loop import records
-    from autoglm.project import Project
     from autoglm.state.event_log import EventLog
 
-    project = Project(folder)
+    project = open_project(folder)
     registry = project.registry(read_only=True)
     shown = records.release(project, registry, EventLog(project.reading_engine))
     if as_json:

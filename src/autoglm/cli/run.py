@@ -12,20 +12,19 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from autoglm.cli.options import AsJson, Assignments, Folder
-from autoglm.cli.output import command, fail, number, print_json, print_table
+from autoglm.cli.options import AsJson, Folder, open_project, project_command
+from autoglm.cli.output import fail, number, print_json, print_table
 from autoglm.cli.progress import Progress, stream_for
 from autoglm.errors import AutoGLMError, CancelledError
 
 
-@command
+@project_command
 def run(
     folder: Folder = Path(),
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would cost and stop.")] = False,
     no_replay: Annotated[
         bool, typer.Option("--no-replay", help="Do not replay held-out rows as traffic.")
     ] = False,
-    assignments: Assignments = None,
     as_json: AsJson = False,
 ) -> None:
     """Go round the loop once: collect changes, search, train, prove, release.
@@ -38,9 +37,7 @@ def run(
       autoglm run news --json --set search.trials=6
 
     """
-    from autoglm.project import Project
-
-    project = Project(folder, assignments=assignments or ())
+    project = open_project(folder)
     owner = project.owner()
     if owner is not None and owner.address:
         from autoglm.cli.remote import run_under_up

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from autoglm.cli.options import AsJson, FolderOption
-from autoglm.cli.output import command, print_json, print_pairs, print_table
+from autoglm.cli.options import AsJson, FolderOption, open_project, project_command
+from autoglm.cli.output import print_json, print_pairs, print_table
 from autoglm.errors import StorageError
 
 app = typer.Typer(help="Runs: list, show, resume.", no_args_is_help=True, rich_markup_mode=None)
@@ -36,15 +36,13 @@ def _rows(project: Any) -> list[Any]:
 
 
 @app.command("list")
-@command
+@project_command
 def list_runs(folder: FolderOption = Path(), as_json: AsJson = False) -> None:
     """Runs, newest first.
 
     Example: autoglm runs list -C news
     """
-    from autoglm.project import Project
-
-    project = Project(folder)
+    project = open_project(folder)
     documents = [_document(project, row) for row in _rows(project)]
     if as_json:
         print_json({"runs": documents})
@@ -69,15 +67,13 @@ def list_runs(folder: FolderOption = Path(), as_json: AsJson = False) -> None:
 
 
 @app.command("show")
-@command
+@project_command
 def show_run(run_id: RunId = None, folder: FolderOption = Path(), as_json: AsJson = False) -> None:
     """One run: cause, dataset version, result.
 
     Example: autoglm runs show run-0123456789ab -C news
     """
-    from autoglm.project import Project
-
-    project = Project(folder)
+    project = open_project(folder)
     rows = _rows(project)
     row = next((r for r in rows if run_id is None or r["run_id"] == run_id), None)
     if row is None:
@@ -99,7 +95,7 @@ def show_run(run_id: RunId = None, folder: FolderOption = Path(), as_json: AsJso
 
 
 @app.command("resume")
-@command
+@project_command
 def resume(run_id: RunId = None, folder: FolderOption = Path(), as_json: AsJson = False) -> None:
     """Go on with an unfinished run where it was; without RUN the last unfinished one.
 
@@ -107,9 +103,8 @@ def resume(run_id: RunId = None, folder: FolderOption = Path(), as_json: AsJson 
     """
     from autoglm.cli.run import trip
     from autoglm.loop.run_loop import finish
-    from autoglm.project import Project
 
-    project = Project(folder)
+    project = open_project(folder)
     owner = project.owner()
     if owner is not None:
         raise project.owned_error()

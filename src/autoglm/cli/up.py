@@ -6,12 +6,12 @@ from pathlib import Path
 
 import typer
 
-from autoglm.cli.options import AsJson, Assignments, Folder
-from autoglm.cli.output import command, print_json
+from autoglm.cli.options import AsJson, Folder, open_project, project_command
+from autoglm.cli.output import print_json
 
 
-@command
-def up(folder: Folder = Path(), assignments: Assignments = None, as_json: AsJson = False) -> None:
+@project_command
+def up(folder: Folder = Path(), as_json: AsJson = False) -> None:
     """Watch the source, run on changes, release, and serve predictions until stopped.
 
     Examples:
@@ -21,9 +21,8 @@ def up(folder: Folder = Path(), assignments: Assignments = None, as_json: AsJson
 
     """
     from autoglm.processes.supervisor import Supervisor
-    from autoglm.project import Project
 
-    project = Project(folder, assignments=assignments or ())
+    project = open_project(folder)
 
     def announce(address: str) -> None:
         if as_json:

@@ -1,8 +1,11 @@
-"""The value in force, and why: defaults < files < environment < command line.
+"""The value in force, and why: the last layer that says something of a key decides.
 
-The schema is a tree of frozen keyword-only dataclasses (`settings.py` hands it in). Every layer
-is a flat list of leaves with their place; names are relaxed (`max-length`, `maxLength`,
-`MAX_LENGTH` are one key), maps merge deeply, lists are replaced.
+defaults < files < profile file < environment < remote centre < command line
+
+every layer's names → the schema's keys        (relaxed: `max-length`, `maxLength` are one key)
+per key, what each layer said                  (maps merge deeply, lists are replaced)
+placeholders → values, units → numbers
+one tree → the schema's frozen dataclasses     (validated by pydantic)
 """
 
 from __future__ import annotations
@@ -10,210 +13,181 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar
 
 from autoglm.config import units
+from autoglm.config.layers import Layer
+from autoglm.config.paths import canonical, format_path, parse_path, variable
 from autoglm.config.placeholders import resolve
-from autoglm.config.schema import Unit
-from autoglm.config.yaml_reader import Leaf, parse_scalar, read_yaml
+from autoglm.config.schema import (
+    Key,
+    Unit,
+    bare,
+    extra_of,
+    fields_of,
+    is_free,
+    is_list,
+    is_secret,
+    is_section,
+    leaf_keys,
+)
+from autoglm.config.yaml_reader import Leaf, Text, parse_scalar, read_yaml
 from autoglm.errors import ConfigError
 
 S = TypeVar("S")
-PREFIX = "AUTOGLM_"
-# Ours, but not keys of a project: they steer the process itself.
-PROCESS_VARIABLES = frozenset({"AUTOGLM_FAILPOINT", "AUTOGLM_DEMO_ROWS"})
+MASK = "***"
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What one layer said of a key."""
+    """What one layer said of a key; `rank` is the layer's place, weakest first."""
 
     layer: str
     where: str
     value: Any
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Config(Generic[S]):
-    """The bound settings with their provenance: `said[key]` lists layers from weakest up."""
+    """The bound settings with their provenance: `said[key]` lists layers from weakest up.
+
+    `secrets` are the keys whose value nobody may print.
+    """
 
     settings: S
     said: Mapping[str, tuple[Said, ...]]
     layers: tuple[str, ...]
+    secrets: frozenset[str] = frozenset()
 
     def origin(self, key: str) -> Said:
         return self.said.get(key, (Said("defaults", "", None),))[-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    name: str
-    leaves: Sequence[Leaf]
-    place: str = ""
-
-
-def load(
-    schema: type[S],
-    *,
-    files: Iterable[Path] = (),
-    environ: Mapping[str, str] = MappingProxyType({}),
-    assignments: Sequence[str] = (),
-    base: Path = Path(),
+def bind(
+    schema: type[S], layers: Sequence[Layer], *, base: Path = Path(), ignore_unknown: bool = False
 ) -> Config[S]:
-    """Read all layers, bind them to `schema` and say where each value came from.
+    """Bind `layers` (weakest first) to `schema` and say where each value came from.
 
+    `ignore_unknown` is for a first look at a few keys, before plugins have declared theirs.
     Raises: ConfigError naming layer, place and next step.
     """
-    known = _known_keys(schema)
-    layers = [file_layer(path) for path in files]
-    layers += [_environment(environ, known), _assignments(assignments)]
     said: dict[str, tuple[Said, ...]] = {}
-    for layer in layers:
-        for leaf in layer.leaves:
-            key = _canonical_key(schema, leaf, layer)
-            where = f"{layer.place}:{leaf.line}" if leaf.line else layer.place or leaf.path[-1]
-            said[key] = (*said.get(key, ()), Said(layer.name, where, leaf.value))
-    values = _in_force(said, base)
+    for rank, layer in enumerate(layers, start=1):
+        for key, leaf in _keyed(schema, layer, ignore_unknown):
+            where = f"{layer.place}:{leaf.line}" if leaf.line else layer.place or str(leaf.path[-1])
+            said[key] = (*said.get(key, ()), Said(layer.name, where, leaf.value, rank))
+    values, secrets = _in_force(schema, said, base)
     tree = _nest(schema, values, said)
-    _require(schema, tree, said, layers)
-    return Config(_bind(schema, tree, said), said, ("defaults", *(layer.name for layer in layers)))
+    _require(schema, tree, layers)
+    settings = _validated(schema, tree, said, secrets)
+    names = ("defaults", *(layer.name for layer in layers))
+    return Config(settings, said, names, frozenset(secrets))
 
 
-def file_layer(path: Path) -> Layer:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} does not exist.", code="config.missing_file", next_step="Run `autoglm init`."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.", code="config.unreadable") from error
-    return Layer(path.name, read_yaml(text, name=path.name), path.name)
-
-
-def _environment(environ: Mapping[str, str], known: Mapping[str, str]) -> Layer:
-    leaves = []
-    for name, text in sorted(environ.items()):
-        if not name.startswith(PREFIX) or name in PROCESS_VARIABLES:
+def _keyed(schema: Any, layer: Layer, ignore_unknown: bool) -> Iterator[tuple[str, Leaf]]:
+    """The layer's leaves under the schema's own spelling; indexed items become whole lists."""
+    items: dict[str, dict[int, Leaf]] = {}
+    pending = [*reversed(layer.leaves), *_from_variables(schema, layer, ignore_unknown)]
+    while pending:
+        leaf = pending.pop()
+        found = _walk(schema, leaf.path)
+        if isinstance(found, int):
+            if not ignore_unknown:
+                raise _unknown(schema, leaf, found, layer)
             continue
-        squeezed = _canonical(name.removeprefix(PREFIX))
-        key = known.get(squeezed)
-        if key is None:
-            near = difflib.get_close_matches(squeezed, known, n=1)
-            hint = f"Did you mean {_variable(known[near[0]])}?" if near else ""
-            raise ConfigError(
-                f"environment variable {name} fits no key.",
-                code="config.unknown_key",
-                next_step=hint,
-            )
-        leaves.append(Leaf((*key.split("."),), parse_scalar(text), 0))
-    return Layer("environment", leaves)
+        names, annotation, rest = found
+        if isinstance(leaf.value, Text) and leaf.value.lstrip().startswith("{"):
+            nested = read_yaml(f"v: {leaf.value}", name=layer.place or layer.name)
+            pending += [Leaf((*leaf.path, *n.path[1:]), n.value, leaf.line) for n in nested]
+        elif annotation is None:
+            if leaf.value not in (None, {}):  # `section:` with nothing below it says nothing
+                message = f"{_place(layer, leaf)}: {'.'.join(names)} is a section, not a value."
+                raise ConfigError(message, code="config.wrong_type")
+        elif is_list(annotation) and len(rest) == 1 and rest[0].isdigit():
+            items.setdefault(".".join(names), {})[int(rest[0])] = leaf
+        elif rest and not is_free(annotation):
+            raise _unknown(schema, leaf, len(names), layer)
+        elif not (is_free(annotation) and not rest and leaf.value is None):
+            yield format_path((*names, *rest)), leaf
+    for key, found_items in items.items():
+        if sorted(found_items) != list(range(len(found_items))):
+            missing = next(i for i in range(len(found_items) + 1) if i not in found_items)
+            message = f"{layer.place or layer.name}: {key}[{missing}] is missing."
+            raise ConfigError(message, code="config.wrong_type")
+        whole = [found_items[i].value for i in range(len(found_items))]
+        yield key, dataclasses.replace(found_items[0], value=whole)
 
 
-def _assignments(assignments: Sequence[str]) -> Layer:
-    leaves: list[Leaf] = []
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {text}: write KEY=VALUE.", code="config.broken")
-        path = tuple(key.strip().split("."))
-        parsed = read_yaml(f"v: {value}", name="--set") if value.startswith("{") else None
-        if parsed:
-            leaves += [Leaf((*path, *leaf.path[1:]), leaf.value, 0) for leaf in parsed]
-        else:
-            leaves.append(Leaf(path, parse_scalar(value), 0))
-    return Layer("command line", leaves, "--set")
-
-
-def _variable(key: str) -> str:
-    return PREFIX + re.sub(r"[^A-Za-z0-9]+", "_", key).upper()
-
-
-@cache
-def _canonical(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-@cache
-def _fields(schema: Any) -> dict[str, tuple[str, Any]]:
-    """Canonical name → (field name, type) of a section. Raises: TypeError on a name clash."""
-    hints = get_type_hints(schema, include_extras=True)
-    fields: dict[str, tuple[str, Any]] = {}
-    for field in dataclasses.fields(schema):
-        if _canonical(field.name) in fields:
-            raise TypeError(f"{schema.__name__} has two fields that are both {field.name!r}")
-        fields[_canonical(field.name)] = (field.name, hints[field.name])
-    return fields
-
-
-def _bare(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _is_section(annotation: Any) -> bool:
-    return dataclasses.is_dataclass(_bare(annotation))
-
-
-def _is_free(annotation: Any) -> bool:
-    bare = _bare(annotation)
-    return (get_origin(bare) or bare) is get_origin(Mapping[str, Any])
-
-
-def leaf_keys(schema: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key → annotation, for every leaf of the schema."""
-    keys: dict[str, Any] = {}
-    for name, annotation in _fields(schema).values():
-        if _is_section(annotation):
-            keys |= leaf_keys(_bare(annotation), f"{prefix}{name}.")
-        else:
-            keys[prefix + name] = annotation
-    return keys
-
-
-def _known_keys(schema: Any) -> dict[str, str]:
-    return {_canonical(key): key for key in leaf_keys(schema)}
-
-
-def _canonical_key(schema: Any, leaf: Leaf, layer: Layer) -> str:
-    """The schema's dotted spelling of a leaf's path. Below a free map the user's words stay."""
-    section = schema
-    names: list[str] = []
-    for depth, raw in enumerate(leaf.path):
-        found = _fields(section).get(_canonical(raw))
-        if found is None:
-            raise _unknown(section, leaf, depth, names, layer)
-        name, annotation = found
+def _walk(schema: Any, path: Sequence[str]) -> tuple[list[str], Any, tuple[str, ...]] | int:
+    """(names, annotation, rest): as far as the schema reaches, None for a section; or the depth
+    of the first part that nobody knows.
+    """
+    section, names = schema, []
+    for depth, raw in enumerate(path):
+        known = fields_of(section).get(canonical(raw))
+        if known is None:
+            return depth
+        name, annotation = known
         names.append(name)
-        if _is_free(annotation):
-            return ".".join([*names, *leaf.path[depth + 1 :]])
-        if not _is_section(annotation):
-            if depth + 1 < len(leaf.path):
-                raise _unknown(None, leaf, depth + 1, names, layer)
-            return ".".join(names)
-        section = _bare(annotation)
-    if leaf.value in (None, {}):  # `section:` with nothing below it says nothing
-        return ".".join(names) + "."
-    raise ConfigError(
-        f"{_place(layer, leaf)}: {'.'.join(names)} is a section, not a value.",
-        code="config.wrong_type",
-    )
+        if not is_section(annotation):
+            return names, annotation, tuple(path[depth + 1 :])
+        section = bare(annotation)
+    return names, None, ()
 
 
-def _unknown(section: Any, leaf: Leaf, depth: int, names: list[str], layer: Layer) -> ConfigError:
-    options = [name for name, _ in _fields(section).values()] if section else []
+def _from_variables(schema: Any, layer: Layer, ignore_unknown: bool) -> list[Leaf]:
+    leaves = []
+    for name, text in layer.variables.items():
+        prefix = max((p for p in layer.prefixes if name.startswith(p)), key=len)
+        top = layer.prefixes[prefix]
+        path = _key_of_variable(schema, name, canonical(top) + canonical(name[len(prefix) :]))
+        if path is not None:
+            leaves.append(Leaf(path, Text(text), 0))
+        elif not ignore_unknown:
+            known = {canonical(k): k for k in leaf_keys(schema)}
+            near = difflib.get_close_matches(canonical(name[len(prefix) :]), known, n=1)
+            hint = f"Did you mean {variable(prefix, known[near[0]])}?" if near else ""
+            message = f"environment variable {name} fits no key."
+            raise ConfigError(message, code="config.unknown_key", next_step=hint)
+    return leaves
+
+
+def _key_of_variable(schema: Any, name: str, squeezed: str) -> tuple[str, ...] | None:
+    fits = [key for key in leaf_keys(schema) if canonical(key) == squeezed]
+    if len(fits) > 1:
+        raise ConfigError(
+            f"environment variable {name} fits {' and '.join(fits)}.",
+            code="config.ambiguous",
+            next_step="Set that key in a file or by --set.",
+        )
+    if fits:
+        return tuple(fits[0].split("."))
+    item = re.fullmatch(r"(.+?)_([0-9]+)_?", name)
+    if item is None:
+        return None
+    stem = squeezed[: -len(item[2])]
+    lists = [k for k, a in leaf_keys(schema).items() if is_list(a) and canonical(k) == stem]
+    return (*lists[0].split("."), item[2]) if len(lists) == 1 else None
+
+
+def _unknown(schema: Any, leaf: Leaf, depth: int, layer: Layer) -> ConfigError:
+    section, names = schema, []
+    for raw in leaf.path[:depth]:
+        name, annotation = fields_of(section)[canonical(raw)]
+        names.append(name)
+        section = bare(annotation) if is_section(annotation) else None
+    options = [name for name, _ in fields_of(section).values()] if section else []
     near = difflib.get_close_matches(leaf.path[depth], options, n=1)
-    prefix = "".join(f"{name}." for name in names)
-    hint = f"Did you mean {prefix}{near[0]}?" if near else ""
+    hint = f"Did you mean {'.'.join([*names, near[0]])}?" if near else ""
     if not hint and options:
         hint = f"Known here: {', '.join(options)}."
     return ConfigError(
-        f"{_place(layer, leaf)}: unknown key {'.'.join(leaf.path)}.",
+        f"{_place(layer, leaf)}: unknown key {format_path(leaf.path)}.",
         code="config.unknown_key",
         next_step=hint,
     )
@@ -223,15 +197,68 @@ def _place(layer: Layer, leaf: Leaf) -> str:
     return f"{layer.place or layer.name}:{leaf.line}" if leaf.line else (layer.place or layer.name)
 
 
-def _in_force(said: Mapping[str, tuple[Said, ...]], base: Path) -> dict[str, Any]:
-    raw = {key: lines[-1].value for key, lines in said.items() if not key.endswith(".")}
-    by_canonical = {_canonical(key): key for key in raw}
+def _in_force(
+    schema: Any, said: Mapping[str, tuple[Said, ...]], base: Path
+) -> tuple[dict[str, Any], set[str]]:
+    """Values after placeholders, and the keys that must not be shown."""
+    annotations = leaf_keys(schema)
+    raw = {key: lines[-1].value for key, lines in _not_replaced(annotations, said)}
+    by_canonical = {canonical(key): key for key in raw}
+    secrets = {key for key, annotation in annotations.items() if is_secret(annotation)}
 
     def lookup(name: str) -> tuple[bool, Any]:
-        key = by_canonical.get(_canonical(name))
-        return (key is not None, raw[key] if key is not None else None)
+        key = by_canonical.get(canonical(name))
+        return (True, raw[key]) if key is not None else _default(schema, name)
 
-    return {key: resolve(value, lookup, base=base, chain=(key,)) for key, value in raw.items()}
+    values = {}
+    for key, value in raw.items():
+        is_file: list[str] = []
+        values[key] = resolve(value, lookup, base=base, chain=(key,), on_file=is_file.append)
+        if is_file:
+            secrets.add(key)
+    return values, secrets
+
+
+def _not_replaced(
+    annotations: Mapping[str, Any], said: Mapping[str, tuple[Said, ...]]
+) -> Iterator[tuple[str, tuple[Said, ...]]]:
+    """Keys in force: not those below an entry that a stronger layer replaced whole, or took out."""
+    strongest: dict[tuple[str, ...], int] = {}
+    entries: dict[str, tuple[str, ...]] = {}
+    for key, lines in said.items():
+        if key in annotations:
+            continue
+        parts = parse_path(key)
+        top = next(n for n in range(len(parts)) if ".".join(parts[:n]) in annotations)
+        extra = extra_of(annotations[".".join(parts[:top])], Key)
+        if extra is not None and extra.whole_below is not None:
+            entries[key] = parts[: top + extra.whole_below]
+            strongest[entries[key]] = max(strongest.get(entries[key], 0), lines[-1].rank)
+    for key, lines in said.items():
+        is_free_entry = key not in annotations
+        if is_free_entry and lines[-1].value is None:
+            continue
+        if key not in entries or lines[-1].rank == strongest[entries[key]]:
+            yield key, lines
+
+
+def _default(schema: Any, name: str) -> tuple[bool, Any]:
+    """A default of the schema, for placeholders that ask for a key nobody set."""
+    section = schema
+    try:
+        parts = parse_path(name)
+    except ValueError:
+        return False, None
+    for depth, raw in enumerate(parts):
+        known = fields_of(section).get(canonical(raw))
+        if known is None:
+            return False, None
+        field = section.__dataclass_fields__[known[0]]
+        if is_section(known[1]):
+            section = bare(known[1])
+        elif depth == len(parts) - 1 and field.default is not dataclasses.MISSING:
+            return True, field.default
+    return False, None
 
 
 def _nest(
@@ -241,11 +268,11 @@ def _nest(
     tree: dict[str, Any] = {}
     for key, value in values.items():
         node = tree
-        *parents, last = key.split(".")
+        *parents, last = parse_path(key)
         for parent in parents:
             node = node.setdefault(parent, {})
         try:
-            node[last] = _with_unit(annotations.get(key), value)
+            node[last] = _typed(annotations.get(key), value)
         except ValueError as error:
             origin = said[key][-1]
             raise ConfigError(
@@ -255,41 +282,41 @@ def _nest(
     return tree
 
 
-def _with_unit(annotation: Any, value: Any) -> Any:
-    if annotation is None:
-        return value
-    if _bare(annotation) is timedelta:
+def _typed(annotation: Any, value: Any) -> Any:
+    """Units and lists become what the field holds; other texts are left to pydantic."""
+    if annotation is None:  # an entry of a free map
+        return parse_scalar(value) if isinstance(value, Text) else value
+    if bare(annotation) is timedelta:
         return units.duration(value)
-    # `Annotated[Share, Key(…)]` is flattened by typing, so the unit is among the metadata.
-    for extra in get_args(annotation)[1:]:
-        if isinstance(extra, Unit):
-            return units.num_bytes(value) if extra.name == "bytes" else units.share(value)
-    is_list = get_origin(_bare(annotation)) is tuple
-    if is_list and isinstance(value, str):
-        return [parse_scalar(part.strip()) for part in value.split(",") if part.strip()]
-    return value
+    unit = extra_of(annotation, Unit)
+    if unit is not None:
+        return units.num_bytes(value) if unit.name == "bytes" else units.share(value)
+    if is_list(annotation) and isinstance(value, str):
+        if value.lstrip().startswith("["):
+            return parse_scalar(value)
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, Text) and is_free(annotation):
+        return parse_scalar(value)
+    return str(value) if isinstance(value, Text) else value
 
 
 def _require(
-    schema: Any,
-    tree: Mapping[str, Any],
-    said: Mapping[str, tuple[Said, ...]],
-    layers: Sequence[Layer],
-    prefix: str = "",
+    schema: Any, tree: Mapping[str, Any], layers: Sequence[Layer], prefix: str = ""
 ) -> None:
     for field in dataclasses.fields(schema):
-        annotation = _fields(schema)[_canonical(field.name)][1]
+        annotation = fields_of(schema)[canonical(field.name)][1]
         has_default = (
             field.default is not dataclasses.MISSING
             or field.default_factory is not dataclasses.MISSING
         )
         key = prefix + field.name
-        if _is_section(annotation) and (field.name in tree or not has_default):
-            _require(_bare(annotation), tree.get(field.name, {}), said, layers, key + ".")
+        if is_section(annotation) and (field.name in tree or not has_default):
+            _require(bare(annotation), tree.get(field.name, {}), layers, key + ".")
         elif field.name not in tree and not has_default:
             asked = ["defaults (no value)"]
             for layer in layers:
-                detail = f"no {_variable(key)}" if layer.name == "environment" else f"no key {key}"
+                name = variable(next(iter(layer.prefixes), ""), key)
+                detail = f"no {name}" if layer.name == "environment" else f"no key {key}"
                 asked.append(f"{layer.name} ({detail})")
             raise ConfigError(
                 f"{key} is missing. Asked, in order: {', '.join(asked)}.",
@@ -298,7 +325,12 @@ def _require(
             )
 
 
-def _bind(schema: type[S], tree: Mapping[str, Any], said: Mapping[str, tuple[Said, ...]]) -> S:
+def _validated(
+    schema: type[S],
+    tree: Mapping[str, Any],
+    said: Mapping[str, tuple[Said, ...]],
+    secrets: set[str],
+) -> S:
     from pydantic import ValidationError
 
     from autoglm.contracts.record import from_json
@@ -309,7 +341,10 @@ def _bind(schema: type[S], tree: Mapping[str, Any], said: Mapping[str, tuple[Sai
         problems = []
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
-            lines = next((said[k] for k in (key, key.rsplit(".", 1)[0]) if k in said), None)
+            keys = (key, key.rsplit(".", 1)[0])
+            lines = next((said[k] for k in keys if k in said), None)
             where = f"{lines[-1].where or lines[-1].layer}: " if lines else ""
-            problems.append(f"{where}{key} = {item['input']!r}: {item['msg']}")
-        raise ConfigError("; ".join(problems) + ".", code="config.wrong_value") from error
+            shown = MASK if secrets.intersection(keys) else repr(item["input"])
+            problems.append(f"{where}{key} = {shown}: {item['msg']}")
+        # The chain would show pydantic's own message, with the values in it.
+        raise ConfigError("; ".join(problems) + ".", code="config.wrong_value") from None

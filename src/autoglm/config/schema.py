@@ -6,16 +6,30 @@ A section is a frozen keyword-only dataclass; a field reads
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from autoglm.config.paths import canonical
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """`what` is the line of the reference page; `is_reloadable` keys may change while `up` runs."""
+    """`what` is the line of the reference page; `is_reloadable` keys may change while `up` runs.
+
+    `whole_below`: in a free map, entries this deep are replaced whole by a stronger layer.
+    """
 
     what: str
     is_reloadable: bool = False
+    whole_below: int | None = None
+
+
+def live(what: str, *, whole_below: int | None = None) -> Key:
+    """A key that may change while `up` runs: what reads it asks anew each time, or per run."""
+    return Key(what, is_reloadable=True, whole_below=whole_below)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +39,74 @@ class Unit:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """The field's value is shown as `***` wherever people look."""
+
+
 Bytes = Annotated[int, Unit("bytes")]
 Share = Annotated[float, Unit("share")]
+Secret = Annotated[str, Masked()]
+
+
+@cache
+def fields_of(section: Any) -> Mapping[str, tuple[str, Any]]:
+    """Canonical name → (field name, annotation). Raises: TypeError when two fields share one."""
+    hints = get_type_hints(section, include_extras=True)
+    fields: dict[str, tuple[str, Any]] = {}
+    for field in dataclasses.fields(section):
+        name = canonical(field.name)
+        if name in fields:
+            raise TypeError(
+                f"{section.__name__}.{field.name} and .{fields[name][0]} are one key, {name!r}"
+            )
+        fields[name] = (field.name, hints[field.name])
+    return fields
+
+
+@cache
+def leaf_keys(section: Any, prefix: str = "") -> Mapping[str, Any]:
+    """Dotted key → annotation, for every leaf of the schema."""
+    keys: dict[str, Any] = {}
+    for name, annotation in fields_of(section).values():
+        if is_section(annotation):
+            keys |= leaf_keys(bare(annotation), f"{prefix}{name}.")
+        else:
+            keys[prefix + name] = annotation
+    return keys
+
+
+def bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def is_section(annotation: Any) -> bool:
+    return dataclasses.is_dataclass(bare(annotation))
+
+
+def is_free(annotation: Any) -> bool:
+    """A map whose keys are the user's."""
+    plain = bare(annotation)
+    return (get_origin(plain) or plain) is get_origin(Mapping[str, Any])
+
+
+def is_list(annotation: Any) -> bool:
+    return get_origin(bare(annotation)) in {tuple, list}
+
+
+def extra_of(annotation: Any, kind: type[Any]) -> Any:
+    """The first piece of metadata of this class, None when there is none."""
+    if get_origin(annotation) is not Annotated:
+        return None
+    return next((x for x in get_args(annotation)[1:] if isinstance(x, kind)), None)
+
+
+def is_secret(annotation: Any) -> bool:
+    """`Secret` fields of ours, and pydantic's SecretStr."""
+    name = getattr(bare(annotation), "__name__", "")
+    return extra_of(annotation, Masked) is not None or name in {"SecretStr", "SecretBytes"}
+
+
+def check_sections(section: Any) -> None:
+    """Walk the whole tree, so that a name clash shows at import. Raises: TypeError."""
+    leaf_keys(section)

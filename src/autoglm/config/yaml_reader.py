@@ -43,6 +43,12 @@ for _tag, _pattern, _first in _CORE:
     )
 
 
+class Text(str):
+    """A value from a place that knows only text; the field it is bound to decides what it is."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Leaf:
     """A scalar or a whole list at `path` (raw keys), with its line counted from 1."""

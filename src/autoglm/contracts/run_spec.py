@@ -9,6 +9,15 @@ from autoglm.contracts.dataset_version import DatasetVersion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProjectFile:
+    """A Python file of the project's `imports:`, as it was when the run was admitted."""
+
+    name: str
+    digest: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
     """Everything a run needs, frozen when it was admitted; a resumed run reads this, not the files.
 
@@ -30,3 +39,4 @@ class RunSpec:
     traceparent: str
     tuning: str
     created_at: datetime
+    imports: tuple[ProjectFile, ...] = ()

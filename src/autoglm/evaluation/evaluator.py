@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from autoglm.contracts.evaluation_report import PairedDifference, Score
+from autoglm.errors import PluginError
 from autoglm.evaluation.metrics import METRICS, as_indices, confusion
+from autoglm.plugins import registry
+from autoglm.plugins.kinds import Evaluator
 
 RESAMPLES = 1000
+# A plugin's metric is computed row by row in Python.
+PLUGIN_RESAMPLES = 200
 
 
 class MetricEvaluator:
@@ -64,6 +70,56 @@ class MetricEvaluator:
             losses=int((~right_c & right_s).sum()),
             rows=len(t),
         )
+
+
+ACCURACY, MACRO_F1 = MetricEvaluator("accuracy"), MetricEvaluator("macro_f1")
+
+
+def paired(
+    evaluator: Evaluator, truth: Sequence[str], candidate: Sequence[str], stable: Sequence[str]
+) -> PairedDifference:
+    """Candidate minus stable with a 95 % interval, for any evaluator; both on the same rows."""
+    if isinstance(evaluator, MetricEvaluator):
+        return evaluator.compare(truth, candidate, stable)
+    whole = _difference(evaluator, truth, candidate, stable)
+    draws = []
+    for weights in islice(_weights(len(truth)), PLUGIN_RESAMPLES):
+        rows = np.repeat(np.arange(len(truth)), weights).tolist()
+        columns = ([column[i] for i in rows] for column in (truth, candidate, stable))
+        draws.append(_difference(evaluator, *columns))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    pairs = list(zip(truth, candidate, stable, strict=True))
+    return PairedDifference(
+        value=whole,
+        low=float(low),
+        high=float(high),
+        wins=sum(c == t != s for t, c, s in pairs),
+        losses=sum(s == t != c for t, c, s in pairs),
+        rows=len(truth),
+    )
+
+
+def _difference(
+    evaluator: Evaluator, truth: Sequence[str], candidate: Sequence[str], stable: Sequence[str]
+) -> float:
+    left, right = evaluator.evaluate(truth, candidate), evaluator.evaluate(truth, stable)
+    return (left.value or 0.0) - (right.value or 0.0)
+
+
+def find_evaluator(name: str) -> Evaluator:
+    """The evaluator of this name, whoever wrote it.
+
+    Raises: PluginError plugin.unknown, plugin.unsupported when smaller is better in it.
+    """
+    part = registry.get("evaluator", name)
+    found: Evaluator = part() if isinstance(part, type) else part
+    if not getattr(found, "greater_is_better", True):
+        raise PluginError(
+            f"evaluator:{name} says that smaller is better.",
+            code="plugin.unsupported",
+            next_step="Let it return the negative value.",
+        )
+    return found
 
 
 def _weights(num_rows: int) -> Any:

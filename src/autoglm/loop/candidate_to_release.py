@@ -12,7 +12,7 @@ from autoglm.contracts.rollout import Rollout, Verdict
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
-from autoglm.loop.run_to_candidate import Candidate
+from autoglm.loop.run_to_candidate import Candidate, plugin_steps
 from autoglm.release.controller import RolloutController
 from autoglm.release.replay import ReplayedTraffic
 from autoglm.settings import from_snapshot
@@ -33,6 +33,7 @@ def candidate_to_release(
         }
 
     outcome = step("release", measured)
+    plugin_steps("release", spec, app, step)
     return from_json(Rollout, outcome["rollout"]), outcome["seconds"]
 
 

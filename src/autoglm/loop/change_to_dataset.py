@@ -9,8 +9,9 @@ from typing import Any
 
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.errors import DataError
-from autoglm.plugins import registry
+from autoglm.plugins import project_files, registry
 from autoglm.project import Project
+from autoglm.settings import inject
 
 TOPIC = "changes"
 GROUP = "feature-table"
@@ -30,7 +31,7 @@ def collect_changes(project: Project, cancel: threading.Event, on_event: OnEvent
     """Bring every change that the source shows now into the feature table, each exactly once."""
     from autoglm.streaming.collector import collect
     from autoglm.streaming.consumer_group import Consumer
-    from autoglm.streaming.processor import RowProcessor
+    from autoglm.streaming.processor import ProcessorChain, RowProcessor
 
     data = project.settings.data
     source = registry.get("source", data.source.kind)(
@@ -40,7 +41,8 @@ def collect_changes(project: Project, cancel: threading.Event, on_event: OnEvent
         project.state / "broker.db", partitions=data.partitions
     )
     table = project.table()
-    processor = RowProcessor(text=data.text, label=data.label, max_text_bytes=data.max_text_bytes)
+    first = RowProcessor(text=data.text, label=data.label, max_text_bytes=data.max_text_bytes)
+    processor = ProcessorChain([first, *_processors(project)])
     consumer = Consumer(
         broker,
         table,
@@ -62,6 +64,16 @@ def collect_changes(project: Project, cancel: threading.Event, on_event: OnEvent
         {"kind": "collected", "events": result.events, "rows": result.rows, "dead": result.dead}
     )
     return result
+
+
+def _processors(project: Project) -> list[Any]:
+    """The project's own, by name; its files are read as they are now."""
+    settings = project.settings
+    if not settings.data.processors:
+        return []
+    files = project_files.read_files(project.folder, settings.imports)
+    project_files.execute(files, project.state / "code")
+    return [inject(registry.get("processor", n), settings) for n in settings.data.processors]
 
 
 def describe_dataset(project: Project) -> DatasetVersion:

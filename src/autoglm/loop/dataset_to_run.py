@@ -12,12 +12,14 @@ from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trigger_event import Decision, TriggerEvent, TriggerKind
 from autoglm.loop.app import App
 from autoglm.observability.tracing import new_traceparent
+from autoglm.plugins.project_files import read_files
 from autoglm.settings import learning_digest, snapshot
 
 
 def dataset_to_run(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> Decision:
     """Ask admission for a run on `dataset`; the same cause gives the same run."""
     settings = app.project.settings
+    files = read_files(app.project.folder, settings.imports)
     # Everything is read before admission's transaction, which holds the write lock of state.db.
     spec = RunSpec(
         project=app.project.name,
@@ -26,12 +28,13 @@ def dataset_to_run(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> 
         trigger=trigger.trigger,
         dataset=dataset,
         config=snapshot(settings),
-        config_digest=learning_digest(settings),
+        config_digest=learning_digest(settings, files),
         seed=settings.training.seed,
         stable=app.registry.aliases().get("stable", ""),
         folder="",
         traceparent=trigger.traceparent,
-        tuning="default",
+        tuning="project" if files else "default",
+        imports=files,
         created_at=app.clock.now(),
     )
 
@@ -55,7 +58,9 @@ def dataset_to_run(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> 
 
 def data_cause(dataset: DatasetVersion, app: App) -> str:
     """Equal rows and equal learning settings teach the same model: one cause."""
-    return digest("data", dataset.content_digest, learning_digest(app.project.settings))
+    settings = app.project.settings
+    files = read_files(app.project.folder, settings.imports)
+    return digest("data", dataset.content_digest, learning_digest(settings, files))
 
 
 def trigger_event(

@@ -4,22 +4,30 @@ process of its own: what it loads leaves with it, and control stays small.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.errors import AutoGLMError, StorageError, from_document
+from autoglm.errors import AutoGLMError, PluginError, StorageError, from_document
+from autoglm.observability.logging import get_logger
+from autoglm.observability.tracing import Tracer, trace_id_of
+from autoglm.plugins import project_files, registry
+from autoglm.plugins.context import Context
 from autoglm.project import Project
 
 
 def describe(arguments: Mapping[str, Any]) -> Any:
     from autoglm.loop.change_to_dataset import describe_dataset
 
-    project = Project(arguments["folder"], assignments=arguments["assignments"])
+    parser = argparse.ArgumentParser()
+    Project.add_arguments(parser)
+    project = Project.from_arguments(parser.parse_args(arguments["project"]))
     return to_json(describe_dataset(project))
 
 
@@ -31,9 +39,37 @@ def evaluate(arguments: Mapping[str, Any]) -> Any:
     return to_json(report)
 
 
+def execute(arguments: Mapping[str, Any]) -> Any:
+    """A `step` plugin's `execute(context)`. Raises: PluginError, its own or plugin.failed."""
+    spec = from_json(RunSpec, arguments["spec"])
+    project_files.execute(spec.imports, Path(spec.folder) / "code")
+    registry.allow(tuple(spec.config["plugins"]["allow"]))
+    part = registry.get("step", arguments["step"])
+    plugin = part() if isinstance(part, type) else part
+    trace_id = trace_id_of(spec.traceparent)
+    context = Context(
+        project=spec.project,
+        run_id=spec.run_id,
+        traceparent=spec.traceparent,
+        params=spec.config,
+        workspace=Path(spec.folder),
+        logger=get_logger(plugin=arguments["step"], run_id=spec.run_id, trace_id=trace_id),
+        tracer=Tracer(spec.traceparent),
+    )
+    try:
+        return to_json(plugin.execute(context))
+    except AutoGLMError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"step:{arguments['step']}: {type(error).__name__}: {error}.", code="plugin.failed"
+        ) from error
+
+
 ERRANDS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "describe": describe,
     "evaluate": evaluate,
+    "execute": execute,
 }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoglm.config.config_loader import leaf_keys
+from autoglm.config.schema import leaf_keys
 from autoglm.contracts.evaluation_report import EvaluationReport
 from autoglm.contracts.model_version import ModelVersion
 from autoglm.contracts.record import from_json, to_json
@@ -51,6 +52,7 @@ def run_to_candidate(spec: RunSpec, app: App, step: Step) -> Candidate:
         outcome = step(name, measured)
         seconds[name] = outcome["seconds"]
         app.on_event({"kind": "step_finished", "step": name, "seconds": outcome["seconds"]})
+        plugin_steps(name, spec, app, step)
         return outcome["value"]
 
     study = from_json(StudyResult, timed("search", lambda: search(spec, settings, app)))
@@ -60,6 +62,12 @@ def run_to_candidate(spec: RunSpec, app: App, step: Step) -> Candidate:
         ModelVersion, timed("register", lambda: register(spec, study, exported, report, app))
     )
     return Candidate(version=version, report=report, study=study, seconds=seconds)
+
+
+def plugin_steps(after: str, spec: RunSpec, app: App, step: Step) -> None:
+    """The `step` plugins that stand after a step of the run; what each returns is recorded."""
+    for name in spec.config["plugins"]["steps"].get(after, []):
+        step(f"plugin:{name}", partial(app.errand, "execute", spec=to_json(spec), step=name))
 
 
 def searchable_keys() -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AttentionInterface, AutoConfig, AutoModel
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from autoglm.errors import ModelError
@@ -24,7 +25,9 @@ from autoglm.modeling.modeling_autoglm import (
     AutoGLMForSequenceClassification,
     pool,
 )
+from autoglm.plugins import registry
 
+BUILT_IN_ATTENTION = ("sdpa", "eager")
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
@@ -38,12 +41,14 @@ def load_classifier(
     Raises: ModelError model.no_backbone when the weights cannot be opened.
     """
     try:
+        use_attention(attention)
         backbone = _backbone(folder, attention)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: {error}.", code="model.no_backbone") from error
     if pooling == "auto":
         pooling = own_pooling(folder)
     config = AutoGLMConfig(
+        attention=attention,
         backbone_config=_plain(backbone.config.to_diff_dict()),
         pooling=pooling,
         num_labels=len(labels),
@@ -66,6 +71,18 @@ def _backbone(folder: Path, attention: str) -> Any:
     if hasattr(config, "attention_probs_dropout_prob"):
         config.attention_probs_dropout_prob = 0.0
     return AutoModel.from_pretrained(folder, config=config, **quiet)
+
+
+def use_attention(name: str) -> None:
+    """Make an attention known to transformers by its plugin's name. Raises: PluginError.
+
+    A plugin without `mask_function` gets the mask of `sdpa` (True = may be seen).
+    """
+    if name in BUILT_IN_ATTENTION:
+        return
+    function = registry.get("attention", name)
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, getattr(function, "mask_function", sdpa_mask))
 
 
 def own_pooling(folder: Path) -> str:

@@ -65,6 +65,7 @@ def export_folder(
                 "modeling_autoglm.AutoGLMForSequenceClassification"
             ),
         },
+        "attention": model.config.attention,
         "backbone_config": model.config.backbone_config,
         "head_dropout": 0.0,
         "id2label": {str(i): label for i, label in enumerate(labels)},

@@ -11,12 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class AutoGLMConfig(PretrainedConfig):  # type: ignore[misc]
-    """`backbone_config` is the backbone's own; `pooling` is `mean` or `cls`."""
+    """`backbone_config` is the backbone's own; `pooling` is `mean` or `cls`; `attention` names
+    what it was trained with.
+    """
 
     model_type = "autoglm_text_classifier"
 
@@ -24,11 +32,13 @@ class AutoGLMConfig(PretrainedConfig):  # type: ignore[misc]
         self,
         backbone_config: dict[str, Any] | None = None,
         pooling: str = "mean",
+        attention: str = "sdpa",
         head_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.backbone_config = backbone_config or {}
         self.pooling = pooling
+        self.attention = attention
         self.head_dropout = head_dropout
         super().__init__(**kwargs)
 
@@ -53,7 +63,12 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         if backbone is None:
             inner = dict(config.backbone_config)
-            backbone = AutoModel.from_config(AutoConfig.for_model(inner.pop("model_type"), **inner))
+            if config.attention not in AttentionInterface().valid_keys():
+                raise ValueError(
+                    f"trained with attention {config.attention!r}, which nobody registered here"
+                )
+            plain = AutoConfig.for_model(inner.pop("model_type"), **inner)
+            backbone = AutoModel.from_config(plain, attn_implementation=config.attention)
         self.backbone = backbone
         hidden_size = self.backbone.config.hidden_size
         self.dropout = nn.Dropout(config.head_dropout)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import time
+from collections.abc import Iterator
 
 
 def new_traceparent(trace_id: str | None = None) -> str:
@@ -20,3 +23,22 @@ def trace_id_of(traceparent: str) -> str:
 def child_of(traceparent: str) -> str:
     """A new span in the same trace (in a new one if `traceparent` is not valid)."""
     return new_traceparent(trace_id_of(traceparent) or None)
+
+
+class Tracer:
+    """Spans below one parent, written as log lines with their seconds."""
+
+    def __init__(self, traceparent: str) -> None:
+        self._traceparent = traceparent
+
+    @contextlib.contextmanager
+    def span(self, name: str) -> Iterator[str]:
+        """A span around a block; gives its traceparent, to be handed on."""
+        from autoglm.observability.logging import get_logger  # which imports this file
+
+        here, started = child_of(self._traceparent), time.monotonic()
+        try:
+            yield here
+        finally:
+            seconds = round(time.monotonic() - started, 6)
+            get_logger(trace_id=trace_id_of(here)).info("span", span=name, seconds=seconds)

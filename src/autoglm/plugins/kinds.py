@@ -22,11 +22,10 @@ from autoglm.contracts.evaluation_report import Score
 from autoglm.contracts.measurement import Block, Measurement
 from autoglm.contracts.model_version import Lineage, ModelVersion
 from autoglm.contracts.stage_chain import Cost, Progress, StageChain
+from autoglm.plugins.context import Plugin
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-API_VERSION = 1
 
 
 class Source(Protocol):
@@ -175,3 +174,134 @@ class TrialRunner(Protocol):
     def plan(self, params: Mapping[str, Any]) -> StageChain: ...
     def cost(self, chain: StageChain) -> Cost: ...
     def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress: ...
+
+
+class ConfigCentre(Protocol):
+    """A remote place that says config values. Never asked for more than the whole tree."""
+
+    def load(self) -> tuple[Mapping[str, Any], str]:
+        """The tree (maps, or dotted names) and its revision. Raises: ConfigError."""
+        ...
+
+    def watch(self, revision: str) -> Iterator[str]:
+        """Yields when something changed after `revision`, until `close`. Raises: ConfigError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Attention(Protocol):
+    """An attention function as transformers calls it: (module, query, key, value, mask, …) →
+    (output (batch, length, heads, size), weights or None). `mask_function`, if it has one, makes
+    the mask it wants; without one it gets the mask of `sdpa`.
+    """
+
+    def __call__(
+        self, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Any, Any]: ...
+
+
+class OptimizerFactory(Protocol):
+    """Makes a torch optimizer of parameter groups; `lr` is the peak rate."""
+
+    def __call__(self, groups: Sequence[Mapping[str, Any]], *, lr: float) -> Any: ...
+
+
+class Schedule(Protocol):
+    """The learning rate at an optimizer step (counted from 0), as a factor of the peak."""
+
+    def __call__(self, step: int, num_steps: int) -> float: ...
+
+
+class Callback(Protocol):
+    """Observes training; must not change state. `event` is a document with `kind`."""
+
+    def on_event(self, event: Mapping[str, Any]) -> None: ...
+
+
+class Algorithm(Protocol):
+    """May change the state of training: called at its moments with the trainer's state."""
+
+    def apply(self, moment: str, state: Any) -> None: ...
+
+
+class SamplerFactory(Protocol):
+    """Makes an Optuna sampler from a seed."""
+
+    def __call__(self, seed: int) -> Any: ...
+
+
+class BackboneLoader(Protocol):
+    """A reference (what stands after `NAME:`) → a Hugging Face folder on this machine."""
+
+    def __call__(self, reference: str) -> Path: ...
+
+
+class HeadFactory(Protocol):
+    """Makes the head: a torch module from (batch, hidden) to (batch, labels)."""
+
+    def __call__(self, hidden_size: int, num_labels: int) -> Any: ...
+
+
+class Task(Protocol):
+    """What is learnt: the loss of a batch, and how outputs become answers."""
+
+    def loss(self, outputs: Any, batch: Any) -> Any: ...
+    def predict(self, outputs: Any) -> Sequence[Any]: ...
+
+
+class Notifier(Protocol):
+    """Tells people. `alarm` is a document with `code`, `message`, `project`, `trace_id`."""
+
+    def notify(self, alarm: Mapping[str, Any]) -> None: ...
+
+
+class Renderer(Protocol):
+    """A release policy as another system's files: name → text."""
+
+    def render(self, policy: Mapping[str, Any]) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`needs`: members that a part (or what its class makes) must have; none: it is called."""
+
+    what: str
+    port: type[Any] | None
+    needs: tuple[str, ...] = ()
+
+
+KINDS: Mapping[str, Kind] = {
+    "source": Kind("a class with `read` (port Source)", Source, ("read",)),
+    "broker": Kind(
+        "a class with `append`, `fetch` and `hint` (port Broker)",
+        Broker,
+        ("append", "fetch", "hint"),
+    ),
+    "table": Kind(
+        "a class with `commit` and `read` (port FeatureTable)", FeatureTable, ("commit", "read")
+    ),
+    "processor": Kind("a class with `process` (port Processor)", Processor, ("process",)),
+    "backbone": Kind("a function reference → folder", BackboneLoader),
+    "head": Kind("a function (hidden_size, num_labels) → torch module", HeadFactory),
+    "task": Kind("a class with `loss` and `predict`", Task, ("loss", "predict")),
+    "attention": Kind("a function as transformers calls attention", Attention),
+    "optimizer": Kind("a function (groups, lr) → torch optimizer", OptimizerFactory),
+    "schedule": Kind("a function (step, num_steps) → factor", Schedule),
+    "callback": Kind("a class with `on_event`", Callback, ("on_event",)),
+    "algorithm": Kind("a class with `apply`", Algorithm, ("apply",)),
+    "evaluator": Kind("a class with `evaluate` (port Evaluator)", Evaluator, ("evaluate",)),
+    "sampler": Kind("a function seed → Optuna sampler", SamplerFactory),
+    "metric_provider": Kind(
+        "a class with `measure` (port MetricProvider)", MetricProvider, ("measure",)
+    ),
+    "config_centre": Kind(
+        "a class with `load`, `watch` and `close`", ConfigCentre, ("load", "watch", "close")
+    ),
+    "notifier": Kind("a class with `notify`", Notifier, ("notify",)),
+    "renderer": Kind("a class with `render`", Renderer, ("render",)),
+    "step": Kind(
+        "an object with `name`, `kind`, `api_version` and `execute(context)`", Plugin, ("execute",)
+    ),
+    "section": Kind("a frozen dataclass: a config section", None, ("__dataclass_fields__",)),
+}

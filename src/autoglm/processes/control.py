@@ -14,16 +14,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from autoglm.config.live import LiveConfig
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.record import digest, from_json
 from autoglm.contracts.trigger_event import Decision, TriggerKind
-from autoglm.errors import AutoGLMError, CancelledError
+from autoglm.errors import AutoGLMError, CancelledError, ConfigError
 from autoglm.loop.app import App, GatewayAddress
 from autoglm.loop.dataset_to_run import data_cause, dataset_to_run, trigger_event
 from autoglm.loop.run_loop import finish, open_runs, unchanged
 from autoglm.observability import logging as logs
 from autoglm.processes.lifeline import watch
 from autoglm.project import Project
+from autoglm.settings import Settings
 from autoglm.triggers.cron import missed_tick
 from autoglm.triggers.data_changed import Debounce, newest_version
 
@@ -44,16 +46,28 @@ class Control:
         self._lock = threading.Lock()
         self._admitting = threading.Lock()
         self._logger = logs.get_logger()
-        self.run_error = self.trigger_error = ""
+        self.run_error = self.trigger_error = self.config_error = ""
+        self._live: LiveConfig[Settings] | None = None
 
     def start(self) -> None:
+        self._live = self.project.follow(on_change=self._on_config, alarm=self._on_bad_config)
         self._runs = open_runs(self.app)
         for run_id in self.app.admission.unfinished():
             self._queue.put(run_id)
         threading.Thread(target=self._make_runs, daemon=True, name="runs").start()
         threading.Thread(target=self._watch_triggers, daemon=True, name="triggers").start()
 
+    def _on_config(self, keys: list[str]) -> None:
+        self.config_error = ""
+        self._logger.info("configuration changed", keys=keys)
+
+    def _on_bad_config(self, error: ConfigError) -> None:
+        self.config_error = str(error)
+        self._logger.error("configuration refused", error_code=error.code, cause=error.message)
+
     def stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
         self.app.cancel.set()
         self.app.close()
 
@@ -109,8 +123,7 @@ class Control:
         return decision
 
     def _describe(self) -> DatasetVersion:
-        folder, assignments = str(self.project.folder), list(self.project.assignments)
-        document = self.app.errand("describe", folder=folder, assignments=assignments)
+        document = self.app.errand("describe", project=self.project.arguments)
         return from_json(DatasetVersion, document)
 
     def unchanged_result(self, dataset: DatasetVersion, decision: Decision) -> dict[str, Any]:
@@ -137,14 +150,15 @@ class Control:
             self.running = ""
 
     def _watch_triggers(self) -> None:
-        trigger = self.project.settings.trigger
         rows = self.app.admission.rows()
         seen = from_json(DatasetVersion, rows[0]["run_spec"]["dataset"]).version if rows else -1
-        debounce = Debounce(trigger.debounce, seen=seen)
+        debounce = Debounce(self.project.settings.trigger.debounce, seen=seen)
         # A tick that fell while we were down is made up for; without any run, nothing is owed.
         last_tick = max((datetime.fromisoformat(r["at"]) for r in rows), default=datetime.now(UTC))
         while not self.app.cancel.wait(TICK_SECONDS):
             try:
+                trigger = self.project.settings.trigger
+                debounce.quiet = trigger.debounce
                 version = newest_version(self.project.state / "table")
                 now = self.app.clock.monotonic()
                 if trigger.data_changed and debounce.ready(version, now):
@@ -186,13 +200,12 @@ def current() -> Control:
 def main() -> None:
     global _current
     parser = argparse.ArgumentParser()
-    parser.add_argument("--project", type=Path, required=True)
-    parser.add_argument("--set", action="append", default=[])
+    Project.add_arguments(parser)
     parser.add_argument("--socket", required=True)
     parser.add_argument("--address", required=True)
     parser.add_argument("--admin-socket", required=True)
     arguments = parser.parse_args()
-    project = Project(arguments.project, assignments=arguments.set)
+    project = Project.from_arguments(arguments)
     logs.configure("control", project=project.name, folder=project.logs)
     gateway = GatewayAddress(address=arguments.address, admin_socket=Path(arguments.admin_socket))
     _current = Control(project, gateway)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import threading
-from pathlib import Path
 
 from autoglm.errors import AutoGLMError
 from autoglm.loop.change_to_dataset import collect_changes
@@ -17,10 +16,9 @@ MAX_BACK_OFF_SECONDS = 60.0
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--project", type=Path, required=True)
-    parser.add_argument("--set", action="append", default=[])
+    Project.add_arguments(parser)
     arguments = parser.parse_args()
-    project = Project(arguments.project, assignments=arguments.set)
+    project = Project.from_arguments(arguments)
     logs.configure("stream", project=project.name, folder=project.logs)
     cancel = threading.Event()
     watch(cancel.set)
@@ -30,17 +28,22 @@ def main() -> None:
 def stream(project: Project, cancel: threading.Event) -> None:
     """Poll until cancelled. A source that cannot be read is asked again, ever more seldom."""
     logger = logs.get_logger()
-    pause = interval = project.settings.data.poll_interval.total_seconds()
+    live = project.follow(
+        on_change=lambda keys: logger.info("configuration changed", keys=keys),
+        alarm=lambda error: logger.error("configuration refused", cause=error.message),
+    )
+    pause = 0.0
     while not cancel.is_set():
         try:
             collected = collect_changes(project, cancel, lambda _event: None)
-            pause = interval
+            pause = project.settings.data.poll_interval.total_seconds()
             if collected.rows or collected.dead:
                 logger.info("collected", rows=collected.rows, dead=collected.dead)
         except AutoGLMError as error:
             pause = min(2 * pause + 1, MAX_BACK_OFF_SECONDS)
             logger.error("collecting failed", error_code=error.code, cause=str(error))
         cancel.wait(pause)
+    live.stop()
 
 
 if __name__ == "__main__":

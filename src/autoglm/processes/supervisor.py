@@ -77,9 +77,7 @@ class Supervisor:
             gateway.close()
 
     def _start_children(self, gateway: GatewayProcess, control_socket: Path) -> None:
-        common = ["--project", str(self._project.folder)]
-        for assignment in self._project.assignments:
-            common += ["--set", assignment]
+        common = self._project.arguments
         control = [
             *("--socket", str(control_socket)),
             *("--address", gateway.address),

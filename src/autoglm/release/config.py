@@ -6,27 +6,27 @@ from typing import Annotated
 
 from annotated_types import Ge, Len
 
-from autoglm.config.schema import Key, Share
+from autoglm.config.schema import Share, live
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReleaseConfig:
     steps: Annotated[
-        tuple[int, ...], Len(1), Key("Traffic weights of the candidate, per cent.")
+        tuple[int, ...], Len(1), live("Traffic weights of the candidate, per cent.")
     ] = field(default=(5, 25, 50, 100))
     min_requests: Annotated[
-        int, Ge(1), Key("Requests per release step and version before it is judged.")
+        int, Ge(1), live("Requests per release step and version before it is judged.")
     ] = 50
     pause_above_mean_latency: Annotated[
-        timedelta, Key("Mean latency of either version that freezes the weights.")
+        timedelta, live("Mean latency of either version that freezes the weights.")
     ] = timedelta(milliseconds=200)
     max_error_rate: Annotated[
-        Share, Ge(0), Key("Candidate errors above stable's that fail the rollout.")
+        Share, Ge(0), live("Candidate errors above stable's that fail the rollout.")
     ] = 0.01
     step_deadline: Annotated[
-        timedelta, Key("A release step without enough requests by then is Inconclusive.")
+        timedelta, live("A release step without enough requests by then is Inconclusive.")
     ] = timedelta(minutes=30)
     replay: Annotated[
-        bool, Key("`autoglm run` replays held-out rows when there is no traffic.")
+        bool, live("`autoglm run` replays held-out rows when there is no traffic.")
     ] = True
-    replay_clients: Annotated[int, Ge(1), Key("Concurrent clients of the replay.")] = 2
+    replay_clients: Annotated[int, Ge(1), live("Concurrent clients of the replay.")] = 2

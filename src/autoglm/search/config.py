@@ -3,11 +3,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from autoglm.config.schema import Key
+from autoglm.config.schema import live
 
 
 def default_space() -> Mapping[str, Any]:
@@ -20,10 +20,13 @@ def default_space() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    budget: Annotated[timedelta, Key("Wall time that ends the study.")] = timedelta(minutes=10)
-    trials: Annotated[int, Ge(1), Key("Upper bound of trials.")] = 24
-    sampler: Annotated[Literal["tpe", "random"], Key("Optuna sampler, by name.")] = "tpe"
+    budget: Annotated[timedelta, live("Wall time that ends the study.")] = timedelta(minutes=10)
+    trials: Annotated[int, Ge(1), live("Upper bound of trials.")] = 24
+    sampler: Annotated[str, live("Optuna sampler, by name.")] = "tpe"
     space: Annotated[
         Mapping[str, Any],
-        Key("Dimensions: a config key or its unique last part → choice, uniform, loguniform, …"),
+        live(
+            "Dimensions: a config key or its unique last part → choice, uniform, loguniform, …",
+            whole_below=1,
+        ),
     ] = field(default_factory=default_space)

@@ -21,6 +21,7 @@ from autoglm.contracts.record import digest
 from autoglm.contracts.trial import StudyResult, Trial
 from autoglm.errors import AutoGLMError, CancelledError, SearchError, TrainingError
 from autoglm.observability.logging import get_logger
+from autoglm.plugins import registry
 from autoglm.plugins.kinds import TrialRunner
 from autoglm.search.config import SearchConfig
 from autoglm.search.journal import EventLogJournal
@@ -102,8 +103,7 @@ class Study:
     def _open(self) -> optuna.Study:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        storage = optuna.storages.JournalStorage(EventLogJournal(self._log, f"study/{self._name}"))
+        storage = _storage(self._log, self._name)
         study = optuna.create_study(
             storage=storage, study_name=self._name, direction="maximize", load_if_exists=True
         )
@@ -120,12 +120,7 @@ class Study:
             study.enqueue_trial(self._first)
         # The number of told trials is part of the seed: a resumed sampler goes on, not back.
         seed = int(digest(self._seed, self._num_finished(study))[:8], 16)
-        samplers = optuna.samplers
-        study.sampler = (
-            samplers.RandomSampler(seed=seed)
-            if self._config.sampler == "random"
-            else samplers.TPESampler(seed=seed, n_startup_trials=6)
-        )
+        study.sampler = registry.get("sampler", self._config.sampler)(seed)
         return study
 
     def _one_trial(self, study: optuna.Study, stop: _CancelOrDeadline) -> None:
@@ -241,3 +236,21 @@ class Study:
             stopped_by=stopped_by,
             seconds=seconds,
         )
+
+
+def told_params(log: EventLog, name: str) -> dict[int, dict[str, Any]]:
+    """Trial number → parameters of the study `name`; empty when there is no such study."""
+    import optuna
+
+    try:
+        study = optuna.load_study(study_name=name, storage=_storage(log, name))
+    except KeyError:
+        return {}
+    return {t.number: dict(t.params) for t in study.trials if t.params}
+
+
+def _storage(log: EventLog, name: str) -> optuna.storages.JournalStorage:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.storages.JournalStorage(EventLogJournal(log, f"study/{name}"))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from autoglm.config.schema import Key, Share
+from autoglm.config.schema import Key, Share, live
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,10 +25,10 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitConfig:
-    validation: Annotated[Share, Gt(0), Key("Share of rows that picks among trials.")] = 0.1
-    test: Annotated[Share, Gt(0), Key("Share of rows that only gates; also the replayed ones.")] = (
-        0.1
-    )
+    validation: Annotated[Share, Gt(0), live("Share of rows that picks among trials.")] = 0.1
+    test: Annotated[
+        Share, Gt(0), live("Share of rows that only gates; also the replayed ones.")
+    ] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,14 +36,17 @@ class DataConfig:
     source: Annotated[SourceConfig, Key("Where rows change.")]
     text: Annotated[str, Key("Column with the text.")]
     label: Annotated[str, Key("Column with the label; a row without one waits.")]
-    max_length: Annotated[int, Ge(8), Key("Tokens kept of a text.")] = 128
-    min_rows: Annotated[int, Ge(1), Key("Rows a label needs to join the label set.")] = 2
+    max_length: Annotated[int, Ge(8), live("Tokens kept of a text.")] = 128
+    min_rows: Annotated[int, Ge(1), live("Rows a label needs to join the label set.")] = 2
     max_text_bytes: Annotated[int, Gt(0), Key("A longer text becomes a dead letter.")] = 1_048_576
     partitions: Annotated[int, Ge(1), Key("Partitions of the topic, fixed for its life.")] = 4
-    poll_interval: Annotated[timedelta, Key("Pause between two polls under `up`.")] = timedelta(
+    poll_interval: Annotated[timedelta, live("Pause between two polls under `up`.")] = timedelta(
         seconds=5
     )
     batch_rows: Annotated[int, Ge(1), Key("Rows of one batch and of one table commit.")] = 10_000
-    split: Annotated[SplitConfig, Key("Held-out shares, by hash of the text.")] = field(
+    processors: Annotated[
+        tuple[str, ...], Key("Processors after the product's own checks, by name, in order.")
+    ] = ()
+    split: Annotated[SplitConfig, live("Held-out shares, by hash of the text.")] = field(
         default_factory=SplitConfig
     )

@@ -6,10 +6,34 @@ import json
 from collections.abc import Sequence
 
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter
-from autoglm.plugins.kinds import Processed
+from autoglm.errors import AutoGLMError, PluginError
+from autoglm.plugins.kinds import Processed, Processor
 
 # Of a text that is too long only the beginning is kept as evidence.
 RAW_BYTES = 65_536
+
+
+class ProcessorChain:
+    """Port Processor: one after the other; what became dead in one is not seen by the next."""
+
+    def __init__(self, processors: Sequence[Processor]) -> None:
+        self._processors = processors
+
+    def process(self, batch: Sequence[ChangeEvent]) -> Processed:
+        rows: list[ChangeEvent] = list(batch)
+        dead: list[DeadLetter] = []
+        for processor in self._processors:
+            try:
+                found = processor.process(rows)
+            except AutoGLMError:
+                raise
+            except Exception as error:
+                name = type(processor).__name__
+                raise PluginError(
+                    f"processor {name}: {type(error).__name__}: {error}.", code="plugin.failed"
+                ) from error
+            rows, dead = list(found.rows), [*dead, *found.dead]
+        return Processed(rows=rows, dead=dead)
 
 
 class RowProcessor:

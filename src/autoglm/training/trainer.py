@@ -27,9 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from autoglm.errors import CancelledError, TrainingError
+from autoglm.evaluation.evaluator import find_evaluator
 from autoglm.evaluation.metrics import METRICS, confusion
 from autoglm.modeling.auto_model import Halves, freeze_below
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification, pool
+from autoglm.plugins import registry
 from autoglm.reuse.prefix_cache import PrefixCache, TokenStates, encode_rows, pad_ids
 from autoglm.training.closed_form import ridge_head
 
@@ -47,7 +49,11 @@ class Encoded:
     ids: list[list[int]]
     labels: Tensor
     num_train: int
-    num_labels: int
+    label_names: tuple[str, ...]
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.label_names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,7 @@ class Trainer:
         self._cache, self._cache_key, self._on_event = cache, cache_key, on_event
         self._model = copy.deepcopy(start)
         self._num_frozen = freeze_below(self._model, int(settings["trainable_layers"]))
+        self._schedule = registry.get("schedule", str(settings["schedule"]))
         self._states: TokenStates | None = None
         self._pooled: Tensor | None = None
         self._halves = Halves(self._model, self._num_frozen) if self._can_cache() else None
@@ -193,17 +200,16 @@ class Trainer:
             {"params": [p for _, p in named if p.ndim > 1], "weight_decay": decay},
             {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=float(self._settings["lr"]), fused=True)
+        make = registry.get("optimizer", self._settings["optimizer"])
+        optimizer: torch.optim.Optimizer = make(groups, lr=float(self._settings["lr"]))
+        return optimizer
 
     def _rate(self, step: int, num_steps: int) -> float:
-        peak, name = float(self._settings["lr"]), self._settings["schedule"]
+        peak = float(self._settings["lr"])
         warm = max(1, round(float(self._settings["warmup"]) * num_steps))
         if step < warm:
             return peak * (step + 1) / warm
-        share = (step - warm) / max(1, num_steps - warm)
-        if name == "cosine":
-            return peak * 0.5 * (1 + math.cos(math.pi * share))
-        return peak * (1 - share) if name == "linear" else peak
+        return peak * float(self._schedule(step - warm, max(1, num_steps - warm)))
 
     def _batches(self, epoch: int) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self._seed + epoch)
@@ -234,7 +240,17 @@ class Trainer:
             self._data.num_labels,
         )
         scores = {name: metric(counts) or 0.0 for name, metric in METRICS.items()}
+        if self._metric not in scores:
+            scores[self._metric] = self._evaluated(truth, logits.argmax(1))
         return {**scores, "loss": float(nn.functional.cross_entropy(logits, truth))}
+
+    def _evaluated(self, truth: Tensor, answers: Tensor) -> float:
+        """The value of a plugin's evaluator; NaN when it is undefined on these rows."""
+        names = self._data.label_names
+        score = find_evaluator(self._metric).evaluate(
+            [names[i] for i in truth.tolist()], [names[i] for i in answers.tolist()]
+        )
+        return math.nan if score.value is None else float(score.value)
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of every tensor that learns."""

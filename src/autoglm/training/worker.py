@@ -29,6 +29,7 @@ from autoglm.errors import AutoGLMError, TrainingError
 from autoglm.modeling.auto_model import load_classifier
 from autoglm.modeling.export import export_folder
 from autoglm.observability import logging as logs
+from autoglm.plugins import project_files, registry
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import stages
 from autoglm.training.trainer import Encoded, Trainer
@@ -63,7 +64,9 @@ class Worker:
         if name == self._opened:
             return None
         logs.set_trace(spec.traceparent)
+        registry.allow(tuple(spec.config["plugins"]["allow"]))
         self._spec, self._start, self._base = spec, start, Path(request["base"])
+        project_files.execute(spec.imports, Path(spec.folder) / "code")
         model = spec.config["model"]
         self._model = load_classifier(
             start, spec.dataset.labels, pooling=model["pooling"], attention=model["attention"]
@@ -86,7 +89,7 @@ class Worker:
             ids=[encoding.ids for encoding in tokenizer.encode_batch(texts)],
             labels=torch.tensor([index[n] for n in (*train.labels, *validation.labels)]),
             num_train=len(train),
-            num_labels=len(index),
+            label_names=tuple(spec.dataset.labels),
         )
         return data, validation.texts[:PARITY_ROWS]
 

@@ -19,7 +19,7 @@ class Debounce:
     """Says `ready` once the watched version has stood still for `quiet` after a change."""
 
     def __init__(self, quiet: timedelta, *, seen: int) -> None:
-        self._quiet = quiet.total_seconds()
+        self.quiet = quiet
         self._handled = seen
         self._last = seen
         self._since: float | None = None
@@ -29,7 +29,9 @@ class Debounce:
         if version != self._last:
             self._last, self._since = version, now
         return (
-            version > self._handled and self._since is not None and now - self._since >= self._quiet
+            version > self._handled
+            and self._since is not None
+            and now - self._since >= self.quiet.total_seconds()
         )
 
     def handled(self, version: int) -> None:

@@ -1,0 +1,138 @@
+"""`autoglm config`: which value is in force, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoglm.cli.options import AsJson, FolderOption, open_layers, open_project, project_command
+from autoglm.cli.output import print_json, print_table
+from autoglm.errors import StorageError
+
+app = typer.Typer(
+    help="Configuration: show, explain, check.", no_args_is_help=True, rich_markup_mode=None
+)
+TrialNumber = Annotated[
+    int | None, typer.Option("--trial", metavar="N", help="With trial N as the strongest layer.")
+]
+RunOption = Annotated[
+    str, typer.Option("--run", metavar="RUN", help="The run of --trial; the newest if left out.")
+]
+
+
+def _config(folder: Path, trial: int | None, run_id: str) -> Any:
+    if trial is None:
+        return open_project(folder).config
+    from autoglm.settings import read_settings
+
+    run_id, params = _trial(folder, trial, run_id)
+    name = f"trial {trial} of {run_id}"
+    return read_settings(open_layers(folder), trial=params, trial_name=name)
+
+
+def _trial(folder: Path, number: int, run_id: str) -> tuple[str, dict[str, Any]]:
+    from autoglm.search.study import told_params
+    from autoglm.state.event_log import EventLog
+    from autoglm.triggers.admission import Admission
+
+    engine = open_project(folder).reading_engine
+    rows = Admission(engine).rows()
+    wanted = run_id or (rows[0]["run_id"] if rows else "")
+    params = told_params(EventLog(engine), wanted)
+    if number not in params:
+        known = ", ".join(map(str, sorted(params))) or "none"
+        raise StorageError(
+            f"run {wanted or '(none yet)'} has no trial {number}; it has {known}.",
+            code="run.unknown_trial",
+            next_step="See `autoglm runs list`.",
+        )
+    return wanted, params[number]
+
+
+@app.command("show")
+@project_command
+def show(
+    folder: FolderOption = Path(),
+    trial: TrialNumber = None,
+    run_id: RunOption = "",
+    as_json: AsJson = False,
+) -> None:
+    """The effective configuration, each value with the layer that set it. Secrets are masked.
+
+    Examples:
+      autoglm config show -C news
+
+      autoglm config show -C news --trial 3 --json
+
+    """
+    from autoglm.config import provenance
+
+    config = _config(folder, trial, run_id)
+    rows = provenance.show(config)
+    if as_json:
+        print_json({"layers": list(config.layers), "keys": rows})
+        return
+    print_table(
+        ("key", "value", "layer", "where"),
+        [(r["key"], _text(r["value"]), r["layer"], r["where"]) for r in rows],
+    )
+
+
+@app.command("explain")
+@project_command
+def explain(
+    key: Annotated[str, typer.Argument(help="A key, in any spelling: training.lr.")],
+    folder: FolderOption = Path(),
+    trial: TrialNumber = None,
+    run_id: RunOption = "",
+    as_json: AsJson = False,
+) -> None:
+    """Every layer that was asked for a key, what each said and where; the last one counts.
+
+    Example: autoglm config explain training.lr -C news --profile prod
+    """
+    from autoglm.config import provenance
+
+    document = provenance.explain(_config(folder, trial, run_id), key)
+    if as_json:
+        print_json(document)
+        return
+    typer.echo(f"{document['key']} = {_text(document['value'])}  (by {document['layer']})")
+    print_table(
+        ("", "layer", "said", "where"),
+        [
+            (
+                "→" if line["in_force"] else "",
+                line["layer"],
+                _text(line["value"]) if line["said"] else "nothing",
+                line["where"],
+            )
+            for line in document["layers"]
+        ],
+    )
+
+
+@app.command("check")
+@project_command
+def check(folder: FolderOption = Path(), as_json: AsJson = False) -> None:
+    """Validate every layer, the search space, and the names of plugins; run nothing.
+
+    Example: autoglm config check -C news --profile prod
+    """
+    from autoglm.loop.names import check_names
+
+    project = open_project(folder)
+    check_names(project)
+    layers = list(project.config.layers)
+    if as_json:
+        print_json({"ok": True, "layers": layers})
+        return
+    typer.echo(f"valid. layers, weakest first: {', '.join(layers)}")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    return '""' if value == "" else str(value)

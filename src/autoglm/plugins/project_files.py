@@ -1,0 +1,88 @@
+"""A project's own Python files (`imports:`): read once per run, kept with it, run from there."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoglm.contracts.run_spec import ProjectFile
+from autoglm.errors import PluginError
+from autoglm.plugins import registry
+
+MAX_BYTES = 1_000_000
+_executed: dict[str, str] = {}
+
+
+def read_files(folder: Path, names: Sequence[str]) -> tuple[ProjectFile, ...]:
+    """The files as they are now. Raises: PluginError plugin.import_missing | import_outside."""
+    found = []
+    for name in names:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise PluginError(
+                f"imports: {name} lies outside of the project.", code="plugin.import_outside"
+            )
+        try:
+            data = path.read_bytes()
+            source = data[: MAX_BYTES + 1].decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PluginError(
+                f"imports: {name} cannot be read: {error}.", code="plugin.import_missing"
+            ) from error
+        if len(data) > MAX_BYTES:
+            raise PluginError(f"imports: {name} is too large.", code="plugin.import_missing")
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        found.append(ProjectFile(name=name, digest=digest, source=source))
+    return tuple(found)
+
+
+def execute(files: Sequence[ProjectFile], folder: Path) -> None:
+    """Write the files to `folder` and import them from there; what they register counts from now.
+
+    A file that was executed with the same digest is left alone. Raises: PluginError plugin.broken
+    with file and line.
+    """
+    if not files:
+        return
+    for file in files:
+        path = folder / file.name
+        if not path.exists() or path.read_text(encoding="utf-8") != file.source:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(file.source, encoding="utf-8")
+    place = str(folder)
+    sys.path.insert(0, place)
+    try:
+        for file in files:
+            if _executed.get(file.name) != file.digest:
+                _execute(file, folder / file.name)
+                _executed[file.name] = file.digest
+    finally:
+        sys.path.remove(place)
+
+
+def _execute(file: ProjectFile, path: Path) -> None:
+    module_name = "autoglm_imports." + file.name.removesuffix(".py").replace("/", ".")
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    with registry.registering_from(file.name):
+        try:
+            spec.loader.exec_module(module)
+        except PluginError:
+            raise
+        except Exception as error:
+            frames = [
+                f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+            ]
+            line = frames[-1].lineno if frames else getattr(error, "lineno", "?")
+            raise PluginError(
+                f"{file.name}:{line}: {type(error).__name__}: {error}.",
+                code="plugin.broken",
+                next_step="Correct the file; it counts from the next run.",
+            ) from error

@@ -1,0 +1,13 @@
+"""Optimizers by name: (parameter groups, peak rate) → torch optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def adamw(groups: Sequence[Mapping[str, Any]], *, lr: float) -> torch.optim.Optimizer:
+    """Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv:1711.05101."""
+    return torch.optim.AdamW([dict(group) for group in groups], lr=lr, fused=True)
