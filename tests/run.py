@@ -7,6 +7,8 @@ line to read, since a shared machine may be slow for reasons of its own.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -28,8 +30,26 @@ AREAS = {
     "loop": "loop", "processes": "loop", "training": "training", "modeling": "training",
     "reuse": "training", "search": "search", "evaluation": "search", "streaming": "streaming",
     "datasets": "streaming", "api": "api", "state": "api", "triggers": "api",
-    "serving": "release", "release": "release", "cli": "cli",
+    "config": "api", "plugins": "api", "integrations": "api", "serving": "release", "release": "release", "cli": "cli",
 }  # fmt: skip
+
+
+# Program → Debian package of the servers that tests start for themselves.
+SERVERS = {"etcd": "etcd-server"}
+
+
+def install_servers() -> None:
+    """What is missing is installed where that is possible: Debian or Ubuntu, as root."""
+    missing = [package for program, package in SERVERS.items() if shutil.which(program) is None]
+    if not missing or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
+    for attempt in (command, ["apt-get", "update"], command):
+        done = subprocess.run(attempt, env=environment, capture_output=True, check=False)
+        if done.returncode == 0 and attempt is command:
+            return
+    print(f"could not install {', '.join(missing)}: its tests are skipped")
 
 
 class Seconds:
@@ -49,6 +69,7 @@ class Seconds:
 def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    install_servers()
     seconds, started = Seconds(), time.monotonic()
     code = int(pytest.main(["-m", "not soak", *sys.argv[1:]], plugins=[seconds]))
     print(f"\nseconds per area ({time.monotonic() - started:.0f} in all)")

@@ -246,6 +246,8 @@ def section_of(settings: Settings, wanted: type[T]) -> T:
             found: T = section
             return found
         pending += [v for f in fields(section) if is_dataclass(v := getattr(section, f.name))]
+    if any(made is wanted for made, _prefix in registry.sections().values()):
+        return wanted()  # declared after these settings were read: nobody has set anything of it
     raise LookupError(f"{wanted.__name__} is no section of these settings")
 
 

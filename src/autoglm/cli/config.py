@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,6 +134,6 @@ def check(folder: FolderOption = Path(), as_json: AsJson = False) -> None:
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return "null"
-    return '""' if value == "" else str(value)
+    """As it would read in the file."""
+    plain = isinstance(value, str) and value != ""
+    return str(value) if plain else json.dumps(value, ensure_ascii=False, default=str)

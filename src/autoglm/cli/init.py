@@ -56,9 +56,23 @@ release:
 """
 
 
+def _plugin(kind: str, name: str, folder: Path | None, as_json: bool) -> None:
+    from autoglm.cli.skeleton import write_skeleton
+
+    written = write_skeleton(kind, name, folder or Path(name))
+    if as_json:
+        print_json({"files": [str(path) for path in written]})
+        return
+    for path in written:
+        typer.echo(f"made {path}")
+    typer.echo(f"next: pip install -e {folder or name} && pytest {folder or name}")
+
+
 @command
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder to make.", show_default=False)
+    ] = None,
     from_file: Annotated[
         Path | None, typer.Option("--from", help="CSV, TSV, JSONL or Parquet file, .gz too.")
     ] = None,
@@ -73,6 +87,12 @@ def init(
     backbone: Annotated[str, typer.Option("--backbone", help="Folder or package:NAME.")] = (
         DEFAULT_BACKBONE
     ),
+    plugin: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--plugin", metavar="KIND NAME", help="Make a plugin's package instead of a project."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a project: guess and show the columns, write the source and a commented autoglm.yaml.
@@ -82,9 +102,18 @@ def init(
 
       autoglm init news --source sqlite:///app.db --table articles --cursor updated_at --key id
 
+      autoglm init --plugin evaluator minority-recall
+
     """
     from autoglm.modeling.backbone_ref import resolve_backbone
 
+    if plugin is not None:
+        _plugin(*plugin, folder, as_json)
+        return
+    if folder is None:
+        raise ConfigError(
+            "say which folder to make.", code="config.missing", next_step="autoglm init DIR …"
+        )
     if (from_file is None) == (source is None) or (source is not None and table is None):
         raise ConfigError(
             "say where the rows are.",

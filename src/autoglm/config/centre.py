@@ -37,11 +37,11 @@ def centre_layer(centre: Centre, *, name: str, copy: Path, is_required: bool) ->
     """
     try:
         tree, revision = centre.load()
-        layer = tree_layer(f"remote centre ({name}, revision {revision})", tree, place=name)
     except ConfigError as error:
         if is_required:
             raise
         return _last_good(copy, name, error), ""
+    layer = tree_layer(f"remote centre ({name}, revision {revision})", tree, place=name)
     spoken = [leaf for leaf in layer.leaves if canonical(leaf.path[0]) == OF_ITSELF]
     if spoken:
         raise ConfigError(

@@ -79,8 +79,8 @@ def bind(
     said: dict[str, tuple[Said, ...]] = {}
     for rank, layer in enumerate(layers, start=1):
         for key, leaf in _keyed(schema, layer, ignore_unknown):
-            where = f"{layer.place}:{leaf.line}" if leaf.line else layer.place or str(leaf.path[-1])
-            said[key] = (*said.get(key, ()), Said(layer.name, where, leaf.value, rank))
+            line = Said(layer.name, _place(layer, leaf), leaf.value, rank)
+            said[key] = (*said.get(key, ()), line)
     values, secrets = _in_force(schema, said, base)
     tree = _nest(schema, values, said)
     _require(schema, tree, layers)
@@ -103,7 +103,10 @@ def _keyed(schema: Any, layer: Layer, ignore_unknown: bool) -> Iterator[tuple[st
         names, annotation, rest = found
         if isinstance(leaf.value, Text) and leaf.value.lstrip().startswith("{"):
             nested = read_yaml(f"v: {leaf.value}", name=layer.place or layer.name)
-            pending += [Leaf((*leaf.path, *n.path[1:]), n.value, leaf.line) for n in nested]
+            pending += [
+                dataclasses.replace(leaf, path=(*leaf.path, *n.path[1:]), value=n.value)
+                for n in nested
+            ]
         elif annotation is None:
             if leaf.value not in (None, {}):  # `section:` with nothing below it says nothing
                 message = f"{_place(layer, leaf)}: {'.'.join(names)} is a section, not a value."
@@ -147,7 +150,7 @@ def _from_variables(schema: Any, layer: Layer, ignore_unknown: bool) -> list[Lea
         top = layer.prefixes[prefix]
         path = _key_of_variable(schema, name, canonical(top) + canonical(name[len(prefix) :]))
         if path is not None:
-            leaves.append(Leaf(path, Text(text), 0))
+            leaves.append(Leaf(path, Text(text), 0, name))
         elif not ignore_unknown:
             known = {canonical(k): k for k in leaf_keys(schema)}
             near = difflib.get_close_matches(canonical(name[len(prefix) :]), known, n=1)
@@ -194,7 +197,9 @@ def _unknown(schema: Any, leaf: Leaf, depth: int, layer: Layer) -> ConfigError:
 
 
 def _place(layer: Layer, leaf: Leaf) -> str:
-    return f"{layer.place or layer.name}:{leaf.line}" if leaf.line else (layer.place or layer.name)
+    if leaf.line:
+        return f"{layer.place or layer.name}:{leaf.line}"
+    return leaf.place or layer.place or layer.name
 
 
 def _in_force(
@@ -222,7 +227,9 @@ def _in_force(
 def _not_replaced(
     annotations: Mapping[str, Any], said: Mapping[str, tuple[Said, ...]]
 ) -> Iterator[tuple[str, tuple[Said, ...]]]:
-    """Keys in force: not those below an entry that a stronger layer replaced whole, or took out."""
+    """Keys in force: not those of an entry that a stronger layer replaced whole, or took out, nor
+    those above or below of which a stronger layer made something else.
+    """
     strongest: dict[tuple[str, ...], int] = {}
     entries: dict[str, tuple[str, ...]] = {}
     for key, lines in said.items():
@@ -234,12 +241,30 @@ def _not_replaced(
         if extra is not None and extra.whole_below is not None:
             entries[key] = parts[: top + extra.whole_below]
             strongest[entries[key]] = max(strongest.get(entries[key], 0), lines[-1].rank)
+    hidden = _hidden(annotations, said)
     for key, lines in said.items():
-        is_free_entry = key not in annotations
-        if is_free_entry and lines[-1].value is None:
+        is_out = key not in annotations and lines[-1].value is None
+        if is_out or key in hidden:
             continue
         if key not in entries or lines[-1].rank == strongest[entries[key]]:
             yield key, lines
+
+
+def _hidden(annotations: Mapping[str, Any], said: Mapping[str, tuple[Said, ...]]) -> set[str]:
+    """Of two keys of which one lies below the other, the weaker; an empty map never hides."""
+    free = {parse_path(k): k for k in said if k not in annotations or is_free(annotations[k])}
+    hidden = set()
+    for parts, key in free.items():
+        for depth in range(1, len(parts)):
+            above = free.get(parts[:depth])
+            if above is None:
+                continue
+            is_empty = said[above][-1].value == {}
+            if is_empty or said[above][-1].rank < said[key][-1].rank:
+                hidden.add(above)
+            else:
+                hidden.add(key)
+    return hidden
 
 
 def _default(schema: Any, name: str) -> tuple[bool, Any]:

@@ -81,6 +81,8 @@ def shown(config: Config[Any], key: str, value: Any) -> Any:
     """`value` as people may see it."""
     if key in config.secrets and value not in (None, ""):
         return MASK
+    if isinstance(value, list):
+        return [shown(config, key, item) for item in value]
     return _PASSWORD.sub(rf"\1:{MASK}@", value) if isinstance(value, str) else value
 
 

@@ -51,11 +51,15 @@ class Text(str):
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A scalar or a whole list at `path` (raw keys), with its line counted from 1."""
+    """A scalar or a whole list at `path` (raw keys), with its line counted from 1.
+
+    `place` is said where there are no lines: the variable's name.
+    """
 
     path: tuple[str, ...]
     value: Any
     line: int
+    place: str = ""
 
 
 def read_yaml(text: str, *, name: str) -> list[Leaf]:

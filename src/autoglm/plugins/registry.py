@@ -19,7 +19,7 @@ from autoglm.plugins.context import API_VERSION
 from autoglm.plugins.kinds import KINDS
 
 GROUP = "autoglm.plugins"
-OURS = "autoglm"
+OURS = "open-autoglm"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Gt
 
@@ -14,7 +14,7 @@ class SourceConfig:
     url: Annotated[str, Key("SQLAlchemy address; a relative SQLite path starts at the project.")]
     table: Annotated[str, Key("The table whose rows are learnt from.")]
     key: Annotated[str, Key("Column that names a row for life.")]
-    kind: Annotated[Literal["sql"], Key("Kind of source.")] = "sql"
+    kind: Annotated[str, Key("Kind of source, by name.")] = "sql"
     cursor: Annotated[
         str, Key("Column that grows whenever a row changes. Empty: every poll compares all rows.")
     ] = ""
