@@ -73,9 +73,13 @@ def test_the_offline_gate_takes_a_candidate_that_is_not_worse() -> None:
     assert judge_quality(difference(-0.005, -0.02, 0.01), 0.01) == ("Successful", "not_worse")
     assert judge_quality(difference(-0.02, -0.04, 0.01), 0.01)[0] == "Failed"
     assert judge_quality(difference(-0.005, -0.009, -0.001), 0.01)[0] == "Failed"
-    assert judge_first(0.9, 0.5, 0.8, margin=0.01) == ("Successful", "first_release")
-    assert judge_first(0.5, 0.5, 0.4, margin=0.01) == ("Failed", "below_majority")
-    assert judge_first(0.7, 0.5, 0.8, margin=0.01) == ("Failed", "below_linear_floor")
+    better, worse = difference(0.1, 0.05, 0.15), difference(-0.1, -0.15, -0.05)
+    unclear, slight = difference(-0.02, -0.05, 0.01), difference(-0.005, -0.008, -0.002)
+    assert judge_first(0.9, 0.5, better, margin=0.01) == ("Successful", "first_release")
+    assert judge_first(0.5, 0.5, better, margin=0.01) == ("Failed", "below_majority")
+    assert judge_first(0.7, 0.5, worse, margin=0.01) == ("Failed", "below_linear_floor")
+    assert judge_first(0.7, 0.5, unclear, margin=0.01) == ("Successful", "first_release")
+    assert judge_first(0.7, 0.5, slight, margin=0.01) == ("Successful", "first_release")
 
 
 @given(st.text(max_size=20), st.lists(st.integers(0, 100), min_size=2, max_size=6).map(sorted))

@@ -34,7 +34,10 @@ def evaluate_candidate(spec: RunSpec, candidate: str, stable: str) -> Evaluation
     scores = {name: e.evaluate(test.labels, answers) for name, e in evaluators.items()}
     if difference is None:
         value = scores[metric].value or 0.0
-        verdict, reason = offline_gate.judge_first(value, *floors, margin=settings.evaluate.margin)
+        over_linear = paired(gate, test.labels, answers, linear)
+        verdict, reason = offline_gate.judge_first(
+            value, floors[0], over_linear, margin=settings.evaluate.margin
+        )
     else:
         verdict, reason = offline_gate.judge_quality(difference, settings.evaluate.margin)
     return EvaluationReport(

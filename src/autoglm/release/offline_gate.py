@@ -6,14 +6,14 @@ from autoglm.contracts.evaluation_report import PairedDifference
 
 
 def judge_first(
-    value: float, majority: float, linear_floor: float, *, margin: float
+    value: float, majority: float, over_linear: PairedDifference, *, margin: float
 ) -> tuple[str, str]:
     """A first version is released when it beats the majority class and is not below the linear
-    floor by more than `margin` (metric points that a small test set cannot tell apart).
+    floor: its estimate lies at most `margin` below, or the rows cannot tell the two apart.
     """
     if value <= majority:
         return "Failed", "below_majority"
-    if value < linear_floor - margin:
+    if over_linear.value < -margin and over_linear.high < 0:
         return "Failed", "below_linear_floor"
     return "Successful", "first_release"
 
