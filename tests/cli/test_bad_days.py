@@ -108,3 +108,29 @@ def test_the_words_of_every_command_are_there_without_loading_torch() -> None:
         done = autoglm(name, "--help")
         assert done.returncode == 0
         assert "Example" in done.stdout or "Commands" in done.stdout, done.stdout
+
+
+def test_a_run_whose_reader_went_away_still_stops_in_order_and_can_be_resumed(
+    tmp_path: Path, rows_file: Path, tiny_backbone: Path
+) -> None:
+    project = tmp_path / "project"
+    autoglm("init", project, "--from", rows_file, "--backbone", tiny_backbone)
+    command = [sys.executable, "-m", "autoglm.cli", "run", str(project), "--json", *FAST]
+    slow = [
+        "--set",
+        "training.epochs=2000",
+        "--set",
+        "search.space={trainable_layers: {choice: [2]}}",
+    ]
+    child = subprocess.Popen(
+        [*command, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    next(line for line in child.stderr if line.startswith("run "))
+    child.stdout.close()
+    child.stderr.close()
+    child.terminate()
+    assert child.wait(120) == 130
+    runs = json.loads(autoglm("runs", "list", "-C", project, "--json").stdout)["runs"]
+    assert [r["status"] for r in runs] == ["running"]

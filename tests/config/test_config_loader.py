@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import argparse
+import re
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +15,10 @@ from autoglm.config.layers import file_layer
 from autoglm.config.units import duration, num_bytes, share
 from autoglm.config.yaml_reader import parse_scalar, read_yaml
 from autoglm.errors import ConfigError
-from autoglm.settings import Settings, from_snapshot, load_settings, snapshot
+from autoglm.plugins import registry
+from autoglm.project import Project
+from autoglm.settings import Settings, from_snapshot, inject, load_settings, snapshot
+from autoglm.training.config import TrainingConfig
 
 MINIMAL = """\
 project: news
@@ -156,3 +162,72 @@ def test_every_relaxed_spelling_is_one_key(
     project(folder, MINIMAL + f"  {names[0]}: {length}\n")
     config = bind(Settings, [file_layer(folder / "autoglm.yaml")])
     assert config.settings.data.max_length == length
+
+
+def test_a_profile_lies_on_top_and_has_its_own_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(tmp_path, MINIMAL + "training: {lr: 1e-3, epochs: 7}\n")
+    (tmp_path / "autoglm.prod.yaml").write_text("training: {epochs: 9}\n")
+    prod = Project(tmp_path, profile="prod")
+    assert (prod.settings.training.lr, prod.settings.training.epochs) == (1e-3, 9)
+    assert prod.state == tmp_path / ".autoglm" / "prod"
+    assert Project(tmp_path).state == tmp_path / ".autoglm" / "default"
+    monkeypatch.setenv("AUTOGLM_PROFILE", "prod")
+    assert Project(tmp_path).settings.training.epochs == 9
+    for name, code in (("staging", "config.missing_file"), ("../x", "config.wrong_value")):
+        with pytest.raises(ConfigError) as caught:
+            Project(tmp_path, profile=name)
+        assert caught.value.code == code
+
+
+def test_a_child_process_opens_the_same_project(tmp_path: Path) -> None:
+    project(tmp_path)
+    (tmp_path / "autoglm.prod.yaml").write_text("training: {epochs: 9}\n")
+    (tmp_path / "more.properties").write_text("training.batch-size = 4\n")
+    first = Project(
+        tmp_path, profile="prod", files=[tmp_path / "more.properties"],
+        assignments=["training.lr=5e-5"],
+    )  # fmt: skip
+    parser = argparse.ArgumentParser()
+    Project.add_arguments(parser)
+    second = Project.from_arguments(parser.parse_args(first.arguments))
+    assert second.settings == first.settings
+    assert second.state == first.state
+
+
+def test_every_cell_of_ours_in_the_comparison_names_a_test_that_is_there() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "configuration.md").read_text()
+    named = re.findall(r"yes: `(test_\w+)`", page)
+    code = "".join(path.read_text() for path in (root / "tests").rglob("*.py"))
+    assert len(named) >= 15
+    assert [name for name in named if f"def {name}(" not in code] == []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mine:
+    threshold: float = 0.5
+
+
+class Wants:
+    def __init__(self, config: Mine, training: TrainingConfig, *, word: str) -> None:
+        self.config, self.training, self.word = config, training, word
+
+
+def test_a_component_is_given_the_sections_it_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a plugin's section, with an environment prefix of its own, known before it is judged."""
+    monkeypatch.setattr(registry, "sections", lambda: {"mine": (Mine, "MINE_")})
+    project(tmp_path, MINIMAL + "mine: {threshold: 0.7}\ntraining: {lr: 0.5}\n")
+    made = inject(Wants, load_settings(tmp_path).settings, word="w")
+    assert (made.config.threshold, made.training.lr, made.word) == (0.7, 0.5, "w")
+    monkeypatch.setenv("MINE_THRESHOLD", "0.9")
+    config = load_settings(tmp_path)
+    assert inject(Wants, config.settings, word="w").config.threshold == 0.9
+    assert config.origin("mine.threshold").where == "MINE_THRESHOLD"
+    monkeypatch.setenv("MINE_THRESHHOLD", "0.9")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(tmp_path)
+    assert caught.value.next_step == "Did you mean MINE_THRESHOLD?"

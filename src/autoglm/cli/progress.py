@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -27,12 +28,13 @@ class Progress:
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         show = getattr(self, f"_on_{event['kind']}", None)
+        # A reader who went away (a closed terminal, `| head`) must not break the run.
         if show is not None:
-            with self._lock:
+            with self._lock, contextlib.suppress(OSError, ValueError):
                 show(event)
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError, ValueError):
             self._clear()
 
     def _line(self, name: str, text: str) -> None:

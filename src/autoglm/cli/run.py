@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -102,7 +102,8 @@ def _cancel_on_signals(cancel: threading.Event) -> None:
         if cancel.is_set():  # the second time somebody means it
             os._exit(128 + number)
         cancel.set()
-        typer.echo("\nstopping at the next safe point (once more to stop now) …", err=True)
+        with contextlib.suppress(OSError):
+            typer.echo("\nstopping at the next safe point (once more to stop now) …", err=True)
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
@@ -113,9 +114,7 @@ def _leave_parked(app: Any, error: CancelledError, as_json: bool) -> NoReturn:
     app.close()
     try:
         fail(error, as_json=as_json)
-    except typer.Exit:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    finally:  # also when nobody reads what we say: the parked thread would keep us alive for ever
         os._exit(130)
 
 

@@ -152,7 +152,8 @@ def _from_variables(schema: Any, layer: Layer, ignore_unknown: bool) -> list[Lea
         if path is not None:
             leaves.append(Leaf(path, Text(text), 0, name))
         elif not ignore_unknown:
-            known = {canonical(k): k for k in leaf_keys(schema)}
+            below = [k for k in leaf_keys(schema) if k.startswith(f"{top}." if top else "")]
+            known = {canonical(k.removeprefix(f"{top}.")): k.removeprefix(f"{top}.") for k in below}
             near = difflib.get_close_matches(canonical(name[len(prefix) :]), known, n=1)
             hint = f"Did you mean {variable(prefix, known[near[0]])}?" if near else ""
             message = f"environment variable {name} fits no key."

@@ -73,6 +73,7 @@ class App:
                 nice=0 if self.is_alone else 10,
                 project=self.project.name,
                 on_event=self.on_event,
+                cancel=self.cancel,
             )
         return self._trainer
 

@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Cost, Progress, StageChain
-from autoglm.errors import ModelError, TrainingError, from_document
+from autoglm.errors import CancelledError, ModelError, TrainingError, from_document
 from autoglm.modeling.backbone_ref import resolve_backbone
 from autoglm.observability.logging import get_logger
 from autoglm.training import stages
@@ -23,16 +24,23 @@ from autoglm.training import stages
 OnEvent = Callable[[Mapping[str, Any]], None]
 # A token of a small encoder costs about this much to train, forward and back.
 SECONDS_PER_TOKEN = 1e-3
+# A worker that was told to stop gets this long to say so.
+GRACE_SECONDS = 5.0
 
 
 class TrainingWorker:
     """A warm worker process. It ends with `close`, or with this process."""
 
     def __init__(
-        self, process: subprocess.Popen[str], workspace: Path, stderr: Path, on_event: OnEvent
+        self,
+        process: subprocess.Popen[str],
+        workspace: Path,
+        stderr: Path,
+        on_event: OnEvent,
+        cancel: threading.Event,
     ) -> None:
         self._process, self._workspace, self._stderr = process, workspace, stderr
-        self._on_event = on_event
+        self._on_event, self._cancel = on_event, cancel
         self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._calls = 0
         self._spec: RunSpec | None = None
@@ -49,6 +57,7 @@ class TrainingWorker:
         nice: int,
         project: str,
         on_event: OnEvent | None = None,
+        cancel: threading.Event | None = None,
     ) -> TrainingWorker:
         """Start the process; torch loads while we go on."""
         logs.mkdir(parents=True, exist_ok=True)
@@ -66,7 +75,9 @@ class TrainingWorker:
                 start_new_session=False,
                 process_group=0,
             )
-        worker = cls(process, workspace, path, on_event or (lambda _event: None))
+        worker = cls(
+            process, workspace, path, on_event or (lambda _event: None), cancel or threading.Event()
+        )
         options = {
             "logs": str(logs),
             "workspace": str(workspace),
@@ -156,11 +167,14 @@ class TrainingWorker:
     def _call(self, call: str, *, cancel: threading.Event | None = None, **arguments: Any) -> Any:
         self._calls += 1
         self._write({"id": self._calls, "call": call, **arguments})
-        told = False
+        stop, told_at = cancel or self._cancel, 0.0
         while True:
-            if cancel is not None and cancel.is_set() and not told:
-                told = True
+            if stop.is_set() and not told_at:
+                told_at = time.monotonic()
                 self._write({"call": "cancel", "cancels": self._calls})
+            if told_at and time.monotonic() - told_at > GRACE_SECONDS:
+                # Loading weights and exporting cannot be interrupted; closing the worker ends them.
+                raise CancelledError("training was stopped.", next_step="It can be resumed.")
             try:
                 answer = self._answers.get(timeout=0.2)
             except queue.Empty:
