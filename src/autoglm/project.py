@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from autoglm.config.live import LiveConfig
     from autoglm.datasets.feature_table import DeltaFeatureTable
     from autoglm.registry.model_registry import LocalModelRegistry
+
+
+LOCK_ATTEMPTS = 25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +63,12 @@ class Project:
                 f"{self.folder} has no {FILE_NAME}.",
                 code="config.no_project",
                 next_step="Make one with `autoglm init DIR --from FILE`.",
+            )
+        if "?" in str(self.folder):
+            raise ConfigError(
+                f"{self.folder}: a project's path may not hold a question mark.",
+                code="config.bad_folder",
+                next_step="Rename the folder; databases read the rest of such a path as options.",
             )
         name = profile or os.environ.get("AUTOGLM_PROFILE", "") or DEFAULT_PROFILE
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
@@ -163,14 +173,22 @@ class Project:
         self.state.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.state / "owner.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise self.owned_error() from None
+            self._lock(handle)
             self.announce(what, address)
             yield
         finally:
             os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        """Who only looks for an owner holds the lock for a moment; that is waited for."""
+        for attempt in range(LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if attempt == LOCK_ATTEMPTS - 1:
+                    raise self.owned_error() from None
+                time.sleep(0.02)
 
     def announce(self, what: str, address: str) -> None:
         """Say who holds the project (the lock itself is the truth; this is for people)."""

@@ -26,6 +26,8 @@ FAST = [
     "--set", "search.space={trainable_layers: {choice: [0]}}",
     "--set", "training.epochs=1",
     "--set", "trigger.debounce=1s",
+    "--set", "release.step_deadline=2s",
+    "--set", "evaluate.margin=20%",
 ]  # fmt: skip
 SECONDS = 120.0
 
@@ -57,6 +59,10 @@ class Up:
         named = {k.replace("_", "-"): v for k, v in headers.items()}
         return httpx.post(self.address + path, json=body, headers=named, timeout=60)
 
+    def is_idle(self) -> bool:
+        statuses = {r["status"] for r in self.get("/api/v1/runs").json()["runs"]}
+        return not statuses & {"admitted", "running"}
+
     def child(self, module: str) -> psutil.Process | None:
         for process in psutil.Process(self.process.pid).children(recursive=True):
             if module in " ".join(process.cmdline()):
@@ -79,8 +85,11 @@ def up(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterato
     assert process.stdout is not None
     address = json.loads(process.stdout.readline())["address"]
     started = Up(folder, address, process)
+    # A second run is admitted while the first, which will be the first stable, is being made.
+    until(lambda: started.get("/api/v1/runs").json()["runs"])
+    assert started.post("/api/v1/trigger/train", {"reason": "early"}).json()["run_id"]
     until(lambda: started.get("/ready").status_code == 200)
-    until(lambda: started.get("/api/v1/runs").json()["runs"][0]["status"] == "succeeded")
+    until(started.is_idle)
     yield started
     if process.poll() is None:
         process.terminate()
@@ -89,8 +98,12 @@ def up(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterato
 
 
 def test_the_rows_that_were_there_became_a_served_model_by_themselves(up: Up) -> None:
-    run = up.get("/api/v1/runs").json()["runs"][0]
+    early, run = up.get("/api/v1/runs").json()["runs"]
     assert (run["trigger"], run["status"]) == ("data_changed", "succeeded")
+    assert (early["trigger"], early["status"]) == ("manual", "succeeded")
+    assert run["result"]["rollout"]["reason"] == "first_release"
+    # It was admitted before there was a stable, and met one all the same.
+    assert early["result"]["rollout"]["reason"] != "first_release"
     assert up.get(f"/api/v1/runs/{run['run_id']}").json()["run_id"] == run["run_id"]
     model = up.get("/api/v1/models").json()["models"][0]
     assert model["aliases"] == ["stable"]
@@ -131,8 +144,8 @@ def test_a_trigger_without_a_change_makes_no_run_and_a_repeated_key_makes_one(up
     before = len(up.get("/api/v1/runs").json()["runs"])
     unchanged = up.post("/api/v1/trigger/train", {"only_if_changed": True})
     assert (unchanged.status_code, unchanged.json()["outcome"]) == (202, "unchanged")
-    dry = up.post("/api/v1/trigger/train", {"dry_run": True}).json()
-    assert dry["run_id"] is None
+    for body in ({"dry_run": True}, {"dry_run": True, "only_if_changed": True}):
+        assert up.post("/api/v1/trigger/train", body).json()["run_id"] is None
     first = up.post("/api/v1/trigger/train", {"reason": "by hand"}, idempotency_key="k").json()
     again = up.post("/api/v1/trigger/train", {"reason": "by hand"}, idempotency_key="k").json()
     assert first["outcome"] == "admitted"
@@ -173,6 +186,24 @@ def test_rows_that_change_after_the_stream_process_was_killed_make_a_run(up: Up)
     connection.close()
     run = until(lambda: (r := up.get("/api/v1/runs").json()["runs"][0])["run_id"] != before and r)
     assert (run["trigger"], run["dataset_version"]["rows"]) == ("data_changed", 240)
+
+
+def test_routes_that_a_dead_gateway_left_behind_are_set_right(up: Up) -> None:
+    until(up.is_idle)
+    file = up.folder / ".autoglm/default/routes.json"
+    stable = up.get("/api/v1/release").json()["aliases"]["stable"]
+    models = [m["digest"] for m in up.get("/api/v1/models").json()["models"]]
+    other = next(digest for digest in models if digest != stable)
+    gateway = until(lambda: up.child("gateway_main"))
+    gateway.send_signal(signal.SIGSTOP)
+    table = json.loads(file.read_text())
+    table |= {"candidate": other, "candidate_weight": 50}
+    table["folders"][other] = str(up.folder / ".autoglm/default/models" / other)
+    file.write_text(json.dumps(table))
+    gateway.send_signal(signal.SIGKILL)
+    until(lambda: json.loads(file.read_text())["candidate"] == "")
+    answer = until(lambda: (r := up.post("/api/v1/predict", {"text": "goal"})).is_success and r)
+    assert answer.json()["model_version"] == stable
 
 
 def test_a_second_owner_is_refused_and_the_end_leaves_no_process(up: Up) -> None:

@@ -39,7 +39,7 @@ def test_the_example_attention_is_dense_attention() -> None:
 
 
 def test_the_example_source_and_processor_and_evaluator_work() -> None:
-    source = made("source")(None, project="p", base=Path(), batch_rows=1)
+    source = made("source")(None, project="p", base=Path(), batch_rows=1, columns=())
     (batch,) = source.read("")
     assert list(source.read(batch.position)) == []
     assert made("processor")().process(batch.events).rows[0].row["text"] == "a"

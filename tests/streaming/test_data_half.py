@@ -234,10 +234,18 @@ def test_offsets_are_checked_and_nothing_is_committed_on_a_refusal(tmp_path: Pat
     commit(table, event("k", 1, text="x", label="a"))
     with pytest.raises(FencedError):
         commit(table, event("k", 1, text="x", label="a"))
-    with pytest.raises(DataError) as caught:
-        commit(table, event("l", 2, text="x", label=3), start=1)
-    assert caught.value.code == "data.mixed_labels"
     assert len(stored(tmp_path)) == 1
+
+
+def test_a_label_of_another_type_is_a_dead_letter_and_blocks_nothing(tmp_path: Path) -> None:
+    table = table_of(tmp_path)
+    commit(table, event("k", 1, text="x", label="a"), event("l", 2, text="y", label=3))
+    assert table.read()["_key"].to_pylist() == ["k"]
+    assert table.dead()["_code"].to_pylist() == ["data.mixed_labels"]
+    commit(table, event("m", 3, text="z", label=4), event("n", 4, text="z", label="b"), start=2)
+    assert table.read()["_key"].to_pylist() == ["k", "n"]
+    assert table.num_dead() == 2
+    assert table.next_offset(Partition(group="g", topic="t", number=0)) >= 0
 
 
 def learnable(count: int) -> list[ChangeEvent]:

@@ -6,6 +6,8 @@ import functools
 import json
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -61,6 +63,19 @@ def fail(error: AutoGLMError, *, as_json: bool) -> NoReturn:
     raise typer.Exit(error.exit_code)
 
 
+def _broken(error: Exception) -> AutoGLMError:
+    """Nobody foresaw it: the traceback goes to a file, since it tells a user nothing."""
+    handle, path = tempfile.mkstemp(prefix="autoglm-", suffix=".traceback")
+    with os.fdopen(handle, "w", errors="backslashreplace") as stream:
+        traceback.print_exception(error, file=stream)
+    message = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return AutoGLMError(
+        message.encode("utf-8", "backslashreplace").decode(),
+        code="autoglm.broken",
+        next_step=f"Please report it with {path}, which has the traceback.",
+    )
+
+
 def command(function: Callable[P, R]) -> Callable[P, R]:
     """Turn typed errors of a command into its exit code and message."""
 
@@ -81,9 +96,6 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         except typer.Exit:
             raise
         except Exception as error:
-            known = from_system(error)
-            if known is None:
-                raise
-            fail(known, as_json=as_json)
+            fail(from_system(error) or _broken(error), as_json=as_json)
 
     return wrapped

@@ -12,6 +12,8 @@ from autoglm.cli.progress import Progress, stream_for
 from autoglm.errors import AutoGLMError, ServingError
 
 POLL_SECONDS = 0.5
+AWAY = ("serving.control_unavailable", "serving.unreachable")
+AWAY_SECONDS = 60.0
 # The gateway refuses larger bodies; texts are sent in requests well below that.
 REQUEST_BYTES = 200_000
 
@@ -30,9 +32,18 @@ def run_under_up(project: Any, owner: Any, *, as_json: bool) -> None:
     if answer["outcome"] == "unchanged":
         show({**answer["result"], "reason": answer["reason"]}, as_json)
         return
-    run_id, seen = answer["run_id"], 0
+    run_id, seen, failures = answer["run_id"], 0, 0
     while True:
-        document = _call(owner.address, "GET", f"/api/v1/runs/{run_id}?after={seen}")
+        try:
+            document = _call(owner.address, "GET", f"/api/v1/runs/{run_id}?after={seen}")
+        except AutoGLMError as error:
+            # Control may be started again meanwhile; its run goes on, and so do we.
+            failures += 1
+            if error.code not in AWAY or failures * POLL_SECONDS > AWAY_SECONDS:
+                raise
+            time.sleep(POLL_SECONDS)
+            continue
+        failures = 0
         for event in document["progress"]:
             progress.on_event(event)
         seen = document["progress_end"]

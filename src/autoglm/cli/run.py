@@ -15,7 +15,7 @@ import typer
 from autoglm.cli.options import AsJson, Folder, open_project, project_command
 from autoglm.cli.output import fail, number, print_json, print_table
 from autoglm.cli.progress import Progress, stream_for
-from autoglm.errors import AutoGLMError, CancelledError
+from autoglm.errors import AutoGLMError, CancelledError, ConfigError
 
 
 @project_command
@@ -42,6 +42,12 @@ def run(
     if owner is not None and owner.address:
         from autoglm.cli.remote import run_under_up
 
+        if plan or no_replay or project.layers.assignments or project.layers.more_files:
+            raise ConfigError(
+                f"`autoglm up` (process {owner.pid}) runs this project by its own settings.",
+                code="config.owned_by_up",
+                next_step="Leave --plan, --no-replay, --set and --config out, or stop it first.",
+            )
         run_under_up(project, owner, as_json=as_json)
         return
 

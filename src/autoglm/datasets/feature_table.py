@@ -18,7 +18,7 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from autoglm import fail_points
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter, OffsetRange, Partition
-from autoglm.datasets.table_schema import SYSTEM_SCHEMA, to_arrow
+from autoglm.datasets.table_schema import SYSTEM_SCHEMA, to_arrow, without_unfit
 from autoglm.errors import DataError, FencedError, StorageError
 from autoglm.observability.logging import get_logger
 
@@ -106,6 +106,8 @@ class DeltaFeatureTable:
         handle = self._handle or self._refreshed() or self._create()
         transactions = self._transactions(handle, offsets)
         known = pa.schema(handle.schema())
+        rows, unfit = without_unfit(rows, known, text=self.text, label=self.label)
+        dead = [*dead, *unfit]
         data = to_arrow(
             rows,
             dead,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -31,6 +32,8 @@ SYSTEM_COLUMNS = frozenset(SYSTEM_SCHEMA.names)
 _TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 _WORDS = {"string": "text", "int64": "whole number", "double": "number", "bool": "truth value"}
 _NONE = type(None)
+# Of a row that does not fit only the beginning is kept as evidence.
+RAW_BYTES = 65_536
 
 
 def to_arrow(
@@ -66,6 +69,53 @@ def to_arrow(
         arrays.append(_column(name, [*values, *padding], kinds, target, is_text=name == text))
         fields.append(pa.field(name, target))
     return pa.table(arrays, schema=pa.schema(fields))
+
+
+def without_unfit(
+    rows: Sequence[ChangeEvent], known: pa.Schema, *, text: str, label: str
+) -> tuple[list[ChangeEvent], list[DeadLetter]]:
+    """Rows that the table can hold, and dead letters of those whose text or label is of another
+    type than the table's (in the first batch: than most labels).
+    """
+    targets = {}
+    for name in (text, label):
+        values = [row.row.get(name) for row in rows]
+        target = known.field(name).type if name in known.names else None
+        if target is None:
+            counts = Counter(type(v) for v in values if v is not None)
+            most = max(counts, key=lambda kind: (counts[kind], kind is str), default=str)
+            target = pa.string() if name == text else _TYPES.get(most, pa.string())
+        if not all(value is None or _fits(value, target) for value in values):
+            targets[name] = target
+    if not targets:
+        return list(rows), []
+    good, dead = [], []
+    for row in rows:
+        wrong = next(
+            (
+                name
+                for name, target in targets.items()
+                if row.row.get(name) is not None and not _fits(row.row[name], target)
+            ),
+            None,
+        )
+        if wrong is None:
+            good.append(row)
+            continue
+        dead.append(
+            DeadLetter(
+                project=row.project,
+                key=row.key,
+                raw=json.dumps(dict(row.row), default=str)[:RAW_BYTES],
+                cause=f"column {wrong!r} holds {_word(targets[wrong])}s;"
+                f" {row.row[wrong]!r:.60} is none",
+                code="data.mixed_labels" if wrong == label else "data.not_text",
+                partition=row.partition,
+                offset=row.offset,
+                traceparent=row.traceparent,
+            )
+        )
+    return good, dead
 
 
 def _system_arrays(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autoglm.clock import Clock, SystemClock
+from autoglm.errors import ServingError
 from autoglm.loop import errand
 from autoglm.project import Project
 from autoglm.registry.model_registry import LocalModelRegistry
@@ -98,11 +101,19 @@ class App:
                 control_socket=None,
                 logs=project.logs,
             )
+            threading.Thread(target=self._watch_gateway, daemon=True, name="gateway-watch").start()
             self.gateway = GatewayAddress(
                 address=self._own_gateway.address, admin_socket=self._own_gateway.admin_socket
             )
         if self.admin is None:
             self.admin = GatewayClient(self.gateway.admin_socket, project=self.project.name)
+
+    def _watch_gateway(self) -> None:
+        """A lone run is its gateway's supervisor: one that died is started again where it was."""
+        while (gateway := self._own_gateway) is not None:
+            with contextlib.suppress(ServingError):
+                gateway.restart_if_dead()
+            time.sleep(0.5)
 
     def clear_work(self) -> None:
         shutil.rmtree(self.work, ignore_errors=True)
@@ -110,5 +121,5 @@ class App:
     def close(self) -> None:
         self.close_trainer()
         if self._own_gateway is not None:
-            self._own_gateway.close()
-            self._own_gateway = self.gateway = None
+            gateway, self._own_gateway, self.gateway = self._own_gateway, None, None
+            gateway.close()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from autoglm.contracts.record import digest, from_json, to_json
-from autoglm.contracts.rollout import Rollout, Verdict
+from autoglm.contracts.rollout import Rollout, RouteTable, Verdict
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
@@ -60,6 +60,10 @@ def release(spec: RunSpec, candidate: Candidate, app: App) -> Rollout:
         started_at=app.clock.now(),
         traceparent=spec.traceparent,
     )
+    in_service = stable.digest if stable else ""
+    if in_service not in (spec.stable, version.digest):
+        # Somebody moved the alias meanwhile: what was proved is proved against another version.
+        return _ended(rollout, app, "Inconclusive", "stable_moved", weight=0)
     if spec.stable == version.digest:
         return _ended(rollout, app, "Successful", "same_model", weight=100)
     if report.verdict != "Successful":
@@ -88,6 +92,36 @@ def release(spec: RunSpec, candidate: Candidate, app: App) -> Rollout:
             )
     _move_aliases(rollout, app)
     return rollout
+
+
+def reconcile(app: App) -> bool:
+    """Bring the gateway's routes in line with the alias `stable`; says whether they were not.
+
+    For when no rollout is under way: a gateway that was down when a candidate was taken back comes
+    back with the weight on its disk.
+    """
+    stable = app.registry.resolve("stable")
+    app.ensure_gateway()
+    assert app.admin is not None, "ensure_gateway sets it"
+    routes = app.admin.routes()
+    is_so = routes is not None and (routes.stable, routes.candidate) == (
+        stable.digest if stable else "", "",
+    )  # fmt: skip
+    if stable is None or is_so:
+        return False
+    app.admin.set_routes(
+        RouteTable(
+            project=app.project.name,
+            generation=(routes.generation if routes else 0) + 1,
+            stable=stable.digest,
+            candidate="",
+            candidate_weight=0,
+            folders={stable.digest: stable.folder},
+            traces={stable.digest: stable.lineage.trace_id},
+            salt="",
+        )
+    )
+    return True
 
 
 def _move_aliases(rollout: Rollout, app: App) -> None:

@@ -35,7 +35,11 @@ def collect_changes(project: Project, cancel: threading.Event, on_event: OnEvent
 
     data = project.settings.data
     source = registry.get("source", data.source.kind)(
-        data.source, project=project.name, base=project.folder, batch_rows=data.batch_rows
+        data.source,
+        project=project.name,
+        base=project.folder,
+        batch_rows=data.batch_rows,
+        columns=(data.text, data.label),
     )
     broker = registry.get("broker", "sqlite")(
         project.state / "broker.db", partitions=data.partitions

@@ -22,7 +22,7 @@ Step = Callable[[str, Callable[[], Any]], Any]
 Body = Callable[[str, Step], Mapping[str, Any]]
 
 # Steps are addressed by position: a change of their order needs another shape.
-RUN_SHAPE = "run-shape-1"
+RUN_SHAPE = "run-shape-2"
 EXECUTOR = "autoglm-control"
 _body: Body | None = None
 _workflow: Any = None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from autoglm.errors import ConfigError, PluginError
 from autoglm.loop.run_to_candidate import searchable_keys
 from autoglm.plugins import project_files, registry
 from autoglm.project import Project
 from autoglm.search.space import read_space
+from autoglm.triggers.cron import next_tick
 
 # Steps of a run after which a `step` plugin may stand.
 STEPS = ("search", "export", "evaluate", "register", "release")
@@ -25,6 +28,8 @@ def check_names(project: Project) -> None:
     project_files.execute(
         project_files.read_files(project.folder, settings.imports), project.state / "code"
     )
+    if settings.trigger.cron:
+        next_tick(settings.trigger.cron, settings.trigger.time_zone, datetime.now(UTC))
     read_space(settings.search.space, searchable_keys())
     for key, kind in NAMED.items():
         section, _, field = key.partition(".")

@@ -9,8 +9,11 @@ rollout   ← gates, traffic weights, aliases                   candidate_to_rel
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from autoglm.contracts.dataset_version import DatasetVersion
@@ -23,6 +26,7 @@ from autoglm.loop.candidate_to_release import candidate_to_release
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import data_cause, dataset_to_run, trigger_event
 from autoglm.loop.durable import DurableRuns, Step, StepFailedError
+from autoglm.loop.names import check_names
 from autoglm.loop.plan import make_plan
 from autoglm.loop.run_to_candidate import Candidate, run_to_candidate
 from autoglm.observability.logging import get_logger, set_trace
@@ -50,6 +54,9 @@ def run_body(run_id: str, app: App, step: Step) -> Mapping[str, Any]:
     logger.info("run started", dataset_version=spec.dataset.version, trigger=spec.trigger)
     app.admission.set_status(run_id, "running")
     try:
+        # Read when the run begins, not when it was admitted: a run before it may have released.
+        stable = step("begin", lambda: app.registry.aliases().get("stable", ""))
+        spec = replace(spec, stable=stable)
         candidate = run_to_candidate(spec, app, step)
         rollout, seconds = candidate_to_release(spec, candidate, app, step)
         result = succeeded(spec, candidate, rollout)
@@ -68,6 +75,7 @@ def _finish(run_id: str, result: Mapping[str, Any], app: App) -> None:
     app.admission.set_status(run_id, result["status"])
     app.close_trainer()
     app.registry.prune(app.project.settings.storage.keep_versions)
+    shutil.rmtree(Path(app.admission.spec(run_id).folder) / "candidate", ignore_errors=True)
     app.clear_work()
 
 
@@ -134,7 +142,9 @@ def go_round(app: App, runs: DurableRuns, *, plan_only: bool = False) -> Mapping
 
     Raises: AutoGLMError; CancelledError when it was stopped and can be resumed.
     """
-    results = [finish(run_id, app, runs) for run_id in app.admission.unfinished()]
+    unfinished = [] if plan_only else app.admission.unfinished()
+    results = [finish(run_id, app, runs) for run_id in unfinished]
+    check_names(app.project)
     started = time.monotonic()
     collect_changes(app.project, app.cancel, app.on_event)
     dataset = describe_dataset(app.project)

@@ -14,7 +14,7 @@ class Part:
 
     name, promise = "NAME", "sees every row once"
 
-    def __init__(self, config, *, project, base, batch_rows):
+    def __init__(self, config, *, project, base, batch_rows, columns):
         self.rows, self.project = [{"id": 1, "text": "a", "label": "b"}], project
 
     def read(self, position):

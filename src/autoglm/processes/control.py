@@ -18,8 +18,9 @@ from autoglm.config.live import LiveConfig
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.record import digest, from_json
 from autoglm.contracts.trigger_event import Decision, TriggerKind
-from autoglm.errors import AutoGLMError, CancelledError, ConfigError
+from autoglm.errors import AutoGLMError, CancelledError, ConfigError, ReleaseError
 from autoglm.loop.app import App, GatewayAddress
+from autoglm.loop.candidate_to_release import reconcile
 from autoglm.loop.dataset_to_run import data_cause, dataset_to_run, trigger_event
 from autoglm.loop.run_loop import finish, open_runs, unchanged
 from autoglm.observability import logging as logs
@@ -30,6 +31,7 @@ from autoglm.triggers.cron import missed_tick
 from autoglm.triggers.data_changed import Debounce, newest_version
 
 TICK_SECONDS = 1.0
+RECONCILE_SECONDS = 5.0
 PROGRESS_KEPT = 2000
 _current: Control | None = None
 
@@ -85,9 +87,8 @@ class Control:
         Raises: DataError when there is nothing to learn from yet.
         """
         dataset = self._describe()
-        if only_if_changed:
-            return self._admit("command", data_cause(dataset, self.app), reason, dataset), dataset
-        cause = digest("manual", idempotency_key or uuid.uuid4().hex)
+        by_data = data_cause(dataset, self.app) if only_if_changed else ""
+        cause = by_data or digest("manual", idempotency_key or uuid.uuid4().hex)
         if dry_run:
             return Decision(
                 project=self.project.name,
@@ -96,7 +97,8 @@ class Control:
                 cause=cause,
                 reason="dry run",
             ), dataset
-        return self._admit("manual", cause, reason, dataset, traceparent), dataset
+        kind: TriggerKind = "command" if by_data else "manual"
+        return self._admit(kind, cause, reason, dataset, traceparent), dataset
 
     def progress(self, run_id: str, after: int) -> tuple[list[Mapping[str, Any]], int]:
         """Live events of a run since number `after`, and the number to ask from next."""
@@ -135,6 +137,7 @@ class Control:
             self._progress.append((self._num_events, {**event, "of": self.running}))
 
     running = ""
+    _reconciled = 0.0
 
     def _make_runs(self) -> None:
         while True:
@@ -164,6 +167,7 @@ class Control:
                 if trigger.data_changed and debounce.ready(version, now):
                     debounce.handled(version)
                     self._on_data_changed(version)
+                self._reconcile(now)
                 if trigger.cron:
                     last_tick = self._on_tick(last_tick)
                 self.trigger_error = ""
@@ -172,6 +176,17 @@ class Control:
                 self._logger.warning("trigger failed", error_code=error.code, cause=error.message)
             except Exception:
                 self._logger.exception("trigger broke")
+
+    def _reconcile(self, now: float) -> None:
+        """Every few seconds while no run is made or waits."""
+        if self.running or not self._queue.empty() or now - self._reconciled < RECONCILE_SECONDS:
+            return
+        self._reconciled = now
+        try:
+            if reconcile(self.app):
+                self._logger.warning("routes were not those of stable; set right")
+        except ReleaseError as error:
+            self._logger.warning("routes cannot be compared", cause=error.message)
 
     def _on_data_changed(self, version: int) -> None:
         dataset = self._describe()

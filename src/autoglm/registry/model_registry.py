@@ -37,13 +37,13 @@ class LocalModelRegistry:
         """Idempotent: the same bytes are the same version, with the lineage it was first given."""
         files = artifacts.file_digests(folder)
         digest = artifacts.model_digest(files)
-        known = self.get(digest)
-        if known is not None:
-            return known
         target = self._folder / digest
         if not target.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             artifacts.place(folder, target, files)
+        known = self.get(digest)
+        if known is not None:
+            return known
         size_bytes = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
         with self._engine.begin() as connection:
             number = connection.execute(

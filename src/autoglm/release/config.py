@@ -8,6 +8,8 @@ from annotated_types import Ge, Len
 
 from autoglm.config.schema import Share, live
 
+FULL_WEIGHT = 100
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReleaseConfig:
@@ -30,3 +32,9 @@ class ReleaseConfig:
         bool, live("`autoglm run` replays held-out rows when there is no traffic.")
     ] = True
     replay_clients: Annotated[int, Ge(1), live("Concurrent clients of the replay.")] = 2
+
+    def __post_init__(self) -> None:
+        steps = self.steps
+        is_rising = all(a < b for a, b in zip(steps, steps[1:], strict=False))
+        if not is_rising or steps[0] < 1 or steps[-1] != FULL_WEIGHT:
+            raise ValueError("weights rise from 1 or more and end at 100")

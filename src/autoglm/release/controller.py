@@ -26,6 +26,8 @@ POLL_SECONDS = 0.25
 # A candidate that is too slow for this many looks in a row is taken back.
 MAX_SLOW_LOOKS = 40
 MAX_PROVIDER_ERRORS = 3
+PROVIDER_WAIT_SECONDS = 5.0
+MAX_TAKE_BACKS = 6
 OnEvent = Callable[[Mapping[str, Any]], None]
 
 _before_weight = fail_points.declare("release.before_weight", "weight written down, not applied")
@@ -109,6 +111,8 @@ class RolloutController:
                 errors += 1
                 if errors == MAX_PROVIDER_ERRORS:
                     return "Inconclusive", f"no_measurements: {error.message}"
+                # A gateway that died is started again: it needs a moment.
+                self._clock.wait(cancel, PROVIDER_WAIT_SECONDS)
                 continue
             errors = 0
             judgement = judge(block, self._config, weight=rollout.weight)
@@ -149,15 +153,26 @@ class RolloutController:
     def _take_back(
         self, rollout: Rollout, folders: Mapping[str, str], traces: Mapping[str, str]
     ) -> None:
-        """Weight 0 first, in one swap; then the candidate may drain and go."""
-        try:
-            for candidate in (rollout.candidate, ""):
-                self._set(
-                    rollout, folders, traces, stable=rollout.stable, candidate=candidate, weight=0
-                )
-        except ReleaseError as error:
-            # The gateway's own fuse stands towards stable; the next table brings it in line.
-            self._record(rollout, "unreachable", {"reason": error.message})
+        """Weight 0 first, in one swap; then the candidate may drain and go. A gateway that does not
+        answer is asked again: it would come back with the weight that lies on its disk.
+        """
+        for attempt in range(1, MAX_TAKE_BACKS + 1):
+            try:
+                for candidate in (rollout.candidate, ""):
+                    self._set(
+                        rollout,
+                        folders,
+                        traces,
+                        stable=rollout.stable,
+                        candidate=candidate,
+                        weight=0,
+                    )
+                return
+            except ReleaseError as error:
+                if attempt == MAX_TAKE_BACKS:
+                    # Control sets routes and aliases right when it is idle (`reconcile`).
+                    self._record(rollout, "unreachable", {"reason": error.message})
+                self._clock.wait(threading.Event(), PROVIDER_WAIT_SECONDS)
 
     def _set(
         self,

@@ -23,6 +23,7 @@ MAX_BODY = 2**20
 MAX_TEXTS = 256
 STATUS_OF = {
     "data.empty_text": 422,
+    "data.not_utf8": 422,
     "api.invalid": 422,
     "api.bad_json": 400,
     "api.too_large": 413,
@@ -65,6 +66,8 @@ def public_app(gateway: Gateway, control_socket: Path | None) -> Starlette:
                 body.get("label"), str
             ):
                 raise DataError("request_id and label must be text.", code="api.invalid")
+            if not _is_utf8(body["request_id"] + body["label"]):
+                raise DataError("half a surrogate pair is no text.", code="data.not_utf8")
         except AutoGLMError as error:
             return _problem(error, request.headers.get("traceparent", ""))
         gateway.feedback(body["request_id"], body["label"])
@@ -184,7 +187,17 @@ def _texts(body: dict[str, Any]) -> tuple[list[str], bool]:
         raise DataError(f"at most {MAX_TEXTS} texts in one request.", code="api.invalid")
     if not all(t.strip() for t in texts):
         raise DataError("a text is empty.", code="data.empty_text")
+    if not all(map(_is_utf8, texts)):
+        raise DataError("a text holds half a surrogate pair.", code="data.not_utf8")
     return texts, is_single
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _problem(error: AutoGLMError, traceparent: str) -> Response:

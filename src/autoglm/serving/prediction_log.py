@@ -53,7 +53,9 @@ class PredictionLog:
             is_open = None not in batch
             try:
                 self._store(connection, [record for record in batch if record is not None])
-            except sqlite3.Error as error:
+            except Exception as error:  # one bad record must not end the log
+                if connection.in_transaction:
+                    connection.rollback()
                 self.num_dropped += len(batch)
                 get_logger().warning("predictions were not kept", cause=str(error))
         connection.close()

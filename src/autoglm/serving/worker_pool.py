@@ -15,6 +15,7 @@ from autoglm.serving.config import ServingConfig
 
 START_SECONDS = 120
 POLL_SECONDS = 0.02
+MAX_REVIVALS = 10
 _numbers = itertools.count(1)
 
 
@@ -32,6 +33,8 @@ class Worker:
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._listener: asyncio.Task[None] | None = None
         self._ids = itertools.count(1)
+        self._is_stopping = False
+        self._reviving: asyncio.Task[None] | None = None
         self.num_starts = 0
 
     @property
@@ -112,6 +115,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Drain what is under way, then end the process."""
+        self._is_stopping = True
         for _ in range(int(30 / POLL_SECONDS)):
             if not self._pending:
                 break
@@ -131,6 +135,18 @@ class Worker:
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(ServingError("the worker died.", code="serving.worker_died"))
+        if not self._is_stopping:
+            self._reviving = asyncio.create_task(self._revive())
+
+    async def _revive(self) -> None:
+        """A worker that died idle is wanted by the next request, and by `/ready`."""
+        for attempt in range(MAX_REVIVALS):
+            await asyncio.sleep(min(2.0**attempt - 1, 30))
+            if self._is_stopping or self.is_warm:
+                return
+            with contextlib.suppress(ServingError):
+                await self.start()
+                return
 
     async def _end_process(self) -> None:
         if self._writer is not None:

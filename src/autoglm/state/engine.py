@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
@@ -35,8 +36,10 @@ def open_state(path: Path, *, read_only: bool = False) -> Engine:
             next_step="Run `autoglm run` first.",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    mode = "?mode=ro&uri=true" if read_only else ""
-    url = f"sqlite:///file:{path}{mode}" if read_only else f"sqlite:///{path}"
+    # Only the `file:` form is an address in which some characters mean something.
+    url = (
+        f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true" if read_only else f"sqlite:///{path}"
+    )
     # isolation_level None: pysqlite would open DEFERRED transactions, whose reads are not locked.
     engine = create_engine(url, connect_args={"timeout": 30, "isolation_level": None})
 

@@ -23,12 +23,19 @@ class SourceConfig:
     ] = timedelta(seconds=0)
 
 
+MAX_HELD_OUT = 0.8
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitConfig:
     validation: Annotated[Share, Gt(0), live("Share of rows that picks among trials.")] = 0.1
     test: Annotated[
         Share, Gt(0), live("Share of rows that only gates; also the replayed ones.")
     ] = 0.1
+
+    def __post_init__(self) -> None:
+        if self.validation + self.test > MAX_HELD_OUT:
+            raise ValueError("validation and test together leave less than a fifth to learn from")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -94,7 +94,7 @@ def _json(lines: Iterator[str], path: Path) -> Iterator[Row]:
     if first.lstrip().startswith("["):
         try:
             rows = json.loads(first + "".join(lines))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"{path}: {error}.", code="source.bad_json") from error
         numbered: Iterable[tuple[int, Any]] = enumerate(rows, start=1)
     else:
@@ -110,7 +110,7 @@ def _json_lines(lines: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise SourceError(f"{path}:{number}: {error}.", code="source.bad_json") from error
 
 
@@ -119,6 +119,9 @@ def _csv(lines: Iterator[str], path: Path, suffix: str) -> Iterator[Row]:
     reader = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     try:
         names = next(reader, None)
+        if names is not None and len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise SourceError(f"{path}:1: the header names {twice!r} twice.", code="source.bad_csv")
         for values in reader:
             if not values:
                 continue
@@ -141,7 +144,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=4096):
                 yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise SourceError(f"{path}: {error}.", code="source.unreadable") from error
 
 
@@ -255,6 +258,7 @@ def import_file(
         raise SourceError(f"{file} has no rows.", code="source.no_rows")
     columns = guess_columns(sample, text=text, label=label, key=key, where=str(file))
     names = list(dict.fromkeys(name for row in sample for name in row if name != CURSOR))
+    _refuse_twins([*names, CURSOR], str(file))
     is_new = not database.parent.exists()
     staging = database.with_name(f".{database.name}.{os.getpid()}")
     try:
@@ -263,6 +267,12 @@ def import_file(
         with contextlib.closing(sqlite3.connect(staging)) as connection:
             count = _fill(connection, table, columns, names, chain(sample, rows))
         staging.replace(database)
+    except sqlite3.IntegrityError as error:
+        raise DataError(
+            f"{file}: column {columns.key!r} does not name a row: {error}.",
+            code="data.duplicate_key",
+            next_step="Choose another with --key, or leave it out.",
+        ) from error
     except (sqlite3.Error, OSError) as error:
         raise SourceError(f"{database}: {error}.", code="source.unwritable") from error
     finally:
@@ -271,6 +281,23 @@ def import_file(
             database.parent.rmdir()
     key_column = columns.key or "id"
     return Columns(text=columns.text, label=columns.label, key=key_column, cursor=CURSOR), count
+
+
+def _refuse_twins(names: Sequence[str], where: str) -> None:
+    """SQLite, like most databases, knows no case; `rowid` is its own."""
+    seen: dict[str, str] = {"rowid": "rowid"}
+    for name in names:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: {error}.", code="data.unstorable") from error
+        twin = seen.setdefault(name.casefold(), name)
+        if twin != name or name.casefold() == "rowid":
+            raise DataError(
+                f"{where}: the columns {twin!r} and {name!r} are one to a database.",
+                code="data.duplicate_column",
+                next_step="Rename one of them.",
+            )
 
 
 def _fill(
@@ -300,10 +327,19 @@ def _fill(
     count = 0
     for count, row in enumerate(rows, start=1):
         values = [_storable(row.get(name)) for name in names]
-        connection.execute(
-            f"insert into {_quote(table)} ({', '.join([*quoted, CURSOR])}) values ({places})",
-            [*values, count],
-        )
+        if columns.key and row.get(columns.key) is None:
+            raise DataError(
+                f"row {count} has no {columns.key}.",
+                code="data.no_key",
+                next_step="Choose another column with --key, or leave it out.",
+            )
+        try:
+            connection.execute(
+                f"insert into {_quote(table)} ({', '.join([*quoted, CURSOR])}) values ({places})",
+                [*values, count],
+            )
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise DataError(f"row {count}: {error}.", code="data.unstorable") from error
     connection.execute("insert into change_counter values (?)", (count,))
     connection.executescript(_triggers(table))
     connection.commit()

@@ -1,6 +1,7 @@
 """The one door for runs. The decision row is written first; the workflow starts under its id.
 
 same cause, run lives or succeeded    → known / unchanged, no new run
+data that was something else since    → admitted again, as the next attempt
 same cause, run failed or was stopped → admitted again, as the next attempt
 new cause                             → admitted
 """
@@ -21,6 +22,8 @@ from autoglm.errors import StorageError
 
 Status = Literal["admitted", "running", "succeeded", "failed", "cancelled"]
 UNFINISHED = ("admitted", "running")
+# Triggers whose cause is the data: the same cause may come back.
+BY_DATA = ("data_changed", "command")
 
 
 class Admission:
@@ -38,7 +41,7 @@ class Admission:
             attempt, run_id, status = self._latest(connection, event.cause)
             if run_id and status in UNFINISHED:
                 return self._decision(event, "known", run_id, f"run {run_id} is {status}")
-            if run_id and status == "succeeded":
+            if run_id and status == "succeeded" and self._is_newest(connection, event, run_id):
                 return self._decision(event, "unchanged", run_id, f"run {run_id} did this already")
             cause = f"{event.cause}#{attempt + 1}"
             run_id = f"run-{digest(event.project, cause, size=6)}"
@@ -59,6 +62,23 @@ class Admission:
                 },
             )
         return self._decision(event, "admitted", run_id, event.reason)
+
+    def _is_newest(self, connection: Connection, event: TriggerEvent, run_id: str) -> bool:
+        """Whether what is in service comes of this cause. Rows that were changed and changed back
+        are a change again; a request by hand or by the clock is one request for ever.
+        """
+        if event.trigger not in BY_DATA:
+            return True
+        rows = connection.execute(
+            text(
+                "select run_id, run_spec from admission where status = 'succeeded'"
+                " order by at, rowid"
+            )
+        ).all()
+        specs = {name: json.loads(spec) for name, spec in rows}
+        newest, known = specs[rows[-1][0]], specs[run_id]
+        same_rows = newest["dataset"]["content_digest"] == known["dataset"]["content_digest"]
+        return same_rows and bool(newest["config_digest"] == known["config_digest"])
 
     def _latest(self, connection: Connection, cause: str) -> tuple[int, str, str]:
         rows = connection.execute(

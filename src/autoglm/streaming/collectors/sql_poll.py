@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -74,8 +74,20 @@ class _Position:
 class SqlPollSource:
     """Port Source on one table. Batches of at most `batch_rows` events."""
 
-    def __init__(self, config: SourceConfig, *, project: str, base: Path, batch_rows: int) -> None:
+    def __init__(
+        self,
+        config: SourceConfig,
+        *,
+        project: str,
+        base: Path,
+        batch_rows: int,
+        columns: Sequence[str] = (),
+    ) -> None:
+        """`columns` must be there besides the key and the cursor, or nothing is read: rows
+        without them would be passed by and never read again.
+        """
         self._config, self._project, self._base = config, project, base
+        self._columns = columns
         self._batch_rows = batch_rows
         self.name = f"sql/{config.table}"
         self._where = f"table {config.table}"
@@ -103,7 +115,7 @@ class SqlPollSource:
         try:
             columns = column_names(engine, self._config.table, self._where)
             config = self._config
-            wanted = [config.key, *([config.cursor] if config.cursor else [])]
+            wanted = [config.key, *([config.cursor] if config.cursor else []), *self._columns]
             require_columns(wanted, columns, self._where)
             with readable(self._where), engine.connect() as connection:
                 if config.cursor:
