@@ -155,6 +155,12 @@ def _show_succeeded(result: Mapping[str, Any]) -> None:
     print_table((f"on {report['test_rows']} test rows", "candidate", "95 %", "stable"), rows)
     floors = f"majority {number(report['majority'])}, linear {number(report['linear_floor'])}"
     typer.echo(f"floors for {report['metric']}: {floors}")
+    whole = report.get("linear_whole")
+    if whole is not None and whole > report["candidate"][report["metric"]]["value"]:
+        typer.echo(
+            f"a linear model that reads whole texts reaches {number(whole)}:"
+            " data.max_length cuts something off that counts"
+        )
     typer.echo()
     traffic = ", replayed traffic" if rollout["replayed_traffic"] else ""
     typer.echo(

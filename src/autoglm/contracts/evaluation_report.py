@@ -32,7 +32,9 @@ class PairedDifference:
 class EvaluationReport:
     """The offline gate's evidence: candidate, stable and the floors on the same test rows.
 
-    `verdict` uses the release's words; `reason` says it in one line.
+    `linear_floor` is of a linear model that reads what the model reads; `linear_whole` of one that
+    reads whole texts, where `max_length` cuts much off. `verdict` uses the release's words;
+    `reason` says it in one line.
     """
 
     project: str
@@ -46,3 +48,4 @@ class EvaluationReport:
     test_rows: int
     verdict: str
     reason: str
+    linear_whole: float | None = None

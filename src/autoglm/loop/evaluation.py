@@ -15,19 +15,29 @@ from autoglm.plugins import project_files
 from autoglm.release import offline_gate
 from autoglm.settings import from_snapshot
 
+# A text of which the model reads less than this share has something to tell behind max_length.
+WORTH_TELLING = 0.9
+
 
 def evaluate_candidate(spec: RunSpec, candidate: str, stable: str) -> EvaluationReport:
     """`candidate` and `stable` are model folders; `stable` is empty for a first model."""
     settings = from_snapshot(spec.config)
     test, train = load_rows(spec.dataset, "test"), load_rows(spec.dataset, "train")
-    answers = _predictions(candidate, test.texts)
-    stable_answers = _predictions(stable, test.texts) if stable else []
+    classifier = OnnxClassifier(Path(candidate), threads=0)
+    answers = _labels(classifier, test.texts)
+    stable_answers = _labels(OnnxClassifier(Path(stable), threads=0), test.texts) if stable else []
     project_files.execute(spec.imports, Path(spec.folder) / "code")
     names = dict.fromkeys([*METRICS, settings.evaluate.metric])
     evaluators = {name: find_evaluator(name) for name in names}
     metric = settings.evaluate.metric
     gate = evaluators[metric]
-    linear = linear_predictions(train.texts, train.labels, test.texts)
+    # The floor reads what the model reads; what lies behind max_length is told apart.
+    read = classifier.seen(train.texts), classifier.seen(test.texts)
+    linear = linear_predictions(read[0], train.labels, read[1])
+    whole = None
+    if sum(map(len, read[0])) < WORTH_TELLING * sum(map(len, train.texts)):
+        answers_whole = linear_predictions(train.texts, train.labels, test.texts)
+        whole = gate.evaluate(test.labels, answers_whole).value
     majority = majority_predictions(train.labels, len(test.labels))
     floors = [gate.evaluate(test.labels, p).value or 0.0 for p in (majority, linear)]
     difference = paired(gate, test.labels, answers, stable_answers) if stable else None
@@ -53,11 +63,12 @@ def evaluate_candidate(spec: RunSpec, candidate: str, stable: str) -> Evaluation
         difference=difference,
         majority=floors[0],
         linear_floor=floors[1],
+        linear_whole=whole,
         test_rows=len(test.labels),
         verdict=verdict,
         reason=reason,
     )
 
 
-def _predictions(folder: str, texts: list[str]) -> list[str]:
-    return [answer.label for answer in OnnxClassifier(Path(folder), threads=0).predict(texts)]
+def _labels(classifier: OnnxClassifier, texts: list[str]) -> list[str]:
+    return [answer.label for answer in classifier.predict(texts)]

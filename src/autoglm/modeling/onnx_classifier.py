@@ -54,6 +54,12 @@ class OnnxClassifier:
         """Token ids of each text, cut at the folder's max_length."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
+    def seen(self, texts: Sequence[str]) -> list[str]:
+        """Each text as far as the model reads it: up to the end of its last token."""
+        encodings = self._tokenizer.encode_batch(list(texts))
+        ends = [max((end for _, end in e.offsets), default=0) for e in encodings]
+        return [text[:end] for text, end in zip(texts, ends, strict=True)]
+
     def logits(
         self, encodings: Sequence[Sequence[int]], *, token_budget: int = 4096
     ) -> NDArray[np.float32]:
