@@ -1,6 +1,7 @@
 """Run every benchmark, one after the other."""
 
-from benchmarks import accuracy_floors, first_hour
+from benchmarks import accuracy_floors, config_load, first_hour
 
+config_load.main()
 first_hour.main()
 accuracy_floors.main()

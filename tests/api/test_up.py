@@ -128,13 +128,25 @@ def test_the_rows_that_were_there_became_a_served_model_by_themselves(up: Up) ->
         ("POST", "/api/v1/predict", b"{", 400, "api.bad_json"),
         ("POST", "/api/v1/predict", b'{"text": 3}', 422, "api.invalid"),
         ("POST", "/api/v1/predict", b'{"text": " "}', 422, "data.empty_text"),
+        ("POST", "/api/v1/predict", b'{"text": "\\ud800"}', 422, "data.not_utf8"),
+        ("POST", "/api/v1/predict", b"[" * 100_000, 400, "api.bad_json"),
+        (
+            "POST",
+            "/api/v1/feedback",
+            b'{"request_id": "\\ud800", "label": "x"}',
+            422,
+            "data.not_utf8",
+        ),
+        ("POST", "/api/v1/trigger/train", b" " * (2**20 + 1), 413, "api.too_large"),
+        ("PATCH", "/api/v1/runs", b"", 405, "http.405"),
+        ("GET", "/api/v1/models/", b"", 404, "http.404"),
         ("POST", "/api/v1/predict", b'{"text": "' + b"a" * 2**20 + b'"}', 413, "api.too_large"),
     ],
 )
 def test_every_bad_request_is_a_problem_with_a_code(
     up: Up, method: str, path: str, content: bytes, status: int, code: str
 ) -> None:
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json", "idempotency-key": "é".encode("latin-1")}
     answer = httpx.request(method, up.address + path, content=content, headers=headers, timeout=60)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.headers["content-type"].startswith("application/problem+json")

@@ -27,6 +27,7 @@ def create_app(control: Control | None = None) -> FastAPI:
         openapi_url="/api/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.control = control if control is not None else current()
     problem.install(app)

@@ -35,6 +35,11 @@ def _rows(project: Any) -> list[Any]:
         raise
 
 
+def _status(status: str, is_owned: bool) -> str:
+    is_open = status in {"admitted", "running"}
+    return status if is_owned or not is_open else f"{status}, stopped (autoglm runs resume)"
+
+
 @app.command("list")
 @project_command
 def list_runs(folder: FolderOption = Path(), as_json: AsJson = False) -> None:
@@ -50,12 +55,13 @@ def list_runs(folder: FolderOption = Path(), as_json: AsJson = False) -> None:
     if not documents:
         typer.echo("no runs yet. next: autoglm run")
         return
+    is_owned = project.owner() is not None
     print_table(
         ("run", "status", "trigger", "dataset", "rollout", "admitted"),
         [
             (
                 d["run_id"],
-                d["status"],
+                _status(d["status"], is_owned),
                 d["trigger"],
                 f"v{d['dataset_version']['version']} ({d['dataset_version']['rows']} rows)",
                 ((d["result"] or {}).get("rollout") or {}).get("verdict", "—"),

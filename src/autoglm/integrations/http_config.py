@@ -38,6 +38,7 @@ class HttpCentre:
             timeout=config.timeout.total_seconds(),
             headers=dict(headers),
             trust_env=False,
+            verify=config.url.startswith("https"),
         )
         self._closed = threading.Event()
 

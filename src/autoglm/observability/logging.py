@@ -67,6 +67,7 @@ def configure(service: str, *, project: str, folder: Path | None, level: str = "
             ],
         )
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line per request is no news
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

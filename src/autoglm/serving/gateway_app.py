@@ -21,6 +21,7 @@ from autoglm.serving.gateway import Gateway, request_trace
 
 MAX_BODY = 2**20
 MAX_TEXTS = 256
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 STATUS_OF = {
     "data.empty_text": 422,
     "data.not_utf8": 422,
@@ -90,9 +91,7 @@ def public_app(gateway: Gateway, control_socket: Path | None) -> Starlette:
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics),
-            Route(
-                "/{path:path}", _Passed(control_socket), methods=["GET", "POST", "PUT", "DELETE"]
-            ),
+            Route("/{path:path}", _Passed(control_socket), methods=METHODS),
         ]
     )
 
@@ -121,18 +120,27 @@ class _Passed:
         )
         if self._client is None:
             return _problem(gone, "")
+        traceparent = request_trace(request.headers.get("traceparent", ""))
+        body = await request.body()
+        if len(body) > MAX_BODY:
+            large = DataError(f"at most {MAX_BODY:,} bytes in one request.", code="api.too_large")
+            return _problem(large, traceparent)
+        # As bytes: a header may hold what is no ASCII.
+        kept = [
+            (name, value)
+            for name, value in request.headers.raw
+            if name.decode("latin-1") not in {"host", "traceparent", *HOP_HEADERS}
+        ]
         try:
             reply = await self._client.request(
                 request.method,
                 request.url.path,
                 params=request.url.query,
-                content=await request.body(),
-                headers=[
-                    (k, v) for k, v in request.headers.items() if k not in {"host", *HOP_HEADERS}
-                ],
+                content=body,
+                headers=[*kept, (b"traceparent", traceparent.encode())],
             )
         except httpx.TransportError:
-            return _problem(gone, request.headers.get("traceparent", ""))
+            return _problem(gone, traceparent)
         headers = {k: v for k, v in reply.headers.items() if k not in HOP_HEADERS}
         return Response(reply.content, status_code=reply.status_code, headers=headers)
 
@@ -171,7 +179,7 @@ async def _body(request: Request) -> dict[str, Any]:
         raise DataError(f"a body has at most {MAX_BODY:,} bytes.", code="api.too_large")
     try:
         body = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the body is not JSON: {error}.", code="api.bad_json") from error
     if not isinstance(body, dict):
         raise DataError("the body must be a JSON object.", code="api.invalid")
