@@ -34,20 +34,29 @@ class AutoGLMError(Exception):
     retryable: ClassVar[bool] = False
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, code: str | None = None, next_step: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        next_step: str = "",
+        retryable: bool | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.next_step = next_step
         if code is not None:
             # A narrower code of the same family, so that callers can tell causes apart.
             self.code = code  # type: ignore[misc]
+        if retryable is not None:
+            self.retryable = retryable  # type: ignore[misc]
 
     def __str__(self) -> str:
         step = f" {self.next_step}" if self.next_step else ""
         return f"{self.code}: {self.message}{step}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, self.code, self.next_step))
+        return (from_document, (type(self).__name__, self.to_json()))
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -56,10 +65,6 @@ class AutoGLMError(Exception):
             "next_step": self.next_step,
             "retryable": self.retryable,
         }
-
-
-def _rebuild(kind: type[AutoGLMError], message: str, code: str, next_step: str) -> AutoGLMError:
-    return kind(message, code=code, next_step=next_step)
 
 
 class ConfigError(AutoGLMError):
@@ -125,7 +130,12 @@ class CancelledError(AutoGLMError):
 def from_document(kind: str, document: Mapping[str, Any]) -> AutoGLMError:
     """The error that another process of ours wrote with `to_json`; `kind` is its class's name."""
     known: type[AutoGLMError] = globals().get(kind, AutoGLMError)
-    return known(document["message"], code=document["code"], next_step=document["next_step"])
+    return known(
+        document["message"],
+        code=document["code"],
+        next_step=document["next_step"],
+        retryable=document["retryable"],
+    )
 
 
 def from_system(error: BaseException) -> StorageError | None:

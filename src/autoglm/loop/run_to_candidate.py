@@ -82,6 +82,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
 
     dimensions = read_space(settings.search.space, searchable_keys())
     for attempt in range(1, WORKER_ATTEMPTS + 1):
+        started = app.clock.monotonic()
         study = Study(
             project=spec.project,
             name=spec.run_id,
@@ -96,7 +97,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             on_event=app.on_event,
         )
         try:
-            return study.run(app.cancel)
+            return study.run(app.cancel, started=started)
         except CancelledError:
             raise
         except TrainingError as error:

@@ -79,10 +79,13 @@ class Study:
         self._on_event = on_event
         self._logger = get_logger(study=name)
 
-    def run(self, cancel: threading.Event) -> StudyResult:
-        """Raises: SearchError when no trial could be finished, CancelledError (resumable)."""
+    def run(self, cancel: threading.Event, *, started: float | None = None) -> StudyResult:
+        """`started` (monotonic seconds): the budget counts from there, preparations included.
+
+        Raises: SearchError when no trial could be finished, CancelledError (resumable).
+        """
+        started = self._clock.monotonic() if started is None else started
         study = self._open()
-        started = self._clock.monotonic()
         used = sum(t.user_attrs.get("seconds", 0.0) for t in study.trials)
         stopped_by = "trials"
         limit = min(self._config.trials, num_points(self._dimensions) or self._config.trials)

@@ -210,11 +210,11 @@ class TrainingWorker:
     def _died(self) -> TrainingError:
         code = self._process.wait()
         tail = self._stderr.read_text(errors="replace")[-400:].strip()
-        error = TrainingError(
-            f"the training worker died (exit code {code}). {tail}", code="training.worker_died"
+        return TrainingError(
+            f"the training worker died (exit code {code}). {tail}",
+            code="training.worker_died",
+            retryable=True,
         )
-        error.retryable = True  # type: ignore[misc]
-        return error
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

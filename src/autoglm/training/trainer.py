@@ -83,6 +83,7 @@ class Trainer:
         self._settings, self._data, self._metric, self._seed = settings, data, metric, seed
         self._cache, self._cache_key, self._on_event = cache, cache_key, on_event
         self._model = copy.deepcopy(start)
+        self._cancel = threading.Event()
         self._num_frozen = freeze_below(self._model, int(settings["trainable_layers"]))
         self._schedule = registry.get("schedule", str(settings["schedule"]))
         self._states: TokenStates | None = None
@@ -91,6 +92,7 @@ class Trainer:
 
     def train(self, cancel: threading.Event) -> Trained:
         """Raises: CancelledError between optimizer steps; TrainingError when the loss is lost."""
+        self._cancel = cancel
         torch.manual_seed(self._seed)
         self._fill_cache()
         self._start_head()
@@ -104,10 +106,7 @@ class Trainer:
         for epoch in range(1, epochs + 1):
             self._training_mode()
             for rows in self._batches(epoch):
-                if cancel.is_set():
-                    raise CancelledError(
-                        "training was stopped.", next_step="The run can be resumed."
-                    )
+                self._stop_if_asked()
                 for group in optimizer.param_groups:
                     group["lr"] = self._rate(step, num_steps)
                 loss = nn.functional.cross_entropy(self._logits(rows), self._data.labels[rows])
@@ -144,8 +143,18 @@ class Trainer:
         self._states = self._cache.get(key)
         if self._states is None:
             hidden_size = self._model.backbone.config.hidden_size
-            self._states = encode_rows(self._data.ids, hidden_size, self._halves.lower)
+            self._states = encode_rows(self._data.ids, hidden_size, self._lower)
             self._cache.put(key, self._states)
+
+    def _lower(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """One batch through the frozen half; an encode of minutes can be stopped between two."""
+        self._stop_if_asked()
+        assert self._halves is not None, "only asked for when the backbone was cut"
+        return self._halves.lower(input_ids, mask)
+
+    def _stop_if_asked(self) -> None:
+        if self._cancel.is_set():
+            raise CancelledError("training was stopped.", next_step="The run can be resumed.")
 
     @torch.no_grad()
     def _start_head(self) -> None:
@@ -154,6 +163,7 @@ class Trainer:
         order = sorted(range(num_rows), key=lambda i: len(self._data.ids[i]))
         pooled = torch.empty(num_rows, self._model.backbone.config.hidden_size)
         for start in range(0, num_rows, EVAL_ROWS):
+            self._stop_if_asked()
             rows = order[start : start + EVAL_ROWS]
             pooled[rows] = self._features(rows)
         train = slice(0, self._data.num_train)
