@@ -11,7 +11,6 @@ one tree → the schema's frozen dataclasses     (validated by pydantic)
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from autoglm.config import units
 from autoglm.config.layers import Layer
-from autoglm.config.paths import canonical, format_path, parse_path, variable
+from autoglm.config.paths import canonical, format_path, nearest, parse_path, variable
 from autoglm.config.placeholders import resolve
 from autoglm.config.schema import (
     Key,
@@ -154,8 +153,8 @@ def _from_variables(schema: Any, layer: Layer, ignore_unknown: bool) -> list[Lea
         elif not ignore_unknown:
             below = [k for k in leaf_keys(schema) if k.startswith(f"{top}." if top else "")]
             known = {canonical(k.removeprefix(f"{top}.")): k.removeprefix(f"{top}.") for k in below}
-            near = difflib.get_close_matches(canonical(name[len(prefix) :]), known, n=1)
-            hint = f"Did you mean {variable(prefix, known[near[0]])}?" if near else ""
+            near = nearest(canonical(name[len(prefix) :]), known)
+            hint = f"Did you mean {variable(prefix, known[near])}?" if near else ""
             message = f"environment variable {name} fits no key."
             raise ConfigError(message, code="config.unknown_key", next_step=hint)
     return leaves
@@ -186,8 +185,8 @@ def _unknown(schema: Any, leaf: Leaf, depth: int, layer: Layer) -> ConfigError:
         names.append(name)
         section = bare(annotation) if is_section(annotation) else None
     options = [name for name, _ in fields_of(section).values()] if section else []
-    near = difflib.get_close_matches(leaf.path[depth], options, n=1)
-    hint = f"Did you mean {'.'.join([*names, near[0]])}?" if near else ""
+    near = nearest(leaf.path[depth], options)
+    hint = f"Did you mean {'.'.join([*names, near])}?" if near else ""
     if not hint and options:
         hint = f"Known here: {', '.join(options)}."
     return ConfigError(

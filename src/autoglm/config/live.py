@@ -16,6 +16,8 @@ from autoglm.errors import ConfigError
 S = TypeVar("S")
 # Editors write a file in several strokes.
 DEBOUNCE_MS = 40
+# The watcher looks this often: less is 2 % of a core under `up`, more is felt.
+STEP_MS = 30
 RETRY_SECONDS = 1.0
 
 
@@ -82,7 +84,7 @@ class LiveConfig(Generic[S]):
             stop_event=self._stop,
             recursive=False,
             debounce=DEBOUNCE_MS,
-            step=10,
+            step=STEP_MS,
             rust_timeout=1000,
             watch_filter=None,
         ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 _PART = re.compile(r"\[([^\[\]]*)\]|([^.\[\]]+)")
@@ -46,6 +46,14 @@ def format_path(parts: Sequence[str]) -> str:
         else:
             text += f".{part}" if text else part
     return text
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The option most like `name`, `""` when none is."""
+    import difflib  # some milliseconds of import that only a mistake needs
+
+    found = difflib.get_close_matches(name, list(options), n=1)
+    return found[0] if found else ""
 
 
 def variable(prefix: str, key: str) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from autoglm.config.config_loader import MASK, Config
-from autoglm.config.paths import canonical, format_path
+from autoglm.config.paths import canonical, format_path, nearest
 from autoglm.config.schema import bare, fields_of, is_section
 from autoglm.contracts.record import to_json
 from autoglm.errors import ConfigError
@@ -35,8 +34,8 @@ def explain(config: Config[Any], key: str) -> dict[str, Any]:
             next_step=f"Ask for one of its keys: {', '.join(below[:8])}.",
         )
     if found is None:
-        near = difflib.get_close_matches(canonical(key), names, n=1)
-        hint = f"Did you mean {names[near[0]]}?" if near else "See `autoglm config show`."
+        near = nearest(canonical(key), names)
+        hint = f"Did you mean {names[near]}?" if near else "See `autoglm config show`."
         raise ConfigError(f"no key {key}.", code="config.unknown_key", next_step=hint)
     said = {line.rank: line for line in config.said.get(found, ())}
     layers = []

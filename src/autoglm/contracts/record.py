@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -50,6 +49,8 @@ def canonical(value: Any) -> bytes:
 
 def digest(*parts: Any, size: int = 16) -> str:
     """Hex BLAKE2b of the parts' canonical JSON; `size` bytes, so twice as many characters."""
+    import hashlib  # opens OpenSSL, which reading a configuration does not need
+
     hasher = hashlib.blake2b(digest_size=size)
     for part in parts:
         data = canonical(part)
