@@ -128,7 +128,8 @@ def _write_graph(model: AutoGLMForSequenceClassification, path: Path) -> None:
     mask[1, 6:] = 0  # a padded row, so that the mask is no constant of the graph
     longest = int(getattr(model.backbone.config, "max_position_embeddings", 512))
     axes = {0: torch.export.Dim("batch", max=65_536), 1: torch.export.Dim("length", max=longest)}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         # The exporter prints its progress and warns about its own internals.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

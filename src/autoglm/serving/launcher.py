@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class GatewayProcess:
         self.admin_socket = sockets / "admin.sock"
         self.address = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._changing = threading.Lock()
 
     @classmethod
     def start(
@@ -62,22 +64,24 @@ class GatewayProcess:
 
     def restart_if_dead(self) -> None:
         """The same address and socket; routes come back from disk."""
-        if self._process is not None and self._process.poll() is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._start(int(self.address.rpartition(":")[2]))
+        with self._changing:  # not while `close` ends it: it would be started again
+            if self._process is not None and self._process.poll() is not None:
+                assert self._process.stdin is not None
+                self._process.stdin.close()
+                self._start(int(self.address.rpartition(":")[2]))
 
     def close(self) -> None:
         """Drain, end, remove the sockets."""
-        if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            try:
-                self._process.wait(15)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
+        with self._changing:
+            if self._process is not None:
+                assert self._process.stdin is not None
+                self._process.stdin.close()
+                try:
+                    self._process.wait(15)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+                    self._process.wait()
+                self._process = None
         shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _start(self, port: int) -> None:
