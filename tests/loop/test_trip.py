@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import WORDS, learnable_rows
+from conftest import learnable_rows
 
 FAST = [
     "--set", "search.trials=2",
@@ -92,32 +92,6 @@ def test_changed_rows_become_a_released_model_and_nothing_changed_makes_no_run(
     lines = (project / ".autoglm/default/logs/trainer.jsonl").read_text().splitlines()
     trace_ids = {json.loads(line)["trace_id"] for line in lines}
     assert second["trace_id"] in trace_ids
-
-
-def test_rows_that_are_changed_back_are_a_change_again(project: Path) -> None:
-    def relabel(old: str, new: str) -> Any:
-        with sqlite3.connect(project / "data.db") as connection:
-            connection.execute(
-                "update rows set label = ? where id in"
-                " (select id from rows where label = ? order by id limit 5)", (new, old),
-            )  # fmt: skip
-        connection.close()
-        return run(project, "--set", "search.trials=1")
-
-    first = run(project, "--set", "search.trials=1")
-    relabel("sport", "money")
-    with sqlite3.connect(project / "data.db") as connection:
-        words = WORDS["sport"]
-        for row_id, text in connection.execute("select id, text from rows").fetchall():
-            label = "sport" if set(text.split()) & set(words) else "money"
-            connection.execute(
-                "update rows set label = ? where id = ? and label != ?", (label, row_id, label)
-            )
-    connection.close()
-    third = run(project, "--set", "search.trials=1")
-    assert third["status"] == "succeeded"
-    assert third["run_id"] != first["run_id"]
-    assert run(project, "--set", "search.trials=1")["status"] == "unchanged"
 
 
 def test_the_exported_folder_gives_the_logits_of_predict(project: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     held_out = dataset.rows - len(texts)
     release_requests = settings.release.min_requests * sum(100 / s for s in settings.release.steps)
     other_flops = 2.0 * num_params * per_text * (held_out + release_requests)
-    plan = Plan(
+    return Plan(
         rows=dataset.rows,
         train_rows=len(texts),
         tokens=tokens,
@@ -68,8 +68,6 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
         disk_bytes=4 * weights_bytes,
         backbone=settings.model.backbone,
     )
-    _check_disk(plan, project)
-    return plan
 
 
 def _size(backbone: Path) -> tuple[int, int]:
@@ -99,7 +97,8 @@ def _seconds(left: object, right: object) -> float:
     return max(time.perf_counter() - started, 1e-6)
 
 
-def _check_disk(plan: Plan, project: Project) -> None:
+def check_room(plan: Plan, project: Project) -> None:
+    """Raises: StorageError storage.over_budget, storage.full."""
     used = sum(
         (Path(root) / name).stat().st_size
         for root, _, names in os.walk(project.state)

@@ -27,15 +27,19 @@ from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import data_cause, dataset_to_run, trigger_event
 from autoglm.loop.durable import DurableRuns, Step, StepFailedError
 from autoglm.loop.names import check_names
-from autoglm.loop.plan import make_plan
+from autoglm.loop.plan import Plan, check_room, make_plan
 from autoglm.loop.run_to_candidate import Candidate, run_to_candidate
 from autoglm.observability.logging import get_logger, set_trace
 from autoglm.observability.tracing import trace_id_of
 
 
-def admit_changes(dataset: DatasetVersion, app: App, *, reason: str) -> Decision:
-    """A run for these rows and settings, unless one has been."""
+def admit_changes(dataset: DatasetVersion, plan: Plan, app: App, *, reason: str) -> Decision:
+    """A run for these rows and settings, unless one has been. Raises: StorageError for want of
+    room, before anything is written down.
+    """
     trigger = trigger_event(app, "command", cause=data_cause(dataset, app), reason=reason)
+    if app.admission.find(trigger) is None:
+        check_room(plan, app.project)
     return dataset_to_run(trigger, dataset, app)
 
 
@@ -153,8 +157,9 @@ def go_round(app: App, runs: DurableRuns, *, plan_only: bool = False) -> Mapping
     plan = make_plan(dataset, app.project)
     app.on_event({"kind": "plan", **to_json(plan)})
     if plan_only:
+        check_room(plan, app.project)
         return {"status": "planned", "plan": to_json(plan)}
-    decision = admit_changes(dataset, app, reason="autoglm run")
+    decision = admit_changes(dataset, plan, app, reason="autoglm run")
     if decision.outcome == "unchanged":
         return results[-1] if results else unchanged(dataset, decision)
     result = finish(decision.run_id, app, runs)

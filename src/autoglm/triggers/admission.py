@@ -38,11 +38,9 @@ class Admission:
         `make_spec(run_id)` must do no work that could not be thrown away.
         """
         with self._engine.begin() as connection:
-            attempt, run_id, status = self._latest(connection, event.cause)
-            if run_id and status in UNFINISHED:
-                return self._decision(event, "known", run_id, f"run {run_id} is {status}")
-            if run_id and status == "succeeded" and self._is_newest(connection, event, run_id):
-                return self._decision(event, "unchanged", run_id, f"run {run_id} did this already")
+            attempt, found = self._find(connection, event)
+            if found is not None:
+                return found
             cause = f"{event.cause}#{attempt + 1}"
             run_id = f"run-{digest(event.project, cause, size=6)}"
             spec = make_spec(run_id)
@@ -62,6 +60,20 @@ class Admission:
                 },
             )
         return self._decision(event, "admitted", run_id, event.reason)
+
+    def find(self, event: TriggerEvent) -> Decision | None:
+        """What `decide` would answer without a new run; None when it would admit one."""
+        with self._engine.begin() as connection:
+            return self._find(connection, event)[1]
+
+    def _find(self, connection: Connection, event: TriggerEvent) -> tuple[int, Decision | None]:
+        attempt, run_id, status = self._latest(connection, event.cause)
+        if run_id and status in UNFINISHED:
+            return attempt, self._decision(event, "known", run_id, f"run {run_id} is {status}")
+        if run_id and status == "succeeded" and self._is_newest(connection, event, run_id):
+            reason = f"run {run_id} did this already"
+            return attempt, self._decision(event, "unchanged", run_id, reason)
+        return attempt, None
 
     def _is_newest(self, connection: Connection, event: TriggerEvent, run_id: str) -> bool:
         """Whether what is in service comes of this cause. Rows that were changed and changed back
