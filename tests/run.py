@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -39,17 +40,24 @@ SERVERS = {"etcd": "etcd-server"}
 
 
 def install_servers() -> None:
-    """What is missing is installed where that is possible: Debian or Ubuntu, as root."""
+    """What is missing is unpacked beside the environment where that is possible: Debian or Ubuntu,
+    as root. Unpacked, not installed: a package would also start a service of the machine.
+    """
+    here = Path(sys.prefix) / "servers"
+    os.environ["PATH"] += f"{os.pathsep}{here / 'usr' / 'bin'}"
     missing = [package for program, package in SERVERS.items() if shutil.which(program) is None]
     if not missing or os.geteuid() != 0 or shutil.which("apt-get") is None:
         return
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
-    for attempt in (command, ["apt-get", "update"], command):
-        done = subprocess.run(attempt, env=environment, capture_output=True, check=False)
-        if done.returncode == 0 and attempt is command:
-            return
-    print(f"could not install {', '.join(missing)}: its tests are skipped")
+    with tempfile.TemporaryDirectory() as folder:
+        download = ["apt-get", "download", *missing]
+        for command in (download, ["apt-get", "update"], download):
+            done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+            if done.returncode == 0 and command is download:
+                break
+        for package in Path(folder).glob("*.deb"):
+            subprocess.run(["dpkg", "-x", str(package), str(here)], check=True)
+    if any(shutil.which(program) is None for program in SERVERS):
+        print(f"could not get {', '.join(missing)}: its tests are skipped")
 
 
 class Seconds:

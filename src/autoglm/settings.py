@@ -254,7 +254,7 @@ def section_of(settings: Settings, wanted: type[T]) -> T:
 def inject(factory: Callable[..., T], settings: Settings, **arguments: Any) -> T:
     """Call `factory` with each parameter whose annotation is a section's class filled in."""
     sections: dict[str, Any] = {}
-    takes: Any = vars(factory)["__init__"] if isinstance(factory, type) else factory
+    takes = getattr(factory, "__init__", factory) if isinstance(factory, type) else factory
     for name, annotation in get_type_hints(takes).items():
         if name not in arguments and name != "return" and is_dataclass(annotation):
             sections[name] = section_of(settings, annotation)  # type: ignore[arg-type]

@@ -210,6 +210,19 @@ class Mine:
     threshold: float = 0.5
 
 
+class WantsNothing:
+    pass
+
+
+class Inherits(WantsNothing):
+    def __init__(self, training: TrainingConfig) -> None:
+        self.training = training
+
+
+class InheritsAll(Inherits):
+    pass
+
+
 class Wants:
     def __init__(self, config: Mine, training: TrainingConfig, *, word: str) -> None:
         self.config, self.training, self.word = config, training, word
@@ -223,6 +236,9 @@ def test_a_component_is_given_the_sections_it_declares(
     project(tmp_path, MINIMAL + "mine: {threshold: 0.7}\ntraining: {lr: 0.5}\n")
     made = inject(Wants, load_settings(tmp_path).settings, word="w")
     assert (made.config.threshold, made.training.lr, made.word) == (0.7, 0.5, "w")
+    settings = load_settings(tmp_path).settings
+    assert isinstance(inject(WantsNothing, settings), WantsNothing)
+    assert inject(InheritsAll, settings).training.lr == 0.5
     monkeypatch.setenv("MINE_THRESHOLD", "0.9")
     config = load_settings(tmp_path)
     assert inject(Wants, config.settings, word="w").config.threshold == 0.9

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from autoglm.errors import ReleaseError
 from autoglm.release.gateway_client import GatewayClient
 from autoglm.release.replay import ReplayedTraffic
 from autoglm.serving.config import ServingConfig
-from autoglm.serving.launcher import GatewayProcess
+from autoglm.serving.launcher import GatewayProcess, socket_folder
 
 
 def make_model(folder: Path, labels: list[str]) -> Path:
@@ -244,6 +246,18 @@ def test_a_full_queue_turns_requests_away_and_answers_the_others(
         admin.close()
     finally:
         gateway.close()
+
+
+def test_sockets_of_a_killed_process_are_removed_by_the_next_and_those_of_a_living_one_stay() -> (
+    None
+):
+    code = "from autoglm.serving.launcher import socket_folder; print(socket_folder())"
+    dead = Path(subprocess.check_output([sys.executable, "-c", code], text=True).strip())
+    assert dead.exists()
+    first, second = socket_folder(), socket_folder()
+    assert (dead.exists(), first.exists(), second.exists()) == (False, True, True)
+    first.rmdir()
+    second.rmdir()
 
 
 def test_replayed_order_is_seeded() -> None:

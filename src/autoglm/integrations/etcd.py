@@ -1,7 +1,7 @@
 """etcd v3 as a config centre, over its HTTP gateway (JSON, base64 keys and values).
 
 A key is `PREFIX/training/lr` or `PREFIX/training.lr`; its value is a scalar as in YAML, or a map
-in braces. Tested against etcd 3.4 and 3.5.
+in braces. Tested against etcd 3.4.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ def evaluate(arguments: Mapping[str, Any]) -> Any:
 def execute(arguments: Mapping[str, Any]) -> Any:
     """A `step` plugin's `execute(context)`. Raises: PluginError, its own or plugin.failed."""
     spec = from_json(RunSpec, arguments["spec"])
-    project_files.execute(spec.imports, Path(spec.folder) / "code")
-    registry.allow(tuple(spec.config["plugins"]["allow"]))
+    project_files.open_parts(spec)
     part = registry.get("step", arguments["step"])
     plugin = part() if isinstance(part, type) else part
     trace_id = trace_id_of(spec.traceparent)

@@ -26,7 +26,7 @@ def evaluate_candidate(spec: RunSpec, candidate: str, stable: str) -> Evaluation
     classifier = OnnxClassifier(Path(candidate), threads=0)
     answers = _labels(classifier, test.texts)
     stable_answers = _labels(OnnxClassifier(Path(stable), threads=0), test.texts) if stable else []
-    project_files.execute(spec.imports, Path(spec.folder) / "code")
+    project_files.open_parts(spec)
     names = dict.fromkeys([*METRICS, settings.evaluate.metric])
     evaluators = {name: find_evaluator(name) for name in names}
     metric = settings.evaluate.metric

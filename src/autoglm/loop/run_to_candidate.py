@@ -19,6 +19,7 @@ from autoglm.errors import CancelledError, TrainingError
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
 from autoglm.loop.lineage import lineage_of
+from autoglm.plugins import project_files, registry
 from autoglm.settings import Settings, from_snapshot
 
 # The worker is started again this often before a run gives up on it.
@@ -80,6 +81,8 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     from autoglm.search.space import read_space
     from autoglm.search.study import Study
 
+    if settings.search.sampler not in registry.names("sampler"):
+        project_files.open_parts(spec)  # under `up` nobody has read the project's files here yet
     dimensions = read_space(settings.search.space, searchable_keys())
     for attempt in range(1, WORKER_ATTEMPTS + 1):
         started = app.clock.monotonic()

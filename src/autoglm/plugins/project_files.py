@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoglm.contracts.run_spec import ProjectFile
+from autoglm.contracts.run_spec import ProjectFile, RunSpec
 from autoglm.errors import PluginError
 from autoglm.plugins import registry
 
@@ -38,6 +38,14 @@ def read_files(folder: Path, names: Sequence[str]) -> tuple[ProjectFile, ...]:
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         found.append(ProjectFile(name=name, digest=digest, source=source))
     return tuple(found)
+
+
+def open_parts(spec: RunSpec) -> None:
+    """Make known what the run may use: its allow-list, and its own files as they were when it was
+    admitted. Every process that works for a run calls this before it asks for a part.
+    """
+    registry.allow(tuple(spec.config["plugins"]["allow"]))
+    execute(spec.imports, Path(spec.folder) / "code")
 
 
 def execute(files: Sequence[ProjectFile], folder: Path) -> None:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from autoglm.errors import ConfigError, ServingError
 from autoglm.observability import logging as logs
 from autoglm.project import Project
-from autoglm.serving.launcher import GatewayProcess
+from autoglm.serving.launcher import GatewayProcess, socket_folder
 
 GRACE_SECONDS = 10.0
 CHECK_SECONDS = 1.0
@@ -42,8 +41,7 @@ class Supervisor:
             logs.configure("supervisor", project=project.name, folder=project.logs)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda _n, _f: self._stop.set())
-            # Unix socket paths have about 100 characters: the state folder may be deeper.
-            sockets = Path(tempfile.mkdtemp(prefix="autoglm-"))
+            sockets = socket_folder()
             try:
                 self._supervise(sockets)
             finally:

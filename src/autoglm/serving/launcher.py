@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,25 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 from autoglm.contracts.record import to_json
 from autoglm.errors import ServingError
 from autoglm.serving.config import ServingConfig
 
 START_SECONDS = 120
+SOCKETS = "autoglm-sockets-"
+
+
+def socket_folder() -> Path:
+    """A new folder for this process's Unix sockets, whose paths may have about 100 characters: the
+    project's may be deeper. What processes left there that were killed is removed.
+    """
+    for old in Path(tempfile.gettempdir()).glob(f"{SOCKETS}*"):
+        pid = old.name.removeprefix(SOCKETS).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{SOCKETS}{os.getpid()}-"))
 
 
 class GatewayProcess:
@@ -40,7 +55,7 @@ class GatewayProcess:
     ) -> GatewayProcess:
         """Returns when it answers. Raises: ServingError serving.gateway_failed."""
         logs.mkdir(parents=True, exist_ok=True)
-        sockets = Path(tempfile.mkdtemp(prefix="autoglm-"))
+        sockets = socket_folder()
         command = [
             sys.executable, "-m", "autoglm.serving.gateway_main",
             "--project", project,

@@ -29,7 +29,7 @@ from autoglm.errors import AutoGLMError, TrainingError
 from autoglm.modeling.auto_model import load_classifier
 from autoglm.modeling.export import export_folder
 from autoglm.observability import logging as logs
-from autoglm.plugins import project_files, registry
+from autoglm.plugins import project_files
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import stages
 from autoglm.training.trainer import Encoded, Trainer
@@ -64,9 +64,8 @@ class Worker:
         if name == self._opened:
             return None
         logs.set_trace(spec.traceparent)
-        registry.allow(tuple(spec.config["plugins"]["allow"]))
         self._spec, self._start, self._base = spec, start, Path(request["base"])
-        project_files.execute(spec.imports, Path(spec.folder) / "code")
+        project_files.open_parts(spec)
         model = spec.config["model"]
         self._model = load_classifier(
             start, spec.dataset.labels, pooling=model["pooling"], attention=model["attention"]
