@@ -349,6 +349,34 @@ def test_any_texts_survive_dump_and_load_as_properties(tree: dict[str, str]) -> 
     assert leaves == tree
 
 
+@settings(max_examples=60, deadline=None)
+@given(TREES)
+def test_any_tree_of_scalars_survives_dump_and_load_in_the_environment(
+    tree: dict[str, Any],
+) -> None:
+    # A name of the environment has no place for a key's own capitals: a map goes in whole.
+    text = json.dumps(tree, ensure_ascii=False)
+    assert bound(environment_layer({"AUTOGLM_LABELS": text})).labels == tree
+
+
+@settings(max_examples=60, deadline=None)
+@given(TREES)
+def test_any_tree_of_scalars_survives_dump_and_load_as_pairs_of_a_centre(
+    tree: dict[str, Any],
+) -> None:
+    def pairs(node: dict[str, Any], path: tuple[str, ...]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for key, value in node.items():
+            inner = (*path, key)
+            if isinstance(value, dict):
+                found |= pairs(value, inner)
+            else:
+                found[format_path(inner)] = json.dumps(value, ensure_ascii=False)
+        return found
+
+    assert bound(tree_layer("etcd", pairs(tree, ("labels",)), place="etcd")).labels == tree
+
+
 @settings(max_examples=40, deadline=None)
 @given(SHAPED, SHAPED, SHAPED)
 def test_layering_is_associative(a: Any, b: Any, c: Any) -> None:

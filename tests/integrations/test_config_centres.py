@@ -11,19 +11,24 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from autoglm.config.config import CentreConfig
-from autoglm.config.config_loader import Config
+from autoglm.config.config_loader import Config, bind
+from autoglm.config.layers import tree_layer
 from autoglm.config.live import LiveConfig
+from autoglm.config.schema import Key
 from autoglm.errors import ConfigError
 from autoglm.integrations.etcd import EtcdCentre
 from autoglm.integrations.http_config import consul, nacos, spring
@@ -87,15 +92,43 @@ class Etcd:
         self.process.wait(30)
 
 
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Etcd]:
+def needs_etcd() -> None:
     if shutil.which("etcd") is None:
         if os.environ.get("CI"):
             pytest.fail("etcd-server is not installed")
         pytest.skip("etcd-server is not installed")
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[Etcd]:
+    needs_etcd()
     server = Etcd(tmp_path / "etcd")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def etcd_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    needs_etcd()
+    server = Etcd(tmp_path_factory.mktemp("etcd") / "data")
+    yield server
+    server.stop()
+
+
+# What no JSON text may hold unescaped is not what an operator types either.
+KEYS = st.text("abcdefgh", min_size=1, max_size=6)
+SCALARS = st.one_of(
+    st.integers(-(2**53), 2**53),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Cn", "Co", "Zl", "Zp"])),
+)
+INNER = st.dictionaries(KEYS, SCALARS, min_size=1, max_size=3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Free:
+    labels: Annotated[Mapping[str, Any], Key("Free.")] = field(default_factory=dict)
 
 
 def project(folder: Path, centre: str = "") -> Path:
@@ -123,6 +156,25 @@ def test_etcd_stands_between_environment_and_command_line(
     assert config.settings.search.space == {"lr": {"uniform": [0, 1]}}
     assert config.settings.data.source.key == "77"
     assert config.origin("training.lr").layer.startswith("remote centre (etcd, revision ")
+
+
+@settings(max_examples=25, deadline=None)
+@given(tree=st.dictionaries(KEYS, st.one_of(SCALARS, INNER), max_size=4))
+def test_any_tree_of_scalars_survives_dump_and_load_in_etcd(
+    etcd_of_module: Etcd, tree: dict[str, Any]
+) -> None:
+    prefix = f"/autoglm/{uuid.uuid4()}"
+    for key, value in tree.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for name, scalar in inner:
+            path = f"{prefix}/labels/{key}" + (f"/{name}" if name else "")
+            etcd_of_module.put(path, json.dumps(scalar, ensure_ascii=False))
+    centre = EtcdCentre(CentreConfig(kind="etcd", url=etcd_of_module.url, prefix=prefix), "default")
+    try:
+        found, _revision = centre.load()
+    finally:
+        centre.close()
+    assert bind(Free, [tree_layer("etcd", found, place="etcd")]).settings.labels == tree
 
 
 def test_without_etcd_the_last_good_copy_is_used_and_said(etcd: Etcd, tmp_path: Path) -> None:
