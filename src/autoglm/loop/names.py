@@ -16,10 +16,12 @@ STEPS = ("search", "export", "evaluate", "register", "release")
 NAMED = {
     "evaluate.metric": "evaluator",
     "model.attention": "attention",
+    "model.head": "head",
     "search.sampler": "sampler",
     "training.optimizer": "optimizer",
     "training.schedule": "schedule",
 }
+LISTED = {"training.algorithms": "algorithm", "training.callbacks": "callback"}
 
 
 def check_names(project: Project) -> None:
@@ -34,6 +36,10 @@ def check_names(project: Project) -> None:
     for key, kind in NAMED.items():
         section, _, field = key.partition(".")
         _known(kind, getattr(getattr(settings, section), field), key)
+    for key, kind in LISTED.items():
+        section, _, field = key.partition(".")
+        for name in getattr(getattr(settings, section), field):
+            _known(kind, name, key)
     for name in settings.data.processors:
         _known("processor", name, "data.processors")
     for after, names in settings.plugins.steps.items():

@@ -16,9 +16,12 @@ class ModelConfig:
     )
     attention: Annotated[str, live("Attention implementation, by name.")] = "sdpa"
     pooling: Annotated[
-        Literal["auto", "mean", "cls"],
+        Literal["auto", "mean", "cls", "last", "max", "attention"],
         live("How token vectors become one. `auto`: the backbone's own (mean if it says nothing)."),
     ] = "auto"
+    head: Annotated[str, live("What answers from the pooled vector, by name: linear, mlp, …")] = (
+        "linear"
+    )
     start_from: Annotated[
         Literal["auto", "backbone", "stable"],
         live("Where training starts. `auto`: from stable when labels and backbone are the same."),
