@@ -9,7 +9,7 @@ from autoglm.config.schema import live
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     backbone: Annotated[
-        str, live("A folder, or `package:NAME` for weights that a Python package ships.")
+        str, live("A folder, or `package:NAME[/FILE]`: weights of a package (docs/backbones.md).")
     ]
     task: Annotated[Literal["text-classification"], live("What the model learns to do.")] = (
         "text-classification"
