@@ -52,7 +52,8 @@ def block_top_k_attention(
     dim); zeros for a query that sees nothing. With every block kept it is torch's SDPA.
 
     Cost: O(query · num_blocks · block_size); memory beyond inputs, output and their gradients:
-    O(query · num_blocks) bytes and buffers of constant size. A bias that learns costs O(query · key).
+    2 bytes per query and block, and buffers of constant size. A bias that learns costs
+    O(query · key), as everywhere.
     Raises: ValueError if `block_size` or `num_blocks` < 1.
     """
     if block_size < 1 or num_blocks < 1:
@@ -220,7 +221,7 @@ def _blocks_of(x: Tensor, block_size: int, fill: float) -> Tensor:
     missing = -x.shape[-1] % block_size
     if missing:
         x = F.pad(x, (0, missing), value=fill)
-    return x.unflatten(-1, (-1, block_size))
+    return x.reshape(*x.shape[:-1], -1, block_size)
 
 
 def _as_mask(chosen: Tensor, mask: Tensor | None, how: _How, num_keys: int) -> Tensor:
@@ -397,7 +398,11 @@ def _added(rows: Tensor, blocks: Tensor, inputs: _Inputs) -> Tensor | None:
     is_whole = num_keys % how.block_size == 0
     if is_whole and not how.is_causal and inputs.mask is None and inputs.bias is None:
         return None
-    batch, head, query = rows // (heads * num_queries), rows // num_queries % heads, rows % num_queries
+    batch, head, query = (
+        rows // (heads * num_queries),
+        rows // num_queries % heads,
+        rows % num_queries,
+    )
     block = (blocks % math.ceil(num_keys / how.block_size))[:, None]
     keys = block * how.block_size + torch.arange(how.block_size, device=rows.device)
     if inputs.bias is None:
@@ -449,7 +454,7 @@ class _Blocks(torch.autograd.Function):
         return output.view(*q.shape[:3], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask, bias, chosen, output, logsumexp = ctx.saved_tensors
         how: _How = ctx.how
         inputs = _Inputs.of(q, k, v, mask, bias, how)

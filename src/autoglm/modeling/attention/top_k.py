@@ -182,7 +182,7 @@ class _TopK(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask, bias = ctx.saved_tensors
         how: _How = ctx.how
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
