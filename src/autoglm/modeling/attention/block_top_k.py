@@ -3,7 +3,7 @@
 Self-contained (math and torch only): this very file is copied into exported model folders.
 
 block_top_k_attention(q, k, v, …)                 → the pure function
-choose_blocks(q, k, …)                            → which blocks each query reads
+choose_blocks(q, k, mask, how)                    → which blocks each query reads
 block_top_k(module, query, key, value, mask, …)   → as transformers calls it
 
 Each query scores the mean key of every block, and reads its own block and the best others. So what
@@ -17,9 +17,9 @@ Source: Lu et al., "MoBA: Mixture of Block Attention for Long-Context LLMs", 202
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 TILE = 128  # queries in a tile: below 128 the kernel is slower, above it more of a tile is empty
 TILES_AT_A_TIME = 64
-ROWS_AT_A_TIME = 8192  # queries whose parts wait to be merged
+ROWS_AT_A_TIME = 4096  # queries whose parts wait to be merged
 
 
 def block_top_k_attention(
@@ -58,25 +58,24 @@ def block_top_k_attention(
     """
     if block_size < 1 or num_blocks < 1:
         raise ValueError(f"block_size {block_size} and num_blocks {num_blocks} must be at least 1.")
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    mask, bias = _split(mask, bias)
-    if num_blocks * block_size >= k.shape[2]:
-        return _dense(q, k, v, mask, bias, is_causal, scale, dropout)
-    how = _How(
+    how = How(
         block_size=block_size,
         num_blocks=num_blocks,
         is_causal=is_causal,
         is_masked_causally=is_masked_causally,
-        scale=scale,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
         dropout=dropout,
         # Drawn once: backward drops the same weights again whatever was drawn since.
         seed=int(torch.randint(2**62, ())) if dropout > 0 else 0,
     )
-    chosen = choose(q.detach(), k.detach(), mask, how)
+    mask, bias = _split(mask, bias)
+    if num_blocks * block_size >= k.shape[2]:
+        return _dense(q, k, v, mask, bias, how)
+    chosen = choose_blocks(q.detach(), k.detach(), mask, how)
     if bias is not None and bias.requires_grad and torch.is_grad_enabled():
         # Only a gradient of the whole (query, key) bias needs the whole matrix.
         mask = _as_mask(chosen, mask, how, k.shape[2])
-        return _dense(q, k, v, mask, bias, is_causal, scale, dropout)
+        return _dense(q, k, v, mask, bias, how)
     output: Tensor = _Blocks.apply(q, k, v, mask, bias, chosen, how)  # type: ignore[no-untyped-call]
     return output
 
@@ -127,53 +126,33 @@ block_top_k.everything = {"num_blocks": 2**31 - 1}  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _How:
+class How:
+    """What was asked for; `is_masked_causally` when the mask itself hides what is to come."""
+
     block_size: int
     num_blocks: int
-    is_causal: bool
-    is_masked_causally: bool
-    scale: float
-    dropout: float
-    seed: int
+    is_causal: bool = False
+    is_masked_causally: bool = False
+    scale: float = 1.0
+    dropout: float = 0.0
+    seed: int = 0
 
 
 # ── choosing ──
 
 
-def choose_blocks(
-    q: Tensor,
-    k: Tensor,
-    *,
-    block_size: int = 128,
-    num_blocks: int = 8,
-    mask: Tensor | None = None,
-    is_causal: bool = False,
-) -> Tensor:
+def choose_blocks(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor:
     """The blocks that each query reads: (batch, head, query, num_blocks) of block numbers.
 
-    The number of blocks stands where a query has fewer visible ones. Its own block comes first.
+    Its own block is among them; the number of blocks stands where it sees fewer. `mask` is boolean.
     """
-    how = _How(
-        block_size=block_size,
-        num_blocks=num_blocks,
-        is_causal=is_causal,
-        is_masked_causally=False,
-        scale=1.0,
-        dropout=0.0,
-        seed=0,
-    )
-    return choose(q, k, _split(mask, None)[0], how).long()
-
-
-def choose(q: Tensor, k: Tensor, mask: Tensor | None, how: _How) -> Tensor:
-    """As `choose_blocks`, with a boolean mask, in the smallest integer that holds the numbers."""
     batch, heads, num_queries, _ = q.shape
     total = _num_blocks(k, how)
     means = _mean_keys(k, mask, how.block_size).repeat_interleave(heads // k.shape[1], 1)
     num_chosen = min(how.num_blocks, total)
     kind = torch.int16 if total < 2**15 else torch.int32
     chosen = torch.empty(batch, heads, num_queries, num_chosen, dtype=kind, device=q.device)
-    step = max(1, (1 << 21) // (batch * heads * total))
+    step = max(1, (1 << 20) // (batch * heads * total))
     if mask is not None and (mask.shape[2] > 1 or how.is_causal):
         step = max(1, min(step, (1 << 23) // (mask.shape[0] * mask.shape[1] * k.shape[2])))
     numbers = torch.arange(total, device=q.device)
@@ -203,16 +182,16 @@ def choose(q: Tensor, k: Tensor, mask: Tensor | None, how: _How) -> Tensor:
 
 def _mean_keys(k: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
     """(batch, key_head, block, dim): the mean of the keys that any query may see."""
-    keys = _blocks_of(k.mT, block_size, 0.0)  # (batch, key_head, dim, block, key)
     if mask is None:
-        seen = _blocks_of(k.new_ones(1, 1, 1, k.shape[2]), block_size, 0.0)
+        seen = k.new_ones(1, 1, 1, k.shape[2])
     else:
         seen = mask.any(dim=(1, 2), keepdim=True).expand(-1, 1, 1, k.shape[2]).to(k.dtype)
-        seen = _blocks_of(seen, block_size, 0.0)
-    return ((keys * seen).sum(-1) / seen.sum(-1).clamp(min=1)).mT
+    seen = _blocks_of(seen, block_size, 0.0).transpose(2, 3)  # (batch, 1, block, 1, key)
+    sums = seen @ _key_blocks(k, block_size).view(*k.shape[:2], -1, block_size, k.shape[-1])
+    return (sums / seen.sum(-1, keepdim=True).clamp(min=1)).squeeze(3)
 
 
-def _num_blocks(k: Tensor, how: _How) -> int:
+def _num_blocks(k: Tensor, how: How) -> int:
     return math.ceil(k.shape[2] / how.block_size)
 
 
@@ -224,7 +203,7 @@ def _blocks_of(x: Tensor, block_size: int, fill: float) -> Tensor:
     return x.reshape(*x.shape[:-1], -1, block_size)
 
 
-def _as_mask(chosen: Tensor, mask: Tensor | None, how: _How, num_keys: int) -> Tensor:
+def _as_mask(chosen: Tensor, mask: Tensor | None, how: How, num_keys: int) -> Tensor:
     """(batch, head, query, key): True where a query reads a key."""
     total = math.ceil(num_keys / how.block_size)
     is_chosen = torch.zeros(*chosen.shape[:3], total + 1, dtype=torch.bool, device=chosen.device)
@@ -246,19 +225,17 @@ class _Inputs:
     mask: _Rows | None
     bias: _Rows | None
     shape: tuple[int, int, int, int, int]  # batch, heads, queries, key heads, keys
-    how: _How
+    how: How
 
     @classmethod
-    def of(
-        cls, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, how: _How
-    ) -> _Inputs:
-        size = how.block_size
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, added: Sequence[Tensor | None], how: How) -> Self:
+        mask, bias = (None if x is None else _Rows.of(x, how.block_size) for x in added)
         return cls(
             q=q.reshape(-1, q.shape[-1]),
-            k=_key_blocks(k, size),
-            v=_key_blocks(v, size),
-            mask=None if mask is None else _Rows.of(mask, size),
-            bias=None if bias is None else _Rows.of(bias, size),
+            k=_key_blocks(k, how.block_size),
+            v=_key_blocks(v, how.block_size),
+            mask=mask,
+            bias=bias,
             shape=(*q.shape[:3], k.shape[1], k.shape[2]),
             how=how,
         )
@@ -311,21 +288,12 @@ def _layouts(chosen: Tensor, inputs: _Inputs) -> Iterator[_Layout]:
         num_groups = (last_lane - first_lane + 1) * total
         is_read = flat[start:end] < total
         group = (lane[:, None] * total + flat[start:end]).masked_fill_(~is_read, num_groups)
-        layout = _layout(group.flatten().int(), num_groups, is_read)
-        yield _Layout(
-            start=start,
-            end=end,
-            block_of_tile=layout[0] + first_lane * total,
-            row_of_slot=layout[1] + start,
-            is_empty=layout[2],
-            slot_of_part=layout[3],
-            is_read=is_read,
-        )
+        yield _layout(group.flatten().int(), num_groups, is_read, start, first_lane * total)
 
 
 def _layout(
-    group: Tensor, num_groups: int, is_read: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    group: Tensor, num_groups: int, is_read: Tensor, start: int, first_block: int
+) -> _Layout:
     """Tiles of the parts of each group; the last group (nothing is read) gets none."""
     ordered, order = group.sort(stable=True)
     counts = torch.bincount(group, minlength=num_groups + 1)[:num_groups]
@@ -342,12 +310,14 @@ def _layout(
     is_empty[slot] = False
     slot_of_part = torch.zeros_like(group, dtype=torch.long)
     slot_of_part[order] = slot
-    by_tile = (-1, TILE)
-    return (
-        block_of_tile,
-        row_of_slot.view(by_tile),
-        is_empty.view(by_tile),
-        slot_of_part.view(is_read.shape),
+    return _Layout(
+        start=start,
+        end=start + len(is_read),
+        block_of_tile=block_of_tile + first_block,
+        row_of_slot=row_of_slot.view(-1, TILE) + start,
+        is_empty=is_empty.view(-1, TILE),
+        slot_of_part=slot_of_part.view(is_read.shape),
+        is_read=is_read,
     )
 
 
@@ -423,17 +393,9 @@ class _Blocks(torch.autograd.Function):
     """Saves its inputs, its output, the choice and one number a row."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        bias: Tensor | None,
-        chosen: Tensor,
-        how: _How,
-    ) -> Tensor:
-        inputs = _Inputs.of(q, k, v, mask, bias, how)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Tensor:
+        mask, bias, chosen, how = more
+        inputs = _Inputs.of(q, k, v, (mask, bias), how)
         output = q.new_empty(len(inputs.q), v.shape[-1])
         logsumexp = q.new_empty(len(inputs.q), dtype=torch.promote_types(q.dtype, torch.float32))
         for layout in _layouts(chosen, inputs):
@@ -448,7 +410,7 @@ class _Blocks(torch.autograd.Function):
             logsumexp[here] = sums.logsumexp(-1)
             # A row that reads nothing weighs nothing, where a softmax over nothing would be NaN.
             weights = sums.softmax(-1).masked_fill_(~layout.is_read, 0.0).to(q.dtype)
-            output[here] = _add_parts(parts, layout, weights)
+            output[here] = _merged(parts, layout, weights)
         ctx.save_for_backward(q, k, v, mask, bias, chosen, output, logsumexp)
         ctx.how = how
         return output.view(*q.shape[:3], -1)
@@ -456,8 +418,8 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask, bias, chosen, output, logsumexp = ctx.saved_tensors
-        how: _How = ctx.how
-        inputs = _Inputs.of(q, k, v, mask, bias, how)
+        how: How = ctx.how
+        inputs = _Inputs.of(q, k, v, (mask, bias), how)
         grad = grad.reshape(output.shape)
         dq = torch.empty_like(inputs.q)
         dk, dv = torch.zeros_like(inputs.k), torch.zeros_like(inputs.v)
@@ -467,25 +429,20 @@ class _Blocks(torch.autograd.Function):
                 sums = logsumexp[tiles.rows].view(tiles.is_empty.shape)
                 # exp(score - inf) is 0: an empty slot gives nothing to its block's gradients.
                 sums = sums.masked_fill(tiles.is_empty, float("inf")).unsqueeze(1)
-                part, dk_tiles, dv_tiles = _attend_backward(
-                    tiles, _like(tiles, output), _like(tiles, grad), sums, how
-                )
+                out, grad_out = (x[tiles.rows].view(*tiles.q.shape[:3], -1) for x in (output, grad))
+                part, dk_tiles, dv_tiles = _attend_backward(tiles, out, grad_out, sums, how)
                 parts[tiles.slots] = part.reshape(-1, q.shape[-1])
                 dk.index_add_(0, tiles.blocks, dk_tiles.squeeze(1))
                 dv.index_add_(0, tiles.blocks, dv_tiles.squeeze(1))
-            dq[layout.start : layout.end] = _add_parts(parts, layout, layout.is_read.to(q.dtype))
+            dq[layout.start : layout.end] = _merged(parts, layout, layout.is_read.to(q.dtype))
         dk_whole = dk.view(*k.shape[:2], -1, k.shape[-1])[:, :, : k.shape[2]]
         dv_whole = dv.view(*v.shape[:2], -1, v.shape[-1])[:, :, : v.shape[2]]
         return dq.view(q.shape), dk_whole, dv_whole, None, None, None, None
 
 
-def _add_parts(parts: Tensor, layout: _Layout, weights: Tensor) -> Tensor:
-    """(row, dim): each row's parts, weighed and added up, without gathering them first."""
+def _merged(parts: Tensor, layout: _Layout, weights: Tensor) -> Tensor:
+    """(row, dim): a row's parts, weighed and added up; embedding_bag need not gather them first."""
     return F.embedding_bag(layout.slot_of_part, parts, per_sample_weights=weights, mode="sum")
-
-
-def _like(tiles: _Tiles, rows: Tensor) -> Tensor:
-    return rows.index_select(0, tiles.rows).view(*tiles.q.shape[:3], -1)
 
 
 def _is_flash(tiles: _Tiles) -> bool:
@@ -494,15 +451,18 @@ def _is_flash(tiles: _Tiles) -> bool:
     return is_plain and tiles.q.device.type == "cpu"
 
 
-def _attend(tiles: _Tiles, how: _How) -> tuple[Tensor, Tensor]:
+def _scores(tiles: _Tiles, how: How) -> Tensor:
+    scores = (tiles.q @ tiles.k.mT).mul_(how.scale)
+    return scores if tiles.added is None else scores.add_(tiles.added)
+
+
+def _attend(tiles: _Tiles, how: How) -> tuple[Tensor, Tensor]:
     """Dense attention inside the tiles, and the logsumexp of their scores."""
     if _is_flash(tiles):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         output, sums = flash(tiles.q, tiles.k, tiles.v, attn_mask=tiles.added, scale=how.scale)
         return output, sums
-    scores = (tiles.q @ tiles.k.mT).mul_(how.scale)
-    if tiles.added is not None:
-        scores += tiles.added
+    scores = _scores(tiles, how)
     sums = scores.logsumexp(-1)
     weights = scores.sub_(sums.unsqueeze(-1)).exp_()
     if tiles.dropped is not None:
@@ -511,7 +471,7 @@ def _attend(tiles: _Tiles, how: _How) -> tuple[Tensor, Tensor]:
 
 
 def _attend_backward(
-    tiles: _Tiles, output: Tensor, grad: Tensor, sums: Tensor, how: _How
+    tiles: _Tiles, output: Tensor, grad: Tensor, sums: Tensor, how: How
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v. `output` and `sums` are the whole rows', not the tile's: so each
     tile gives its share of the whole softmax's gradient (as in ring attention).
@@ -523,10 +483,7 @@ def _attend_backward(
             attn_mask=tiles.added, scale=how.scale,
         )  # fmt: skip
         return found
-    scores = (tiles.q @ tiles.k.mT).mul_(how.scale)
-    if tiles.added is not None:
-        scores += tiles.added
-    weights = scores.sub_(sums.unsqueeze(-1)).exp_()
+    weights = _scores(tiles, how).sub_(sums.unsqueeze(-1)).exp_()
     dweights = grad @ tiles.v.mT
     kept = weights
     if tiles.dropped is not None:
@@ -551,25 +508,18 @@ def _split(mask: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Ten
 
 
 def _dense(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    dropout: float,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, how: How
 ) -> Tensor:
+    is_causal = how.is_causal
     if is_causal and (mask is not None or bias is not None):
         before = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         mask, is_causal = before if mask is None else mask & before, False
     if bias is not None:
-        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(q.dtype)
+        added = bias.to(q.dtype)
+        mask = added if mask is None else added.masked_fill(~mask, float("-inf"))
     is_grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=is_causal, scale=scale, enable_gqa=is_grouped
+        q, k, v, mask, how.dropout, is_causal=is_causal, scale=how.scale, enable_gqa=is_grouped
     )
 
 

@@ -44,7 +44,7 @@ def probe(model_or_config: Any, said: str | Mapping[str, Any]) -> None:
     model = model_or_config
     if not isinstance(model, nn.Module):
         model = _model_of(model_or_config)
-    with _attention(model, said), torch.no_grad():
+    with _attention(model, said), _one_thread(), torch.no_grad():
         for is_padded in (True, False):
             inputs, is_padded = _inputs(model, is_padded=is_padded)
             spy = _Spy(model=model, chosen=chosen, is_padded=is_padded)
@@ -250,6 +250,17 @@ def _attention(model: Any, said: str | Mapping[str, Any]) -> Iterator[None]:
         for config, implementation in before:
             config._attn_implementation = implementation
         model.train(was_training)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The probe's tensors are tiny: on a busy machine a second thread only waits for a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _model_of(config: Any) -> Any:
