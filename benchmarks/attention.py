@@ -28,7 +28,7 @@ TARGETS_MOST = {
     "top_k_memory_over_eager": 0.45,
 }
 NUM_KEYS, NUM_VALUES, NUM_FILLER, NUM_PLANTED = 16, 16, 256, 8
-STAGES = ((128, 64, 500), (512, 32, 200), (2048, 16, 100), (8192, 16, 60))  # length, batch, steps
+STAGES = ((128, 64, 300), (2048, 16, 40), (8192, 8, 40))  # length, batch, steps
 
 
 def attention_of(name: str) -> Callable[..., Any]:

@@ -138,16 +138,13 @@ class How:
     seed: int = 0
 
 
-# ── choosing ──
-
-
 def choose_blocks(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor:
     """The blocks that each query reads: (batch, head, query, num_blocks) of block numbers.
 
     Its own block is among them; the number of blocks stands where it sees fewer. `mask` is boolean.
     """
     batch, heads, num_queries, _ = q.shape
-    total = _num_blocks(k, how)
+    total = math.ceil(k.shape[2] / how.block_size)
     means = _mean_keys(k, mask, how.block_size).repeat_interleave(heads // k.shape[1], 1)
     num_chosen = min(how.num_blocks, total)
     kind = torch.int16 if total < 2**15 else torch.int32
@@ -191,10 +188,6 @@ def _mean_keys(k: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
     return (sums / seen.sum(-1, keepdim=True).clamp(min=1)).squeeze(3)
 
 
-def _num_blocks(k: Tensor, how: How) -> int:
-    return math.ceil(k.shape[2] / how.block_size)
-
-
 def _blocks_of(x: Tensor, block_size: int, fill: float) -> Tensor:
     """(…, key) → (…, block, key in block), filled up at the end."""
     missing = -x.shape[-1] % block_size
@@ -212,10 +205,7 @@ def _as_mask(chosen: Tensor, mask: Tensor | None, how: How, num_keys: int) -> Te
     return read if mask is None else read & mask
 
 
-# ── attending ──
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Inputs:
     """Everything as rows: q (row, dim), k and v (block, key, dim), mask and bias (row, key)."""
 
@@ -230,15 +220,9 @@ class _Inputs:
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, added: Sequence[Tensor | None], how: How) -> Self:
         mask, bias = (None if x is None else _Rows.of(x, how.block_size) for x in added)
-        return cls(
-            q=q.reshape(-1, q.shape[-1]),
-            k=_key_blocks(k, how.block_size),
-            v=_key_blocks(v, how.block_size),
-            mask=mask,
-            bias=bias,
-            shape=(*q.shape[:3], k.shape[1], k.shape[2]),
-            how=how,
-        )
+        k_blocks, v_blocks = (_key_blocks(x, how.block_size) for x in (k, v))
+        shape = (*q.shape[:3], k.shape[1], k.shape[2])
+        return cls(q.reshape(-1, q.shape[-1]), k_blocks, v_blocks, mask, bias, shape, how)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,7 +246,7 @@ class _Rows:
         return self.blocks.index_select(0, at.flatten()).view(*at.shape, -1).unsqueeze(1)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Layout:
     """Some rows' reading, sorted by block of keys and cut into tiles of TILE slots."""
 
@@ -310,18 +294,12 @@ def _layout(
     is_empty[slot] = False
     slot_of_part = torch.zeros_like(group, dtype=torch.long)
     slot_of_part[order] = slot
-    return _Layout(
-        start=start,
-        end=start + len(is_read),
-        block_of_tile=block_of_tile + first_block,
-        row_of_slot=row_of_slot.view(-1, TILE) + start,
-        is_empty=is_empty.view(-1, TILE),
-        slot_of_part=slot_of_part.view(is_read.shape),
-        is_read=is_read,
-    )
+    slots = (row_of_slot.view(-1, TILE) + start, is_empty.view(-1, TILE))
+    end, slot_of_part = start + len(is_read), slot_of_part.view(is_read.shape)
+    return _Layout(start, end, block_of_tile + first_block, *slots, slot_of_part, is_read)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Tiles:
     """Some tiles: q (tile, 1, slot, dim), k and v (tile, 1, key, dim), what is added to scores."""
 
@@ -348,17 +326,11 @@ def _tiles(layout: _Layout, inputs: _Inputs) -> Iterator[_Tiles]:
             shape = (*rows.shape, how.block_size)
             drawn = torch.rand(shape, generator=generator, device=rows.device).unsqueeze(1)
             dropped = (drawn >= how.dropout).to(inputs.q.dtype).div_(1 - how.dropout)
-        yield _Tiles(
-            slots=slice(first * TILE, (first + len(blocks)) * TILE),
-            rows=rows.flatten(),
-            blocks=blocks,
-            is_empty=layout.is_empty[here],
-            q=inputs.q.index_select(0, rows.flatten()).view(len(blocks), 1, TILE, -1),
-            k=inputs.k.index_select(0, blocks).unsqueeze(1),
-            v=inputs.v.index_select(0, blocks).unsqueeze(1),
-            added=_added(rows, blocks, inputs),
-            dropped=dropped,
-        )
+        slots = slice(first * TILE, (first + len(blocks)) * TILE)
+        q = inputs.q.index_select(0, rows.flatten()).view(len(blocks), 1, TILE, -1)
+        k, v = (x.index_select(0, blocks).unsqueeze(1) for x in (inputs.k, inputs.v))
+        is_empty, added = layout.is_empty[here], _added(rows, blocks, inputs)
+        yield _Tiles(slots, rows.flatten(), blocks, is_empty, q, k, v, added, dropped)
 
 
 def _added(rows: Tensor, blocks: Tensor, inputs: _Inputs) -> Tensor | None:
@@ -368,11 +340,8 @@ def _added(rows: Tensor, blocks: Tensor, inputs: _Inputs) -> Tensor | None:
     is_whole = num_keys % how.block_size == 0
     if is_whole and not how.is_causal and inputs.mask is None and inputs.bias is None:
         return None
-    batch, head, query = (
-        rows // (heads * num_queries),
-        rows // num_queries % heads,
-        rows % num_queries,
-    )
+    batch, query = rows // num_queries // heads, rows % num_queries
+    head = rows // num_queries % heads
     block = (blocks % math.ceil(num_keys / how.block_size))[:, None]
     keys = block * how.block_size + torch.arange(how.block_size, device=rows.device)
     if inputs.bias is None:
@@ -473,9 +442,7 @@ def _attend(tiles: _Tiles, how: How) -> tuple[Tensor, Tensor]:
 def _attend_backward(
     tiles: _Tiles, output: Tensor, grad: Tensor, sums: Tensor, how: How
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v. `output` and `sums` are the whole rows', not the tile's: so each
-    tile gives its share of the whole softmax's gradient (as in ring attention).
-    """
+    """Gradients of q, k, v; `output` and `sums` are the whole rows', so shares add up to theirs."""
     if _is_flash(tiles):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         found: tuple[Tensor, Tensor, Tensor] = flash(
@@ -491,9 +458,6 @@ def _attend_backward(
     dscores = weights * (dweights - (grad * output).sum(-1, keepdim=True))
     dq, dk = (dscores @ tiles.k).mul_(how.scale), (dscores.mT @ tiles.q).mul_(how.scale)
     return dq, dk, kept.mT @ grad
-
-
-# ── as in top_k.py: each of the two files is shipped alone ──
 
 
 def _split(mask: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -200,7 +200,7 @@ class _Spy:
         if float(moved) > TOLERANCE * float(found.masked_fill(~sees, 0).abs().max()):
             self._refuse_mask(call)
         bias = call.position_bias
-        if bias is not None:
+        if bias is not None and not torch.equal(bias, bias.flip(-1)):
             other = self._output(bound, call.with_rest(position_bias=bias.flip(-1)))
             if torch.equal(other, found):
                 self._refuse_bias(call)
