@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoglm.modeling.attention import packed
-from autoglm.modeling.attention.packed import Layout, lay_out, packed_as
+from autoglm.modeling.attention.packed import Layout, lay_out, pack_as
 
 # Of the largest value: what packing may change by summing in another order.
 TOLERANCE = 1e-4
@@ -54,8 +54,8 @@ class Body:
         """(tokens, hidden) of what `lower` gave."""
         if not self.why_padded:
             self._handed.hidden = flat[None]
-            with packed_as(layout):
-                out: Tensor = self._upper(inputs_embeds=flat[None], attention_mask=None)[0][0]
+            pack_as(layout)
+            out: Tensor = self._upper(inputs_embeds=flat[None], attention_mask=None)[0][0]
             return out
         hidden, mask = layout.padded(flat)
         self._handed.hidden = hidden
@@ -68,12 +68,12 @@ class Body:
         return self._padded(module, ids, layout)
 
     def _packed(self, module: Any, ids: Tensor, layout: Layout) -> Tensor:
-        with packed_as(layout):
-            out: Tensor = module(
-                input_ids=ids[None],
-                position_ids=layout.positions + self._offset,
-                attention_mask=None,
-            )[0][0]
+        pack_as(layout)
+        out: Tensor = module(
+            input_ids=ids[None],
+            position_ids=layout.positions + self._offset,
+            attention_mask=None,
+        )[0][0]
         return out
 
     def _padded(self, module: Any, ids: Tensor, layout: Layout) -> Tensor:

@@ -46,6 +46,14 @@ class Forward:
     def why_padded(self) -> str:
         return self._body.why_padded
 
+    def set_gradient_checkpointing(self, is_on: bool) -> None:
+        """Whether layers are computed again in the backward pass, in place of being kept."""
+        backbone = self._model.backbone
+        if is_on:
+            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            backbone.gradient_checkpointing_disable()
+
     def prepare(self) -> None:
         """States at the boundary, encoded once for all trials that cut here."""
         if not self._body.is_cut:

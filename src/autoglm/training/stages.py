@@ -23,6 +23,7 @@ WITHOUT_EFFECT = {
     "checkpoint_every",
     "checkpoint_steps",
     "device",
+    "gradient_checkpointing",
     "log_steps",
     "threads",
 }

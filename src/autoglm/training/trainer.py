@@ -32,9 +32,10 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -46,9 +47,10 @@ from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.plugins import registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
-from autoglm.training import checkpoint, gradients
+from autoglm.training import checkpoint, gradients, memory, precision
 from autoglm.training.closed_form import ridge_head
 from autoglm.training.data import Encoded, batches, pieces
+from autoglm.training.decisions import Decisions
 from autoglm.training.diagnosis import diverged
 from autoglm.training.forward import Forward, set_training_mode
 from autoglm.training.parameter_groups import parameter_groups
@@ -86,6 +88,7 @@ class Trainer:
         cache_key: str,
         on_event: OnEvent,
         checkpoints: Checkpoints | None = None,
+        decisions: Decisions | None = None,
         algorithms: Sequence[Any] = (),
         callbacks: Sequence[Any] = (),
     ) -> None:
@@ -108,14 +111,16 @@ class Trainer:
         )
         self._schedule = registry.get("schedule", str(settings["schedule"]))
         self._accumulation = int(settings["accumulation"])
+        self._has_halved, self._precision, self._decisions = False, "fp32", decisions
 
     def train(self, cancel: threading.Event) -> Trained:
         """Raises: CancelledError between optimizer steps (what was done is kept); TrainingError
         training.diverged with step, rows and layer; PluginError of a part that broke.
         """
         self._cancel = cancel
-        torch.manual_seed(self._seed)
         self._forward.prepare()
+        self._decide()
+        torch.manual_seed(self._seed)
         state = self._begin()
         record = Record(self._settings, state, self._tell)
         timer = checkpoint.Due(self._settings)
@@ -184,7 +189,7 @@ class Trainer:
             group["lr"] = self._rate(state.step, state.num_steps) * group.get("lr_scale", 1.0)
         self._at("batch", state)
         optimizer.zero_grad(set_to_none=True)
-        state.loss = self._backward(state.rows)
+        state.loss = self._backward_or_halved(state)
         self._at("gradients", state)
         state.norms = gradients.clip(
             optimizer.param_groups,
@@ -197,12 +202,30 @@ class Trainer:
         state.step, state.batch = state.step + 1, state.batch + 1
         self._at("step", state)
 
+    def _backward_or_halved(self, state: TrainingState) -> Tensor:
+        """Out of memory, once: the same batch in twice as many parts, from the same dice."""
+        generator = torch.get_rng_state()
+        try:
+            return self._backward(state.rows)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            if self._has_halved or len(state.rows) == 1:
+                raise memory.out_of_memory(len(state.rows), error) from error
+        self._has_halved = True
+        self._accumulation *= 2
+        state.optimizer.zero_grad(set_to_none=True)
+        torch.set_rng_state(generator)
+        self._tell({"kind": "halved", "step": state.step, "accumulation": self._accumulation})
+        return self._backward_or_halved(state)
+
     def _backward(self, rows: Sequence[int]) -> Tensor:
         """Gradients of the batch's mean loss, computed in parts; the loss, detached."""
         parts = pieces(rows, self._accumulation)
         whole = torch.zeros(())
         for part in parts:
-            loss = self._task.loss(self._forward.outputs(part), self._data.batch(part))
+            with precision.computing_in(self._precision, "cpu"):
+                loss = self._task.loss(self._forward.outputs(part), self._data.batch(part))
             loss = loss if len(parts) == 1 else loss * (len(part) / len(rows))
             loss.backward()
             whole = whole + loss.detach()
@@ -290,6 +313,44 @@ class Trainer:
         checkpoint.load(found, state, record, self._algorithms)
         self._tell({"kind": "trial_resumed", "step": state.step, "epoch": state.epoch})
         return True
+
+    def _decide(self) -> None:
+        """What is measured: once per run, then read."""
+        decisions = self._decisions
+        decided = decisions.decided if decisions is not None else lambda _name, measure: measure()
+        said = str(self._settings["precision"])
+        self._precision = said
+        if said != "fp32":
+            speeds = decided("precision", lambda: precision.measure("cpu"))
+            self._precision = precision.choose(said, speeds, "cpu")
+        is_checkpointed = bool(self._settings["gradient_checkpointing"])
+        budget = int(self._settings["memory_budget"])
+        if budget:
+            name = f"memory {budget} {self._settings['batch_size']} {is_checkpointed}"
+            chosen = decided(name, lambda: asdict(self._memory_plan(budget, is_checkpointed)))
+            self._accumulation = max(self._accumulation, int(chosen["accumulation"]))
+            is_checkpointed = bool(chosen["gradient_checkpointing"])
+        self._forward.set_gradient_checkpointing(is_checkpointed)
+
+    def _memory_plan(self, budget: int, is_checkpointed: bool) -> memory.MemoryPlan:
+        learning = [p for p in self._model.parameters() if p.requires_grad]
+        longest = sorted(self._data.train, key=lambda i: -len(self._data.ids[i]))
+
+        def activations(rows: Sequence[int], checkpointing: bool) -> int:
+            self._forward.set_gradient_checkpointing(checkpointing)
+            set_training_mode(self._model)
+            with memory.KeptForBackward(list(self._model.parameters())) as kept:
+                self._task.loss(self._forward.outputs(rows), self._data.batch(rows))
+            return kept.num_bytes
+
+        return memory.plan(
+            budget,
+            resident=psutil.Process().memory_info().rss,
+            learning=sum(p.nbytes for p in learning),
+            largest=longest[: int(self._settings["batch_size"])],
+            activations=activations,
+            is_checkpointed=is_checkpointed,
+        )
 
     def _at(self, moment: str, state: TrainingState) -> None:
         for algorithm in self._algorithms:

@@ -37,6 +37,7 @@ from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import parts, stages
 from autoglm.training.data import Encoded
+from autoglm.training.decisions import Decisions
 from autoglm.training.trainer import Trainer
 
 CACHE_BYTES = 2**30
@@ -154,6 +155,7 @@ class Worker:
             cache_key=digest(stage.parent, model, self._spec.dataset.content_digest),
             on_event=partial(self._told, lines),
             checkpoints=checkpoints,
+            decisions=Decisions(Path(self._spec.folder) / "decisions.json"),
             algorithms=parts.algorithms(training),
             callbacks=parts.callbacks(training),
         )

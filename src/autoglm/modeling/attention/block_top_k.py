@@ -181,32 +181,29 @@ def choose_blocks(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor
 
 def _mask_for_any_length(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor:
     """(batch, head, query, key): what is read, for a graph that is drawn once for all lengths."""
-    num_queries, num_keys = q.shape[2], k.shape[2]
-    seen = (
-        torch.ones(1, 1, 1, num_keys, dtype=torch.bool, device=q.device) if mask is None else mask
-    )
-    by_any = seen.any(dim=(1, 2), keepdim=True)
-    keys, queries = (torch.arange(n, device=q.device) for n in (num_keys, num_queries))
+    size, num_keys = how.block_size, k.shape[2]
+    keys, queries = (torch.arange(x.shape[2], device=q.device) for x in (k, q))
+    seen = (keys >= 0)[None, None, None] if mask is None else mask
+    missing = size - 1 - (num_keys - 1) % size
+    by_any = F.pad(seen.any(dim=(1, 2), keepdim=True), (0, missing)).to(k.dtype)
+    by_any = torch.unflatten(by_any, -1, (-1, size)).transpose(2, 3)
+    blocks = torch.unflatten(F.pad(k, (0, 0, 0, missing)), 2, (-1, size))
+    means = (by_any @ blocks / by_any.sum(-1, keepdim=True).clamp(min=1)).squeeze(3)
     if how.is_causal:
         seen = seen & (keys <= queries[:, None])
-    missing = how.block_size - 1 - (num_keys - 1) % how.block_size
-    own_seen = F.pad(by_any, (0, missing)).to(k.dtype)
-    own_seen = own_seen.unflatten(-1, (-1, how.block_size)).transpose(2, 3)
-    blocks = F.pad(k, (0, 0, 0, missing)).unflatten(2, (-1, how.block_size))
-    means = (own_seen @ blocks / own_seen.sum(-1, keepdim=True).clamp(min=1)).squeeze(3)
-    means = means.repeat_interleave(q.shape[1] // k.shape[1], 1)
-    visible = F.pad(seen, (0, missing)).unflatten(-1, (-1, how.block_size)).any(-1)
+    visible = torch.unflatten(F.pad(seen, (0, missing)), -1, (-1, size)).any(-1)
     numbers = torch.arange(visible.shape[-1], device=q.device)
-    own = (queries[:, None] // how.block_size).clamp(max=visible.shape[-1] - 1)
+    own = (queries[:, None] // size).clamp(max=visible.shape[-1] - 1)
     if how.is_masked_causally:
         own = (visible * numbers).amax(-1, keepdim=True)
-    scores = (q @ means.mT).masked_fill(numbers == own, float("inf"))
+    scores = q @ means.repeat_interleave(q.shape[1] // k.shape[1], 1).mT
+    scores = scores.masked_fill(numbers == own, float("inf"))
     scores = scores.masked_fill(~visible, float("-inf"))
     # Blocks that nobody sees stand behind the real ones: there are always enough to choose.
     wide = F.pad(scores, (0, how.num_blocks), value=float("-inf"))
     best, chosen = wide.topk(how.num_blocks, dim=-1)
     read = torch.zeros_like(wide).scatter(-1, chosen, (best > float("-inf")).to(wide.dtype)) > 0
-    read = read[..., : visible.shape[-1]].repeat_interleave(how.block_size, -1)
+    read = read[..., : visible.shape[-1]].repeat_interleave(size, -1)
     return read[..., :num_keys] & seen
 
 

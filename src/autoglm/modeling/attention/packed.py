@@ -7,9 +7,7 @@ are gathered into padded blocks of like length, the chosen attention is called w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,17 +121,16 @@ def _mask(block: Block, is_causal: bool, window: int | None) -> Tensor | None:
     return allowed if seen is None else allowed & seen
 
 
-_current: ContextVar[Layout | None] = ContextVar("layout", default=None)
+_current: Layout | None = None
 
 
-@contextmanager
-def packed_as(layout: Layout) -> Iterator[None]:
-    """Inside, the packed attentions work on one row that is laid out like this."""
-    token = _current.set(layout)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+def pack_as(layout: Layout) -> None:
+    """From now on the packed attentions work on one row that is laid out like this.
+
+    Until the next call: gradient checkpointing calls layers again in the backward pass.
+    """
+    global _current
+    _current = layout
 
 
 def register(name: str) -> str:
@@ -160,8 +157,8 @@ def _packing(inner: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Te
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         del attention_mask
-        layout = _current.get()
-        assert layout is not None, "the packed attention is called inside `packed_as`"
+        layout = _current
+        assert layout is not None, "the packed attention is called behind `pack_as`"
         is_causal = bool(kwargs.pop("is_causal", None) or getattr(module, "is_causal", False))
         window = kwargs.get("sliding_window") or None
         tokens = [x[0].transpose(0, 1) for x in (query, key, value)]
