@@ -13,7 +13,10 @@ T = TypeVar("T")
 
 
 def to_json(record: Any) -> Any:
-    """Plain JSON value of a record (or of a container of records); tuples become lists."""
+    """Plain JSON value of a record (or of a container of records); tuples become lists.
+
+    A secret of pydantic's comes out in the clear: `settings.freeze` is what may lie on a disk.
+    """
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
     if isinstance(record, Mapping):
@@ -24,7 +27,9 @@ def to_json(record: Any) -> Any:
         return record.isoformat()
     if isinstance(record, timedelta):
         return record.total_seconds()
-    return record
+    if hasattr(record, "get_secret_value"):  # pydantic's SecretStr, in a plugin's section
+        return to_json(record.get_secret_value())
+    return record.decode("utf-8", "surrogateescape") if isinstance(record, bytes) else record
 
 
 def from_json(kind: type[T], value: Any) -> T:
