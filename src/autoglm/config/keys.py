@@ -21,6 +21,8 @@ from autoglm.config.schema import (
 from autoglm.config.yaml_reader import Leaf, Text, read_yaml
 from autoglm.errors import ConfigError
 
+# What takes an entry of a map out, from a place that knows only text.
+_NULLS = {"null", "~"}
 _INDEX = re.compile(r"[0-9]{1,6}")
 
 
@@ -55,7 +57,9 @@ def keyed(
                 raise _no_section(".".join(names), place_of(layer, leaf))
             raise _unknown(schema, leaf, len(names), layer, left_out)
         elif not (is_free(annotation) and not rest and leaf.value is None):
-            yield format_path((*names, *rest)), leaf
+            is_null = bool(rest) and isinstance(leaf.value, Text) and leaf.value.strip() in _NULLS
+            value = None if is_null else leaf.value
+            yield format_path((*names, *rest)), dataclasses.replace(leaf, value=value)
     yield from _whole_lists(items, layer)
 
 

@@ -158,7 +158,7 @@ def check(kind: str, name: str, part: Any) -> None:
     if missing or (not wanted.needs and not callable(part)):
         lacks = ", ".join(missing) or "a call"
         raise PluginError(
-            f"{kind}:{name} lacks {lacks}; a {kind} is {wanted.what}.",
+            f"{kind}:{name} lacks {lacks}; what stands for {kind} is {wanted.what}.",
             code="plugin.missing_method",
             next_step="See docs/reference/plugins.md for the smallest one.",
         )
