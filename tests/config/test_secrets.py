@@ -26,6 +26,7 @@ from autoglm.settings import (
     from_snapshot,
     learning_digest,
     load_settings,
+    run_settings,
     unfreeze,
 )
 
@@ -198,6 +199,19 @@ def test_a_run_keeps_no_secret_and_has_it_when_it_works(tmp_path: Path) -> None:
     assert made.store.token.get_secret_value() == SECRET
     assert made.training.epochs == 7
     assert from_json(RunSpec, to_json(spec)) == spec
+
+
+def test_a_trial_is_explained_on_what_its_run_began_with(tmp_path: Path) -> None:
+    more = 'training: {epochs: 1}\nsearch: {space: {a.b: {choice: ["$${x}", "5"]}}}\n'
+    app, spec = admitted(project(tmp_path, more))
+    project(tmp_path, "training: {epochs: 9}\n")
+    now = Project(tmp_path).config
+    config = run_settings(spec, now, trial={"training.lr": 0.5}, name="trial 0 of it")
+    said = provenance.explain(config, "training.epochs")
+    assert (said["value"], said["layer"]) == (1, f"run {spec.run_id}")
+    assert provenance.explain(config, "training.lr")["layer"] == "trial 0 of it"
+    assert config.layers == ("defaults", f"run {spec.run_id}", "trial 0 of it")
+    assert config.settings.search.space == app.project.settings.search.space
 
 
 @pytest.mark.usefixtures("store")

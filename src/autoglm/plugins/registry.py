@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, overload
 
 from autoglm.errors import PluginError
 from autoglm.plugins.context import API_VERSION
+from autoglm.plugins.entries import entries_of
 from autoglm.plugins.kinds import KINDS
 from autoglm.plugins.sections import same_key, section_problem
 
@@ -174,10 +175,7 @@ def _makes(part: Any, member: str) -> bool:
 
 @cache
 def _entry_points() -> dict[str, list[EntryPoint]]:
-    found: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=GROUP):
-        found.setdefault(entry.name, []).append(entry)
-    return found
+    return entries_of(GROUP)
 
 
 def _distribution(entry: EntryPoint) -> str:
