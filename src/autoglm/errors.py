@@ -11,6 +11,7 @@
     ├── OwnerError               another process owns the project          project.owned
     ├── ModelError               backbone, structure, export               model.*
     ├── TrainingError            a trial or its worker failed              training.*
+    ├── CheckpointCorruptError   a checkpoint is not what it was           recovery.*
     ├── SearchError              no trial could be finished                search.*
     ├── ServingError             gateway or model worker                   serving.*
     ├── ReleaseError             rollout                                   release.*
@@ -105,6 +106,10 @@ class ModelError(AutoGLMError):
 
 class TrainingError(AutoGLMError):
     code = "training.failed"
+
+
+class CheckpointCorruptError(AutoGLMError):
+    code = "recovery.checkpoint_corrupt"
 
 
 class SearchError(AutoGLMError):

@@ -176,6 +176,16 @@ def test_files_that_come_later_are_followed_too(tmp_path: Path) -> None:
         found.live.stop()
 
 
+def test_a_file_that_is_emptied_before_it_is_written_is_one_change(
+    followed: Followed, tmp_path: Path
+) -> None:
+    with (tmp_path / "autoglm.yaml").open("w") as stream:
+        time.sleep(0.05)  # the watcher looks in between
+        stream.write(MINIMAL + "training: {epochs: 8}\n")
+    followed.epochs_become(8)
+    assert followed.alarms == []
+
+
 def test_a_judge_that_breaks_keeps_the_old_tree(tmp_path: Path) -> None:
     write(tmp_path)
     current = read_settings(Layers(folder=tmp_path))

@@ -96,9 +96,11 @@ class Progress:
         best = f" · best so far {number(self._best)}" if self._best is not None else ""
         self._live(
             "train",
-            f"step {event['step']}/{event['num_steps']} · loss {number(event.get('loss'))}"
+            f"step {event['step']}/{event['num_steps']} · loss {number(event.get('train_loss'))}"
             f" · {event.get('samples_per_second', 0):.0f} rows/s{best}",
         )
+
+    _on_progress = _on_training
 
     def _on_trial_finished(self, event: Mapping[str, Any]) -> None:
         self._best = event["best"]

@@ -76,6 +76,8 @@ USAGE: Mapping[str, str] = {
     "table": "No key chooses a table yet; the Delta table is used until `data.table` does.",
     "processor": "A project uses it by `data: {{processors: [{name}]}}`.",
     "backbone": 'A project uses it by `model: {{backbone: "{name}:REFERENCE"}}`.',
+    "converter": "It is asked for every file of weights that no folder of Hugging Face's form is;"
+    " `recognises` decides.",
     "head": "A project uses it by `model: {{head: {name}}}`.",
     "task": "A project uses it by `model: {{task: {name}}}`.",
     "attention": "A project uses it by `model: {{attention: {name}}}`.",

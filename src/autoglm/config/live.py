@@ -23,7 +23,10 @@ STEP_MS = 30
 # What no event tells of (a network file system, a folder that was not there) is seen by looking.
 LOOK_MS = 1000
 RETRY_SECONDS = 1.0
+SETTLE_SECONDS, SETTLE_ROUNDS = 0.01, 30
 MAX_LINKS = 64
+
+Stamps = Mapping[Path, tuple[int, ...] | None]
 
 
 class LiveConfig(Generic[S]):
@@ -94,19 +97,29 @@ class LiveConfig(Generic[S]):
         with contextlib.suppress(Exception):  # an alarm that fails cannot be told to anybody
             self._on_refused(as_config_error(error))
 
-    def _watch_files(
-        self, files: Callable[[], Sequence[Path]], stamps: Mapping[Path, object]
-    ) -> None:
+    def _watch_files(self, files: Callable[[], Sequence[Path]], stamps: Stamps) -> None:
         while not self._stop.is_set():
             try:
                 for _ in self._touched(files()):
                     newest = _stamps(files())
                     if newest != stamps:
-                        stamps = newest
+                        stamps = self._settled(files, newest)
                         self.reload()
             except Exception as error:  # a folder went away, the system has no watches left
                 self._refuse(error)
             self._stop.wait(RETRY_SECONDS)
+
+    def _settled(self, files: Callable[[], Sequence[Path]], newest: Stamps) -> Stamps:
+        """Half of a file is no change: wait until nothing moves, and longer while one is empty,
+        since many programs empty a file before they write it.
+        """
+        for round_number in range(SETTLE_ROUNDS):
+            self._stop.wait(SETTLE_SECONDS)
+            before, newest = newest, _stamps(files())
+            is_empty = any(stamp and stamp[2] == 0 for stamp in newest.values())
+            if newest == before and (not is_empty or round_number == SETTLE_ROUNDS - 1):
+                break
+        return newest
 
     def _touched(self, paths: Sequence[Path]) -> Iterator[Any]:
         """Each time that something happened near one of `paths`, and once a second."""
@@ -161,9 +174,9 @@ def _folders(paths: Sequence[Path]) -> set[Path]:
     return {folder for folder in found if folder.is_dir()}
 
 
-def _stamps(paths: Sequence[Path]) -> dict[Path, object]:
+def _stamps(paths: Sequence[Path]) -> dict[Path, tuple[int, ...] | None]:
     """What tells one content of a file from another, through all links; None: not there."""
-    found: dict[Path, object] = {}
+    found: dict[Path, tuple[int, ...] | None] = {}
     for path in paths:
         try:
             facts = path.stat()

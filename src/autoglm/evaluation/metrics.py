@@ -42,3 +42,28 @@ def as_indices(*columns: Sequence[str]) -> tuple[list[NDArray[np.intp]], int]:
     """Label texts → shared integer codes."""
     names = {name: code for code, name in enumerate(sorted({n for c in columns for n in c}))}
     return [np.array([names[n] for n in c], dtype=np.intp) for c in columns], len(names)
+
+
+def entities(tags: Sequence[str], rows: Sequence[int]) -> set[tuple[int, int, str]]:
+    """(first, last, type) of the entities in BIO or IO tags; `rows` says to which row a word
+    belongs. As conlleval counts: an I- of another type, or behind an O, begins an entity.
+    Source: Tjong Kim Sang and De Meulder, CoNLL-2003.
+    """
+    found: set[tuple[int, int, str]] = set()
+    begun, kind = -1, ""
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, name = tag.partition("-")
+        goes_on = (prefix == "I" and name == kind and 0 < place < len(tags)) and rows[
+            place
+        ] == rows[place - 1]
+        if kind and not goes_on:
+            found.add((begun, place - 1, kind))
+            kind = ""
+        if prefix in {"B", "I"} and not goes_on:
+            begun, kind = place, name
+    return found
+
+
+def f1(hits: int, found: int, true: int) -> float | None:
+    """2 · hits / (found + true); None when there is nothing to find and nothing was said."""
+    return 2 * hits / (found + true) if found + true else None

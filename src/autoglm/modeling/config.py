@@ -9,16 +9,19 @@ from autoglm.config.schema import live
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     backbone: Annotated[
-        str, live("A folder, or `package:NAME` for weights that a Python package ships.")
+        str, live("A folder, or `package:NAME[/FILE]`: weights of a package (docs/backbones.md).")
     ]
     task: Annotated[Literal["text-classification"], live("What the model learns to do.")] = (
         "text-classification"
     )
     attention: Annotated[str, live("Attention implementation, by name.")] = "sdpa"
     pooling: Annotated[
-        Literal["auto", "mean", "cls"],
+        Literal["auto", "mean", "cls", "last", "max", "attention"],
         live("How token vectors become one. `auto`: the backbone's own (mean if it says nothing)."),
     ] = "auto"
+    head: Annotated[str, live("What answers from the pooled vector, by name: linear, mlp, …")] = (
+        "linear"
+    )
     start_from: Annotated[
         Literal["auto", "backbone", "stable"],
         live("Where training starts. `auto`: from stable when labels and backbone are the same."),

@@ -1,12 +1,13 @@
-"""A backbone, a pooling and a linear head. Self-contained: this very file is trained and shipped.
+"""A backbone, a pooling and a head. Self-contained: this very file is trained and shipped.
 
 An exported folder carries it beside the weights (`auto_map`), under a model type of its own, so
 that opening the folder without it fails loudly instead of answering wrongly. It imports torch and
-transformers only.
+transformers only; parts that a project wrote itself lie beside it in `autoglm_parts.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,12 +19,17 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+# `kind:name` → function, of what is neither ours nor transformers'. An export replaces this line.
+PARTS: dict[str, Any] = {}
 
 
 class AutoGLMConfig(PretrainedConfig):  # type: ignore[misc]
-    """`backbone_config` is the backbone's own; `pooling` is `mean` or `cls`; `attention` names
-    what it was trained with.
+    """`backbone_config` is the backbone's own. `pooling` is `mean`, `cls`, `last`, `max`,
+    `attention`, or `none` (one answer per token). `attention` and `head` name what it was trained
+    with; `attention_options` go with the name. `problem_type` as in transformers.
     """
 
     model_type = "autoglm_text_classifier"
@@ -33,46 +39,104 @@ class AutoGLMConfig(PretrainedConfig):  # type: ignore[misc]
         backbone_config: dict[str, Any] | None = None,
         pooling: str = "mean",
         attention: str = "sdpa",
+        attention_options: dict[str, Any] | None = None,
+        head: str = "linear",
         head_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.backbone_config = backbone_config or {}
         self.pooling = pooling
         self.attention = attention
+        self.attention_options = attention_options or {}
+        self.head = head
         self.head_dropout = head_dropout
         super().__init__(**kwargs)
 
 
-def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """(batch, length, hidden) → (batch, hidden). `mask` is 1 where a token stands."""
-    if pooling == "cls":
-        return hidden[:, 0]
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+class Pooling(nn.Module):
+    """(batch, length, hidden) and its mask (1 where a token stands) → (batch, hidden)."""
+
+    def __init__(self, name: str, hidden_size: int) -> None:
+        super().__init__()
+        self.name = name
+        if name == "attention":
+            self.query = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        if self.name == "cls":
+            return hidden[:, 0]
+        if self.name == "last":
+            rows = torch.arange(hidden.shape[0], device=hidden.device)
+            return hidden[rows, mask.sum(1) - 1]
+        is_token = mask.unsqueeze(-1).to(torch.bool)
+        if self.name == "max":
+            return hidden.masked_fill(~is_token, torch.finfo(hidden.dtype).min).amax(1)
+        if self.name == "attention":
+            scores = (hidden @ self.query).unsqueeze(-1)
+            shares = scores.masked_fill(~is_token, torch.finfo(hidden.dtype).min).softmax(1)
+            return (hidden * shares).sum(1)
+        weights = is_token.to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+
+
+def make_head(name: str, hidden_size: int, num_outputs: int) -> nn.Module:
+    """`linear`, `mlp` (one hidden layer of the backbone's width), or one of `PARTS`."""
+    if name == "linear":
+        return nn.Linear(hidden_size, num_outputs)
+    if name == "mlp":
+        return nn.Sequential(
+            nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, num_outputs)
+        )
+    if f"head:{name}" not in PARTS:
+        raise ValueError(f"made with the head {name!r}, which nobody brought along")
+    head: nn.Module = PARTS[f"head:{name}"](hidden_size, num_outputs)
+    return head
+
+
+def use_attention(name: str, options: Mapping[str, Any]) -> str:
+    """The name under which transformers knows an attention of `PARTS`; others by their own."""
+    part = PARTS.get(f"attention:{name}")
+    if part is None:
+        if name not in AttentionInterface().valid_keys():
+            raise ValueError(f"trained with attention {name!r}, which nobody brought along")
+        return name
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        return part(*args, **options, **kwargs)
+
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, getattr(part, "mask_function", sdpa_mask))
+    return name
 
 
 class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
-    """Logits (batch, labels) of token ids and their mask (batch, length)."""
+    """Logits (batch, labels) of token ids and their mask (batch, length); with pooling `none`
+    (batch, length, labels).
+    """
 
     config_class = AutoGLMConfig
     base_model_prefix = "backbone"
     _supports_sdpa = True
     backbone: Any
 
-    def __init__(self, config: AutoGLMConfig, backbone: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        config: AutoGLMConfig,
+        backbone: nn.Module | None = None,
+        head: nn.Module | None = None,
+    ) -> None:
         super().__init__(config)
         if backbone is None:
             inner = dict(config.backbone_config)
-            if config.attention not in AttentionInterface().valid_keys():
-                raise ValueError(
-                    f"trained with attention {config.attention!r}, which nobody registered here"
-                )
+            attention = use_attention(config.attention, config.attention_options)
             plain = AutoConfig.for_model(inner.pop("model_type"), **inner)
-            backbone = AutoModel.from_config(plain, attn_implementation=config.attention)
+            backbone = AutoModel.from_config(plain, attn_implementation=attention)
         self.backbone = backbone
         hidden_size = self.backbone.config.hidden_size
-        self.dropout = nn.Dropout(config.head_dropout)
-        self.classifier = nn.Linear(hidden_size, config.num_labels)
+        self.dropout: nn.Module = nn.Dropout(config.head_dropout)
+        if config.pooling != "none":
+            self.pooling = Pooling(config.pooling, hidden_size)
+        self.classifier = head or make_head(config.head, hidden_size, config.num_labels)
         self.post_init()
 
     def forward(
@@ -85,10 +149,23 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask)[0]
-        logits = self.classify(pool(hidden, attention_mask, self.config.pooling))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        logits = self.classify(self.pooled(hidden, attention_mask))
+        loss = None if labels is None else self._loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        if self.config.pooling == "none":
+            return hidden
+        pooled: Tensor = self.pooling(hidden, mask)
+        return pooled
 
     def classify(self, pooled: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.dropout(pooled))
         return logits
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.config.problem_type == "regression":
+            return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+        if self.config.problem_type == "multi_label_classification":
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())

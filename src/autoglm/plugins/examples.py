@@ -75,6 +75,26 @@ def Part(reference):
 
     return Path("/models") / reference
 ''',
+    "converter": '''
+class Part:
+    """Weights in numpy's own archive; the config lies beside them."""
+
+    version = 1
+
+    def recognises(self, file, head):
+        return file.suffix == ".npz"
+
+    def convert(self, source, folder):
+        import shutil
+
+        import numpy
+        from safetensors.numpy import save_file
+
+        save_file(dict(numpy.load(source)), folder / "model.safetensors", {"format": "pt"})
+        for name in ("config.json", "tokenizer.json"):
+            shutil.copy(source.with_name(name), folder)
+        return {"pooling": "mean"}
+''',
     "head": """
 def Part(hidden_size, num_labels):
     from torch import nn

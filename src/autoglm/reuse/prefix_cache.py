@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Encode = Callable[[Tensor, Tensor], Tensor]
+BATCH_ROWS = 64
+Encode = Callable[[Sequence[Sequence[int]]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,13 +20,9 @@ class TokenStates:
     flat: Tensor
     offsets: tuple[int, ...]
 
-    def padded(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(batch, length, hidden) and its mask (batch, length)."""
-        parts = [self.flat[self.offsets[i] : self.offsets[i + 1]] for i in rows]
-        hidden = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-        lengths = torch.tensor([len(part) for part in parts])
-        mask = (torch.arange(hidden.shape[1])[None] < lengths[:, None]).long()
-        return hidden, mask
+    def of(self, rows: Sequence[int]) -> Tensor:
+        """(tokens, hidden) of these rows, one behind the other."""
+        return torch.cat([self.flat[self.offsets[i] : self.offsets[i + 1]] for i in rows])
 
 
 class PrefixCache:
@@ -52,18 +49,17 @@ class PrefixCache:
 
 
 def encode_rows(ids: Sequence[Sequence[int]], hidden_size: int, encode: Encode) -> TokenStates:
-    """Run `encode(ids, mask)` over all rows in batches of like length."""
+    """Run `encode` over all rows in batches of like length, longest row first: (tokens, hidden)."""
     offsets = [0]
     for tokens in ids:
         offsets.append(offsets[-1] + len(tokens))
     flat = torch.empty(offsets[-1], hidden_size)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for start in range(0, len(order), 32):
-        rows = order[start : start + 32]
-        input_ids, mask = pad_ids([ids[i] for i in rows], 0)
-        hidden = encode(input_ids, mask)
-        for row, i in enumerate(rows):
-            flat[offsets[i] : offsets[i + 1]] = hidden[row, : len(ids[i])]
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    for start in range(0, len(order), BATCH_ROWS):
+        rows = order[start : start + BATCH_ROWS]
+        hidden = encode([ids[i] for i in rows])
+        for i, part in zip(rows, torch.split(hidden, [len(ids[i]) for i in rows]), strict=True):
+            flat[offsets[i] : offsets[i + 1]] = part
     return TokenStates(flat=flat, offsets=tuple(offsets))
 
 

@@ -1,19 +1,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
-from autoglm.config.schema import Share, live
+from autoglm.config.schema import Bytes, Share, live
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    lr: Annotated[float, Gt(0), live("Peak learning rate of AdamW.")] = 2e-4
+    lr: Annotated[float, Gt(0), live("Peak learning rate.")] = 2e-4
     epochs: Annotated[int, Ge(1), live("Trips over the training rows.")] = 3
     batch_size: Annotated[int, Ge(1), live("Rows of one optimizer step.")] = 32
+    accumulation: Annotated[
+        int, Ge(1), live("Parts in which a batch is computed: less memory, the same step.")
+    ] = 1
     weight_decay: Annotated[float, Ge(0), live("Decoupled weight decay.")] = 0.01
+    layer_decay: Annotated[
+        float, Gt(0), Le(1), live("Factor of the rate per layer below the head; 1 = one rate.")
+    ] = 1.0
     dropout: Annotated[float, Ge(0), Lt(1), live("Dropout of the trainable part and the head.")] = (
         0.1
     )
@@ -27,7 +34,36 @@ class TrainingConfig:
     )
     optimizer: Annotated[str, live("Optimizer, by name.")] = "adamw"
     schedule: Annotated[str, live("Learning rate after the warm-up, by name.")] = "linear"
-    clip_norm: Annotated[float, Gt(0), live("Largest gradient norm of one optimizer step.")] = 1.0
+    clip_norm: Annotated[
+        float, Ge(0), live("Largest gradient norm of one optimizer step; 0 = no limit.")
+    ] = 1.0
+    clip_value: Annotated[
+        float, Ge(0), live("Largest value in a gradient, before the norm; 0 = no limit.")
+    ] = 0.0
+    label_smoothing: Annotated[
+        Share, Ge(0), Lt(1), live("Share of a label's weight that all labels share.")
+    ] = 0.0
+    class_weights: Annotated[
+        Literal["none", "balanced"], live("`balanced`: rare labels count as much as common ones.")
+    ] = "none"
+    early_stopping: Annotated[
+        int, Ge(0), live("Epochs without a better score that end a trial; 0 = none do.")
+    ] = 0
+    ema: Annotated[
+        float, Ge(0), Lt(1), live("Decay of the average of weights that is scored; 0 = none.")
+    ] = 0.0
+    algorithms: Annotated[
+        tuple[str, ...], live("Parts that may change training, by name, in this order.")
+    ] = ()
+    callbacks: Annotated[tuple[str, ...], live("Parts that are told of training, by name.")] = ()
+    log_steps: Annotated[int, Ge(1), live("Optimizer steps between two lines of the record.")] = 10
+    checkpoint_every: Annotated[
+        timedelta, live("Least time between checkpoints; never more than 2 % of training's time.")
+    ] = timedelta(seconds=30)
+    checkpoint_steps: Annotated[
+        int, Ge(0), live("Optimizer steps between checkpoints; 0 = by time.")
+    ] = 0
+    checkpoint_budget: Annotated[Bytes, Ge(0), live("Bytes of one trial's checkpoints.")] = 2**32
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], live("Where training runs.")] = "auto"
     threads: Annotated[int, Ge(0), live("CPU threads; 0 = the cores there are.")] = 0
     seed: Annotated[

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+# The share of the steps in which warm-up-stable-decay goes down.
+DECAY_SHARE = 0.2
+
 
 def linear(step: int, num_steps: int) -> float:
     return 1 - step / num_steps
@@ -16,3 +19,21 @@ def cosine(step: int, num_steps: int) -> float:
 def constant(step: int, num_steps: int) -> float:
     del step, num_steps
     return 1.0
+
+
+def warmup_stable_decay(step: int, num_steps: int) -> float:
+    """The peak until a fifth of the steps is left, then straight down.
+
+    Source: Hu et al., "MiniCPM", 2024, arXiv:2404.06395.
+    """
+    left = (num_steps - step) / num_steps
+    return min(1.0, left / DECAY_SHARE)
+
+
+def inverse_sqrt(step: int, num_steps: int) -> float:
+    """Falls as 1/sqrt of the steps, counted as if the warm-up had taken a tenth of them.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762.
+    """
+    warm = max(1.0, num_steps / 9)
+    return math.sqrt(warm / (warm + step))

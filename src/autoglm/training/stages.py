@@ -16,6 +16,16 @@ from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Stage, StageChain
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
+# What does not change which weights come out.
+WITHOUT_EFFECT = {
+    "callbacks",
+    "checkpoint_budget",
+    "checkpoint_every",
+    "checkpoint_steps",
+    "device",
+    "log_steps",
+    "threads",
+}
 
 
 def settings_of(spec: RunSpec, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +43,7 @@ def plan(spec: RunSpec, params: Mapping[str, Any], *, start: str) -> StageChain:
     training = settings["training"]
     train_rows = spec.dataset.split_rows["train"]
     num_steps = int(training["epochs"]) * math.ceil(train_rows / int(training["batch_size"]))
-    learning = {k: v for k, v in training.items() if k not in {"device", "threads"}}
+    learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT}
     data = {"digest": spec.dataset.content_digest, "max_length": spec.config["data"]["max_length"]}
     metric = spec.config["evaluate"]["metric"]
     content = [start, settings["model"], learning, data, metric, num_steps, spec.seed]

@@ -1,15 +1,28 @@
 """One trial: our own loop.
 
-frozen part in eval mode, its output taken from the prefix cache
-head ← closed-form solution on pooled features
-score validation rows                                  (epoch 0: the closed form alone)
+lower half frozen → its output from the prefix cache
+head ← closed form on pooled features; score the validation rows           (epoch 0)
+`start`
 for each epoch:
-for each batch of like length, in seeded order:
-cancelled? → stop
-lr ← schedule(step);  loss ← forward;  backward;  clip;  AdamW
-every half second: report progress
-score validation rows; keep the weights if they are the best so far
+    for each batch, in the order of (seed, epoch):
+        cancelled? → stop
+        rate of each group ← lr · warm-up or schedule · the group's scale
+        `batch`         an algorithm may change state.rows
+        for each part of the batch: loss → backward
+        `gradients`     norms measured, gradients clipped
+        optimizer step
+        `step`          state.loss, state.norms
+        due? → a line of the record (callbacks: kind `training`), a checkpoint
+    score the validation rows; keep the weights if they are the best so far
+    `epoch_end`         (callbacks: kind `evaluation`); an algorithm may set state.should_stop
+`end`
 the best epoch's weights are the trial's result
+
+At each moment algorithms are called in the order of `training.algorithms`, ours (average of
+weights, early stopping) behind them; they may change the state they are handed. Callbacks are told
+afterwards, in the order of `training.callbacks`, and get plain numbers.
+
+Killed anywhere, the same call goes on from the newest checkpoint to the same bytes.
 """
 
 from __future__ import annotations
@@ -17,43 +30,32 @@ from __future__ import annotations
 import copy
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoglm.errors import CancelledError, TrainingError
+from autoglm.errors import CancelledError, PluginError, TrainingError
 from autoglm.evaluation.evaluator import find_evaluator
-from autoglm.evaluation.metrics import METRICS, confusion
-from autoglm.modeling.auto_model import Halves, freeze_below
-from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification, pool
+from autoglm.modeling.auto_model import freeze_below
+from autoglm.modeling.dropout import FastDropout, quicken
+from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.plugins import registry
-from autoglm.reuse.prefix_cache import PrefixCache, TokenStates, encode_rows, pad_ids
+from autoglm.recovery.checkpoints import Checkpoints
+from autoglm.reuse.prefix_cache import PrefixCache
+from autoglm.training import checkpoint, gradients
 from autoglm.training.closed_form import ridge_head
+from autoglm.training.data import Encoded, batches, pieces
+from autoglm.training.diagnosis import diverged
+from autoglm.training.forward import Forward, set_training_mode
+from autoglm.training.parameter_groups import parameter_groups
+from autoglm.training.record import Record
+from autoglm.training.state import TrainingState
 
-REPORT_SECONDS = 0.5
-EVAL_ROWS = 64
-# Batches are cut from windows of this many batches sorted by length: little padding, still random.
-WINDOW = 16
 OnEvent = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """Rows as token ids with label indices; train rows come first, `num_train` of them."""
-
-    ids: list[list[int]]
-    labels: Tensor
-    num_train: int
-    label_names: tuple[str, ...]
-
-    @property
-    def num_labels(self) -> int:
-        return len(self.label_names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,13 @@ class Trained:
     weights: dict[str, Tensor]
     metrics: dict[str, float]
     best_epoch: int
+    num_steps: int
 
 
 class Trainer:
-    """Trains one copy of `start`. `cache_key` names the start's weights and the rows."""
+    """Trains one copy of `start`. `settings` is the section `training`; `cache_key` names the
+    start's weights and the rows; without `checkpoints` a killed trial begins anew.
+    """
 
     def __init__(
         self,
@@ -74,145 +79,134 @@ class Trainer:
         data: Encoded,
         settings: Mapping[str, Any],
         *,
+        task: Any,
         metric: str,
         seed: int,
         cache: PrefixCache,
         cache_key: str,
         on_event: OnEvent,
+        checkpoints: Checkpoints | None = None,
+        algorithms: Sequence[Any] = (),
+        callbacks: Sequence[Any] = (),
     ) -> None:
         self._settings, self._data, self._metric, self._seed = settings, data, metric, seed
-        self._cache, self._cache_key, self._on_event = cache, cache_key, on_event
+        self._task, self._checkpoints = task, checkpoints
+        self._algorithms, self._callbacks, self._on_event = algorithms, callbacks, on_event
         self._model = copy.deepcopy(start)
         self._cancel = threading.Event()
-        self._num_frozen = freeze_below(self._model, int(settings["trainable_layers"]))
+        num_frozen = freeze_below(self._model, int(settings["trainable_layers"]))
+        rate = float(settings["dropout"])
+        quicken(self._model, rate)
+        self._model.dropout = FastDropout(rate)
+        self._forward = Forward(
+            self._model,
+            data.ids,
+            num_frozen=num_frozen,
+            cache=cache,
+            cache_key=cache_key,
+            stop=self._stop_if_asked,
+        )
         self._schedule = registry.get("schedule", str(settings["schedule"]))
-        self._states: TokenStates | None = None
-        self._pooled: Tensor | None = None
-        self._halves = Halves(self._model, self._num_frozen) if self._can_cache() else None
+        self._accumulation = int(settings["accumulation"])
 
     def train(self, cancel: threading.Event) -> Trained:
-        """Raises: CancelledError between optimizer steps; TrainingError when the loss is lost."""
+        """Raises: CancelledError between optimizer steps (what was done is kept); TrainingError
+        training.diverged with step, rows and layer; PluginError of a part that broke.
+        """
         self._cancel = cancel
         torch.manual_seed(self._seed)
-        self._fill_cache()
-        self._start_head()
-        parameters = [p for p in self._model.parameters() if p.requires_grad]
-        optimizer = self._optimizer()
-        metrics = self._evaluate()
-        best, best_epoch, weights = metrics, 0, self._weights()
-        step, started, reported = 0, time.monotonic(), 0.0
-        epochs = int(self._settings["epochs"])
-        num_steps = epochs * math.ceil(self._data.num_train / int(self._settings["batch_size"]))
-        for epoch in range(1, epochs + 1):
-            self._training_mode()
-            for rows in self._batches(epoch):
-                self._stop_if_asked()
-                for group in optimizer.param_groups:
-                    group["lr"] = self._rate(step, num_steps)
-                loss = nn.functional.cross_entropy(self._logits(rows), self._data.labels[rows])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(parameters, float(self._settings["clip_norm"]))
-                optimizer.step()
-                step += 1
-                if time.monotonic() - reported > REPORT_SECONDS:
-                    reported = time.monotonic()
-                    self._report(step, num_steps, epoch, loss.item(), reported - started)
-            metrics = self._evaluate()
-            if metrics[self._metric] > best[self._metric]:
-                best, best_epoch, weights = metrics, epoch, self._weights()
-        if not math.isfinite(best["loss"]):
-            raise TrainingError("the loss is not finite.", code="training.diverged")
-        return Trained(weights=weights, metrics=best, best_epoch=best_epoch)
-
-    def _can_cache(self) -> bool:
-        num_tokens = sum(len(row) for row in self._data.ids)
-        hidden_size = self._model.backbone.config.hidden_size
-        return (
-            self._num_frozen > 0
-            and Halves.can_cut(self._model)
-            and self._cache.fits(num_tokens, hidden_size)
+        self._forward.prepare()
+        state = self._begin()
+        record = Record(self._settings, state, self._tell)
+        timer = checkpoint.Due(self._settings)
+        if not self._resume(state, record):
+            self._start_head(state)
+            self._score(state, epoch=0)
+            self._at("start", state)
+        while state.epoch <= int(self._settings["epochs"]) and not state.should_stop:
+            self._epoch(state, record, timer)
+        self._at("end", state)
+        return Trained(
+            weights=state.best_weights,
+            metrics=state.best_metrics,
+            best_epoch=state.best_epoch,
+            num_steps=state.step,
         )
 
-    def _fill_cache(self) -> None:
-        """States at the boundary, encoded once for all trials that cut here."""
-        if self._halves is None:
-            return
-        self._model.eval()
-        key = f"{self._cache_key}/{self._num_frozen}"
-        self._states = self._cache.get(key)
-        if self._states is None:
-            hidden_size = self._model.backbone.config.hidden_size
-            self._states = encode_rows(self._data.ids, hidden_size, self._lower)
-            self._cache.put(key, self._states)
+    def _begin(self) -> TrainingState:
+        if isinstance(self._data.targets, Tensor):
+            self._task.see(self._data.targets[: self._data.num_train])
+        else:
+            self._task.see(torch.cat(list(self._data.targets[: self._data.num_train])))
+        groups = parameter_groups(
+            self._model,
+            weight_decay=float(self._settings["weight_decay"]),
+            layer_decay=float(self._settings["layer_decay"]),
+        )
+        name = str(self._settings["optimizer"])
+        make = registry.get("optimizer", name)
+        with _speaking_for(f"optimizer:{name}"):
+            optimizer = make(groups, lr=float(self._settings["lr"]))
+        if not self._reads_backbone():
+            self._forward.keep_features()
+        per_epoch = math.ceil(self._data.num_train / int(self._settings["batch_size"]))
+        return TrainingState(
+            model=self._model,
+            optimizer=optimizer,
+            num_steps=int(self._settings["epochs"]) * per_epoch,
+        )
 
-    def _lower(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """One batch through the frozen half; an encode of minutes can be stopped between two."""
-        self._stop_if_asked()
-        assert self._halves is not None, "only asked for when the backbone was cut"
-        return self._halves.lower(input_ids, mask)
-
-    def _stop_if_asked(self) -> None:
-        if self._cancel.is_set():
-            raise CancelledError("training was stopped.", next_step="The run can be resumed.")
-
-    @torch.no_grad()
-    def _start_head(self) -> None:
-        self._model.eval()
-        num_rows = len(self._data.ids)
-        order = sorted(range(num_rows), key=lambda i: len(self._data.ids[i]))
-        pooled = torch.empty(num_rows, self._model.backbone.config.hidden_size)
-        for start in range(0, num_rows, EVAL_ROWS):
+    def _epoch(self, state: TrainingState, record: Record, timer: checkpoint.Due) -> None:
+        lengths = [len(self._data.ids[i]) for i in self._data.train]
+        size = int(self._settings["batch_size"])
+        order = batches(lengths, size, seed=self._seed, epoch=state.epoch)
+        set_training_mode(self._model)
+        _set_mode(state.optimizer, is_training=True)
+        for rows in order[state.batch :]:
+            if self._cancel.is_set():
+                self._save(state, record, timer)
             self._stop_if_asked()
-            rows = order[start : start + EVAL_ROWS]
-            pooled[rows] = self._features(rows)
-        train = slice(0, self._data.num_train)
-        weight, bias = ridge_head(pooled[train], self._data.labels[train], self._data.num_labels)
-        self._model.classifier.weight.copy_(weight)
-        self._model.classifier.bias.copy_(bias)
-        if self._is_head_only():
-            self._pooled = pooled
+            state.rows = rows
+            self._step(state)
+            record.add(state)
+            if record.is_due(state):
+                self._write_down(state, record)
+            if timer.is_due(state.step):
+                self._save(state, record, timer)
+        self._write_down(state, record)
+        self._score(state, epoch=state.epoch)
+        self._at("epoch_end", state)
+        state.epoch, state.batch = state.epoch + 1, 0
 
-    def _is_head_only(self) -> bool:
-        return not any(p.requires_grad for p in self._model.backbone.parameters())
+    def _step(self, state: TrainingState) -> None:
+        optimizer, settings = state.optimizer, self._settings
+        for group in optimizer.param_groups:
+            group["lr"] = self._rate(state.step, state.num_steps) * group.get("lr_scale", 1.0)
+        self._at("batch", state)
+        optimizer.zero_grad(set_to_none=True)
+        state.loss = self._backward(state.rows)
+        self._at("gradients", state)
+        state.norms = gradients.clip(
+            optimizer.param_groups,
+            norm=float(settings["clip_norm"]),
+            value=float(settings["clip_value"]),
+        )
+        gradients.hand_over(optimizer, state.norms)
+        with _speaking_for(f"optimizer:{settings['optimizer']}"):
+            optimizer.step()
+        state.step, state.batch = state.step + 1, state.batch + 1
+        self._at("step", state)
 
-    def _features(self, rows: Sequence[int]) -> Tensor:
-        """Pooled (rows, hidden), by the shortest way there is."""
-        if self._pooled is not None:
-            return self._pooled[rows]
-        if self._halves is not None and self._states is not None:
-            return self._halves.upper(*self._states.padded(rows))
-        ids, mask = pad_ids([self._data.ids[i] for i in rows], 0)
-        hidden = self._model.backbone(input_ids=ids, attention_mask=mask)[0]
-        return pool(hidden, mask, self._model.config.pooling)
-
-    def _logits(self, rows: Sequence[int]) -> Tensor:
-        return self._model.classify(self._features(rows))
-
-    def _training_mode(self) -> None:
-        """Dropout in what learns; what is frozen stays in eval mode."""
-        self._model.eval()
-        rate = float(self._settings["dropout"])
-        for module in self._model.modules():
-            if isinstance(module, nn.Dropout) and (module.p > 0 or module is self._model.dropout):
-                module.p = rate or 1e-12
-        self._model.dropout.train()
-        layers = self._model.backbone
-        for module in layers.modules():
-            parameters = list(module.parameters())
-            if parameters and all(p.requires_grad for p in parameters):
-                module.train()
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        named = [(n, p) for n, p in self._model.named_parameters() if p.requires_grad]
-        decay = float(self._settings["weight_decay"])
-        groups = [
-            {"params": [p for _, p in named if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        make = registry.get("optimizer", self._settings["optimizer"])
-        optimizer: torch.optim.Optimizer = make(groups, lr=float(self._settings["lr"]))
-        return optimizer
+    def _backward(self, rows: Sequence[int]) -> Tensor:
+        """Gradients of the batch's mean loss, computed in parts; the loss, detached."""
+        parts = pieces(rows, self._accumulation)
+        whole = torch.zeros(())
+        for part in parts:
+            loss = self._task.loss(self._forward.outputs(part), self._data.batch(part))
+            loss = loss if len(parts) == 1 else loss * (len(part) / len(rows))
+            loss.backward()
+            whole = whole + loss.detach()
+        return whole
 
     def _rate(self, step: int, num_steps: int) -> float:
         peak = float(self._settings["lr"])
@@ -221,61 +215,115 @@ class Trainer:
             return peak * (step + 1) / warm
         return peak * float(self._schedule(step - warm, max(1, num_steps - warm)))
 
-    def _batches(self, epoch: int) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self._seed + epoch)
-        order = torch.randperm(self._data.num_train, generator=generator).tolist()
-        size = int(self._settings["batch_size"])
-        batches: list[list[int]] = []
-        for start in range(0, len(order), size * WINDOW):
-            window = sorted(
-                order[start : start + size * WINDOW], key=lambda i: len(self._data.ids[i])
-            )
-            batches += [window[i : i + size] for i in range(0, len(window), size)]
-        for i in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[i]
+    def _write_down(self, state: TrainingState, record: Record, *, is_told: bool = True) -> None:
+        """The record's next line; the one place where the loop waits for numbers."""
+        bad = record.gather()
+        if bad is not None:
+            raise diverged(state, self._forward, self._task, self._data, bad)
+        if is_told:
+            record.tell(state)
+
+    def _start_head(self, state: TrainingState) -> None:
+        """Ridge regression on pooled features, where a linear head picks one of several labels."""
+        head = self._model.classifier
+        is_plain = self._task.problem_type == "single_label_classification"
+        if not is_plain or self._task.is_per_token or not isinstance(head, nn.Linear):
+            return
+        assert isinstance(self._data.targets, Tensor), "one label per row"
+        pooled = self._forward.all_features()[: self._data.num_train]
+        labels = self._data.targets[: self._data.num_train]
+        weight, bias = ridge_head(pooled, labels, len(self._data.label_names))
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+
+    def _reads_backbone(self) -> bool:
+        learning = {n for n, p in self._model.named_parameters() if p.requires_grad}
+        return any(not name.startswith("classifier.") for name in learning)
+
+    def _score(self, state: TrainingState, *, epoch: int) -> None:
+        """The validation rows, with averaged weights where there are any."""
+        self._model.eval()
+        _set_mode(state.optimizer, is_training=False)
+        with ExitStack() as stack:
+            for algorithm in self._algorithms:
+                if epoch and hasattr(algorithm, "scored"):
+                    stack.enter_context(algorithm.scored(state))
+            state.metrics = self._evaluate()
+            best = state.best_metrics.get(self._metric, math.nan)
+            # Nothing is better than NaN, and everything else is better than it.
+            if not state.best_metrics or not state.metrics[self._metric] <= best:
+                state.best_metrics, state.best_epoch = state.metrics, epoch
+                state.best_weights = state.copy_weights()
+        scores = {f"eval_{name}": value for name, value in state.metrics.items()}
+        self._tell({"kind": "evaluation", "step": state.step, "epoch": epoch, **scores})
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        self._model.eval()
-        first, last = self._data.num_train, len(self._data.ids)
-        order = sorted(range(first, last), key=lambda i: len(self._data.ids[i]))
-        logits = torch.empty(last - first, self._data.num_labels)
-        for start in range(0, len(order), EVAL_ROWS):
-            rows = order[start : start + EVAL_ROWS]
-            logits[[i - first for i in rows]] = self._logits(rows)
-        truth = self._data.labels[first:]
-        counts = confusion(
-            truth.numpy().astype(np.intp),
-            logits.argmax(1).numpy().astype(np.intp),
-            self._data.num_labels,
-        )
-        scores = {name: metric(counts) or 0.0 for name, metric in METRICS.items()}
+        order, outputs, row_of = [], [], []
+        for rows in self._forward.in_batches(self._data.validation):
+            self._stop_if_asked()
+            outputs.append(self._forward.outputs(rows))
+            if self._task.is_per_token:
+                row_of += [i for i in rows for _ in self._data.ids[i]]
+            order += rows
+        batch = {**self._data.batch(order), "row_of": torch.tensor(row_of)}
+        whole = torch.cat(outputs)
+        scores: dict[str, float] = self._task.scores(whole, batch)
         if self._metric not in scores:
-            scores[self._metric] = self._evaluated(truth, logits.argmax(1))
-        return {**scores, "loss": float(nn.functional.cross_entropy(logits, truth))}
+            score = find_evaluator(self._metric).evaluate(
+                self._task.truth(batch), self._task.predict(whole)
+            )
+            scores[self._metric] = math.nan if score.value is None else float(score.value)
+        return {**scores, "loss": float(self._task.loss(whole, batch))}
 
-    def _evaluated(self, truth: Tensor, answers: Tensor) -> float:
-        """The value of a plugin's evaluator; NaN when it is undefined on these rows."""
-        names = self._data.label_names
-        score = find_evaluator(self._metric).evaluate(
-            [names[i] for i in truth.tolist()], [names[i] for i in answers.tolist()]
-        )
-        return math.nan if score.value is None else float(score.value)
+    def _save(self, state: TrainingState, record: Record, timer: checkpoint.Due) -> None:
+        if self._checkpoints is not None:
+            self._write_down(state, record, is_told=False)
+            with timer.measured():
+                checkpoint.save(self._checkpoints, state, record, self._algorithms)
 
-    def _weights(self) -> dict[str, Tensor]:
-        """A copy of every tensor that learns."""
-        learning = {n for n, p in self._model.named_parameters() if p.requires_grad}
-        state = self._model.state_dict()
-        return {n: t.detach().clone().contiguous() for n, t in state.items() if n in learning}
+    def _resume(self, state: TrainingState, record: Record) -> bool:
+        found = self._checkpoints.newest() if self._checkpoints is not None else None
+        if found is None:
+            return False
+        checkpoint.load(found, state, record, self._algorithms)
+        self._tell({"kind": "trial_resumed", "step": state.step, "epoch": state.epoch})
+        return True
 
-    def _report(self, step: int, num_steps: int, epoch: int, loss: float, seconds: float) -> None:
-        self._on_event(
-            {
-                "kind": "training",
-                "step": step,
-                "num_steps": num_steps,
-                "epoch": epoch,
-                "loss": loss,
-                "samples_per_second": step * int(self._settings["batch_size"]) / max(seconds, 1e-9),
-            }
-        )
+    def _at(self, moment: str, state: TrainingState) -> None:
+        for algorithm in self._algorithms:
+            with _speaking_for(f"algorithm:{type(algorithm).__name__}"):
+                algorithm.apply(moment, state)
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        self._on_event(event)
+        for callback in self._callbacks:
+            with _speaking_for(f"callback:{type(callback).__name__}"):
+                callback.on_event(event)
+
+    def _stop_if_asked(self) -> None:
+        if self._cancel.is_set():
+            raise CancelledError("training was stopped.", next_step="The run can be resumed.")
+
+
+def _set_mode(optimizer: torch.optim.Optimizer, *, is_training: bool) -> None:
+    """Schedule-free optimizers keep one set of weights for steps and another for scoring."""
+    change = getattr(optimizer, "train" if is_training else "eval", None)
+    if callable(change):
+        change()
+
+
+@contextmanager
+def _speaking_for(part: str) -> Iterator[None]:
+    """What a project's own part raises is told as its fault."""
+    try:
+        yield
+    except (PluginError, CancelledError, TrainingError):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{part}: {type(error).__name__}: {error}.",
+            code="plugin.failed",
+            next_step="Correct the part; the run can be resumed.",
+        ) from error

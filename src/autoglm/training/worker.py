@@ -6,6 +6,7 @@ output. When the input ends, the parent is gone and so is this process, at once.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import queue
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,25 @@ from safetensors.torch import load_file, save_file
 
 from autoglm.contracts.record import digest, from_json
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.contracts.stage_chain import StageChain
+from autoglm.contracts.stage_chain import Stage, StageChain
 from autoglm.datasets.dataset_version import load_rows
 from autoglm.errors import AutoGLMError, TrainingError
-from autoglm.modeling.auto_model import load_classifier
+from autoglm.modeling.auto_model import load_model
 from autoglm.modeling.export import export_folder
+from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.observability import logging as logs
-from autoglm.plugins import project_files
+from autoglm.plugins import project_files, registry
+from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
-from autoglm.training import stages
-from autoglm.training.trainer import Encoded, Trainer
+from autoglm.training import parts, stages
+from autoglm.training.data import Encoded
+from autoglm.training.trainer import Trainer
 
 CACHE_BYTES = 2**30
 PARITY_ROWS = 64
+# Starts of trials in memory: a search over structure goes back and forth between a few.
+MODELS_KEPT = 3
+CHECKPOINTS_KEPT = 2
 
 
 class Worker:
@@ -46,6 +54,7 @@ class Worker:
         self._cache = PrefixCache(CACHE_BYTES)
         self._cancel, self._cancelled = threading.Event(), 0
         self._opened = ""
+        self._models: dict[str, AutoGLMForSequenceClassification] = {}
 
     def answer(self, request: Mapping[str, Any]) -> Any:
         self._cancel.clear()
@@ -66,14 +75,29 @@ class Worker:
         logs.set_trace(spec.traceparent)
         self._spec, self._start, self._base = spec, start, Path(request["base"])
         project_files.open_parts(spec)
-        model = spec.config["model"]
-        self._model = load_classifier(
-            start, spec.dataset.labels, pooling=model["pooling"], attention=model["attention"]
-        )
+        self._models = {}
+        self._model_of(spec.config["model"])  # what cannot be opened is told before any trial
         self._data, self._texts = self._encode(spec, start)
         self._opened = name
         logs.get_logger().info("opened", run_id=spec.run_id, rows=len(self._data.ids))
         return None
+
+    def _model_of(self, settings: Mapping[str, Any]) -> AutoGLMForSequenceClassification:
+        """The start of trials with this section `model`; the last few stay in memory."""
+        key = digest(settings)
+        if key not in self._models:
+            task = registry.get("task", settings["task"])
+            made = load_model(
+                self._start,
+                settings,
+                labels=self._spec.dataset.labels,
+                problem_type=task.problem_type,
+                is_per_token=task.is_per_token,
+            )
+            for oldest in list(self._models)[: 1 - MODELS_KEPT]:
+                del self._models[oldest]
+            self._models[key] = made
+        return self._models[key]
 
     def _encode(self, spec: RunSpec, folder: Path) -> tuple[Encoded, list[str]]:
         from tokenizers import Tokenizer
@@ -86,7 +110,7 @@ class Worker:
         index = {label: i for i, label in enumerate(spec.dataset.labels)}
         data = Encoded(
             ids=[encoding.ids for encoding in tokenizer.encode_batch(texts)],
-            labels=torch.tensor([index[n] for n in (*train.labels, *validation.labels)]),
+            targets=torch.tensor([index[n] for n in (*train.labels, *validation.labels)]),
             num_train=len(train),
             label_names=tuple(spec.dataset.labels),
         )
@@ -97,30 +121,8 @@ class Worker:
         stage, folder = chain.stages[-1], self._workspace / "stages" / chain.key
         manifest = stages.stored(folder)
         reused = manifest is not None
-        started = time.process_time()
         if manifest is None:
-            trainer = Trainer(
-                self._model,
-                self._data,
-                stage.settings["training"],
-                metric=self._spec.config["evaluate"]["metric"],
-                seed=stage.seed,
-                cache=self._cache,
-                cache_key=digest(stage.parent, self._spec.dataset.content_digest),
-                on_event=self._send,
-            )
-            trained = trainer.train(self._cancel)
-            staging = folder.with_name(f".{folder.name}")
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            save_file(trained.weights, staging / stages.WEIGHTS)
-            manifest = {
-                "metrics": trained.metrics,
-                "num_steps": chain.num_steps,
-                "best_epoch": trained.best_epoch,
-                "cpu_seconds": time.process_time() - started,
-            }
-            stages.store(staging, folder, manifest)
+            manifest = self._train(stage, folder)
         return {
             "key": chain.key,
             "step": chain.num_steps,
@@ -131,23 +133,67 @@ class Worker:
             "folder": str(folder),
         }
 
+    def _train(self, stage: Stage, folder: Path) -> dict[str, Any]:
+        """Train a stage from its newest checkpoint, or from the start, and store it."""
+        started = time.process_time()
+        model, training = stage.settings["model"], stage.settings["training"]
+        checkpoints = Checkpoints(
+            folder.with_name(f"{folder.name}.checkpoints"),
+            keep=CHECKPOINTS_KEPT,
+            max_bytes=int(training["checkpoint_budget"]),
+        )
+        lines = folder.with_name(f"{folder.name}.jsonl")
+        trainer = Trainer(
+            self._model_of(model),
+            self._data,
+            training,
+            task=registry.get("task", model["task"])(self._data.label_names, training),
+            metric=self._spec.config["evaluate"]["metric"],
+            seed=stage.seed,
+            cache=self._cache,
+            cache_key=digest(stage.parent, model, self._spec.dataset.content_digest),
+            on_event=partial(self._told, lines),
+            checkpoints=checkpoints,
+            algorithms=parts.algorithms(training),
+            callbacks=parts.callbacks(training),
+        )
+        trained = trainer.train(self._cancel)
+        staging = folder.with_name(f".{folder.name}")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        save_file(trained.weights, staging / stages.WEIGHTS)
+        manifest = {
+            "metrics": trained.metrics,
+            "num_steps": trained.num_steps,
+            "best_epoch": trained.best_epoch,
+            "cpu_seconds": time.process_time() - started,
+        }
+        stages.store(staging, folder, manifest)
+        checkpoints.clear()
+        return manifest
+
+    def _told(self, lines: Path, event: Mapping[str, Any]) -> None:
+        """Pass an event on; what a record consists of is kept beside the stage."""
+        self._send(event)
+        if event["kind"] in {"training", "evaluation", "trial_resumed"}:
+            lines.parent.mkdir(parents=True, exist_ok=True)
+            with lines.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(event) + "\n")
+
     def _do_export(self, request: Mapping[str, Any]) -> Any:
         chain = from_json(StageChain, request["chain"])
         weights = load_file(self._workspace / "stages" / chain.key / stages.WEIGHTS)
-        original = {n: t.clone() for n, t in self._model.state_dict().items() if n in weights}
-        self._model.load_state_dict(weights, strict=False)
-        try:
-            exported = export_folder(
-                self._model,
-                self._start,
-                Path(request["folder"]),
-                labels=self._spec.dataset.labels,
-                max_length=int(self._spec.config["data"]["max_length"]),
-                pad_id=int(getattr(self._model.backbone.config, "pad_token_id", 0) or 0),
-                texts=self._texts,
-            )
-        finally:
-            self._model.load_state_dict(original, strict=False)
+        model = copy.deepcopy(self._model_of(chain.stages[-1].settings["model"]))
+        model.load_state_dict(weights, strict=False)
+        exported = export_folder(
+            model,
+            self._start,
+            Path(request["folder"]),
+            labels=self._spec.dataset.labels,
+            max_length=int(self._spec.config["data"]["max_length"]),
+            pad_id=int(getattr(model.backbone.config, "pad_token_id", 0) or 0),
+            texts=self._texts,
+        )
         return asdict(exported)
 
 

@@ -1,5 +1,3 @@
-"""Optimizers by name: (parameter groups, peak rate) → torch optimizer."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,147 @@
+"""A backbone as the trainer sees it: rows of token ids in, one hidden state per token out.
+
+Without pads where the backbone allows it (`attention/packed.py`), else padded; cut in two where
+the lower half is frozen. A check on a few rows decides, not a list of families.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoglm.modeling.attention import packed
+from autoglm.modeling.attention.packed import Layout, lay_out, packed_as
+
+# Of the largest value: what packing may change by summing in another order.
+TOLERANCE = 1e-4
+
+
+class Body:
+    """Wraps `backbone`. `why_padded` is empty when rows are packed. Layouts are longest row first.
+
+    `position_offset` is the first position's number (BERT 0; RoBERTa's is behind its pad).
+    """
+
+    def __init__(self, backbone: Any, *, pad_id: int, num_frozen: int = 0) -> None:
+        self._pad_id = pad_id
+        self._attention = str(backbone.config._attn_implementation)
+        self._offset = 0
+        self.why_padded = self._try_packing(backbone)
+        if not self.why_padded:
+            backbone.set_attn_implementation(packed.register(self._attention))
+        self.is_cut = num_frozen > 0 and can_cut(backbone)
+        self._whole = backbone
+        if self.is_cut:
+            self._lower = _with_layers(backbone, 0, num_frozen)
+            self._upper = _with_layers(backbone, num_frozen, None)
+            self._handed = _Handed()
+            self._upper.embeddings = self._handed
+
+    def whole(self, rows: Sequence[Sequence[int]], layout: Layout) -> Tensor:
+        """(tokens, hidden) of `rows`, which are in the layout's order."""
+        return self._run(self._whole, rows, layout)
+
+    @torch.no_grad()
+    def lower(self, rows: Sequence[Sequence[int]], layout: Layout) -> Tensor:
+        """(tokens, hidden) entering the first learning layer."""
+        return self._run(self._lower, rows, layout)
+
+    def upper(self, flat: Tensor, layout: Layout) -> Tensor:
+        """(tokens, hidden) of what `lower` gave."""
+        if not self.why_padded:
+            self._handed.hidden = flat[None]
+            with packed_as(layout):
+                out: Tensor = self._upper(inputs_embeds=flat[None], attention_mask=None)[0][0]
+            return out
+        hidden, mask = layout.padded(flat)
+        self._handed.hidden = hidden
+        return _unpadded(self._upper(inputs_embeds=hidden, attention_mask=mask)[0], mask)
+
+    def _run(self, module: Any, rows: Sequence[Sequence[int]], layout: Layout) -> Tensor:
+        ids = torch.tensor([token for row in rows for token in row])
+        if not self.why_padded:
+            return self._packed(module, ids, layout)
+        return self._padded(module, ids, layout)
+
+    def _packed(self, module: Any, ids: Tensor, layout: Layout) -> Tensor:
+        with packed_as(layout):
+            out: Tensor = module(
+                input_ids=ids[None],
+                position_ids=layout.positions + self._offset,
+                attention_mask=None,
+            )[0][0]
+        return out
+
+    def _padded(self, module: Any, ids: Tensor, layout: Layout) -> Tensor:
+        padded, mask = layout.padded(ids)
+        padded = padded.masked_fill(mask == 0, self._pad_id)
+        return _unpadded(module(input_ids=padded, attention_mask=mask)[0], mask)
+
+    @torch.no_grad()
+    def _try_packing(self, backbone: Any) -> str:
+        """Why this backbone cannot be packed; empty when both ways say the same."""
+        was_training = backbone.training
+        backbone.eval()
+        size = min(int(getattr(backbone.config, "vocab_size", 100)), 1000)
+        special = {self._pad_id}
+        lengths = (9, 5, 2)
+        tokens = [t for t in range(size) if t not in special]
+        ids = torch.tensor([tokens[(7 * i) % len(tokens)] for i in range(sum(lengths))])
+        layout = lay_out(lengths)
+        wanted = self._padded(backbone, ids, layout)
+        reason = ""
+        try:
+            backbone.set_attn_implementation(packed.register(self._attention))
+            for offset in (0, self._pad_id + 1):
+                self._offset = offset
+                apart = (self._packed(backbone, ids, layout) - wanted).abs().max()
+                if apart <= TOLERANCE * wanted.abs().max():
+                    break
+            else:
+                self._offset = 0
+                reason = f"packed rows differ by {float(apart):.2g} from padded ones"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            backbone.set_attn_implementation(self._attention)
+            backbone.train(was_training)
+        return reason
+
+
+def _unpadded(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden.flatten(0, 1).index_select(0, mask.flatten().nonzero().flatten())
+
+
+class _Handed(nn.Module):
+    """Stands where the embeddings stood and gives back what it was handed."""
+
+    hidden: Tensor
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
+        return self.hidden
+
+
+def can_cut(backbone: Any) -> bool:
+    """Whether a frozen lower part can be taken off: embeddings, then layers, nothing after them."""
+    encoder = getattr(backbone, "encoder", None)
+    return hasattr(backbone, "embeddings") and hasattr(encoder, "layer")
+
+
+def _with_layers(backbone: Any, start: int, end: int | None) -> Any:
+    """A second module over the same parameters with a slice of the layers, and no pooler."""
+    half = _shallow(backbone)
+    half.encoder = _shallow(backbone.encoder)
+    half.encoder.layer = nn.ModuleList(list(backbone.encoder.layer)[start:end])
+    if getattr(half, "pooler", None) is not None:
+        half.pooler = None
+    return half
+
+
+def _shallow(module: Any) -> Any:
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin

@@ -1,0 +1,1 @@
+"""What comes back after a death: folders that are whole or absent, and what was done since."""

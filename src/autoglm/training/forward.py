@@ -1,0 +1,118 @@
+"""Rows → what the head says, by the shortest way there is.
+
+everything learns           rows → backbone → pooling → head
+lower layers are frozen     rows → lower half, once (prefix cache) → upper half → pooling → head
+only the head learns        rows → backbone → pooling, once → head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autoglm.modeling.attention.packed import Layout, lay_out
+from autoglm.modeling.body import Body
+from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
+from autoglm.reuse.prefix_cache import PrefixCache, TokenStates, encode_rows
+
+EVAL_ROWS = 64
+
+
+class Forward:
+    """`stop` is called between batches and raises when training is to end."""
+
+    def __init__(
+        self,
+        model: AutoGLMForSequenceClassification,
+        ids: Sequence[Sequence[int]],
+        *,
+        num_frozen: int,
+        cache: PrefixCache,
+        cache_key: str,
+        stop: Callable[[], None],
+    ) -> None:
+        self._model, self._ids, self._stop = model, ids, stop
+        self._cache, self._cache_key = cache, f"{cache_key}/{num_frozen}"
+        self._hidden_size = int(model.backbone.config.hidden_size)
+        pad_id = int(getattr(model.backbone.config, "pad_token_id", 0) or 0)
+        is_kept = num_frozen > 0 and cache.fits(sum(map(len, ids)), self._hidden_size)
+        self._body = Body(model.backbone, pad_id=pad_id, num_frozen=num_frozen if is_kept else 0)
+        self._states: TokenStates | None = None
+        self._pooled: Tensor | None = None
+
+    @property
+    def why_padded(self) -> str:
+        return self._body.why_padded
+
+    def prepare(self) -> None:
+        """States at the boundary, encoded once for all trials that cut here."""
+        if not self._body.is_cut:
+            return
+        self._model.eval()
+        self._states = self._cache.get(self._cache_key)
+        if self._states is None:
+            self._states = encode_rows(self._ids, self._hidden_size, self._lower)
+            self._cache.put(self._cache_key, self._states)
+
+    def keep_features(self) -> None:
+        """Nothing below the head learns: what it is handed is computed once."""
+        self._pooled = self.all_features()
+
+    @torch.no_grad()
+    def all_features(self) -> Tensor:
+        """Pooled (rows, hidden) of every row, in the rows' order."""
+        self._model.eval()
+        pooled = torch.empty(len(self._ids), self._hidden_size)
+        for rows in self.in_batches(range(len(self._ids))):
+            self._stop()
+            pooled[rows] = self.features(rows)
+        return pooled
+
+    def features(self, rows: Sequence[int]) -> Tensor:
+        """(rows, hidden), or (tokens, hidden) where each token is answered for; `rows` are longest
+        first.
+        """
+        if self._pooled is not None:
+            return self._pooled[rows]
+        ids = [self._ids[i] for i in rows]
+        layout = lay_out([len(row) for row in ids])
+        if self._states is not None:
+            flat = self._body.upper(self._states.of(rows), layout)
+        else:
+            flat = self._body.whole(ids, layout)
+        if self._model.config.pooling == "none":
+            return flat
+        return self._model.pooled(*layout.padded(flat))
+
+    def outputs(self, rows: Sequence[int]) -> Tensor:
+        """(rows or tokens, outputs)."""
+        return self._model.classify(self.features(rows))
+
+    def in_batches(self, rows: Sequence[int]) -> list[list[int]]:
+        """`rows` in batches of like length, longest first."""
+        order = sorted(rows, key=lambda i: -len(self._ids[i]))
+        return [order[start : start + EVAL_ROWS] for start in range(0, len(order), EVAL_ROWS)]
+
+    def _lower(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        self._stop()
+        layout: Layout = lay_out([len(row) for row in rows])
+        return self._body.lower(rows, layout)
+
+
+def set_training_mode(model: AutoGLMForSequenceClassification) -> None:
+    """Dropout in what learns; what is frozen stays in eval mode."""
+    model.eval()
+    for module in model.modules():
+        own = list(module.parameters(recurse=True))
+        if own and all(p.requires_grad for p in own):
+            module.train()
+    model.dropout.train()
+    if all(p.requires_grad for p in _read_parameters(model.backbone)):
+        model.backbone.train()
+
+
+def _read_parameters(backbone: nn.Module) -> list[nn.Parameter]:
+    """Without a pooler's, which nobody reads here."""
+    return [p for n, p in backbone.named_parameters() if not n.startswith("pooler.")]
