@@ -15,8 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoglm.config.centre import private_folder
 from autoglm.config.config_loader import Config
 from autoglm.errors import ConfigError, OwnerError
+from autoglm.plugins import registry
 from autoglm.settings import (
     DEFAULT_PROFILE,
     FILE_NAME,
@@ -73,7 +75,9 @@ class Project:
         name = profile or os.environ.get("AUTOGLM_PROFILE", "") or DEFAULT_PROFILE
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
             raise ConfigError(
-                f"profile {name!r}: letters, digits, - and _ only.", code="config.wrong_value"
+                f"profile {name!r}: letters, digits, - and _ only.",
+                code="config.wrong_value",
+                next_step="Choose another name for --profile or AUTOGLM_PROFILE.",
             )
         self.layers = Layers(
             folder=self.folder,
@@ -82,6 +86,7 @@ class Project:
             assignments=tuple(assignments),
         )
         self.config: Config[Settings] = read_settings(self.layers)
+        registry.allow(self.settings.plugins.allow)
         self.state = self.layers.state
 
     @property
@@ -110,18 +115,24 @@ class Project:
         return self.config.settings
 
     def follow(
-        self, *, on_change: Callable[[list[str]], None], alarm: Callable[[ConfigError], None]
+        self,
+        *,
+        on_change: Callable[[list[str]], None],
+        alarm: Callable[[ConfigError], None],
+        judge: Callable[[Config[Settings]], None] | None = None,
     ) -> LiveConfig[Settings]:
-        """From now on `settings` follows files and centre; what is refused goes to `alarm`.
+        """From now on `settings` follows files and centre; what is refused, also by `judge`, goes
+        to `alarm`.
 
         A run is not touched: it keeps the snapshot that it was admitted with.
         """
 
         def swap(config: Config[Settings], keys: list[str]) -> None:
             self.config = config
+            registry.allow(config.settings.plugins.allow)
             on_change(keys)
 
-        return live_settings(self.layers, self.config, on_change=swap, alarm=alarm)
+        return live_settings(self.layers, self.config, on_change=swap, alarm=alarm, judge=judge)
 
     @property
     def name(self) -> str:
@@ -170,7 +181,7 @@ class Project:
     @contextlib.contextmanager
     def own(self, what: str, *, address: str = "") -> Iterator[None]:
         """Hold the project for this process. Raises: OwnerError naming the pid that holds it."""
-        self.state.mkdir(parents=True, exist_ok=True)
+        private_folder(self.state)
         handle = os.open(self.state / "owner.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._lock(handle)

@@ -1,17 +1,22 @@
-"""The whole configuration of a project: one section per package that reads it."""
+"""The whole configuration of a project: one section per package that reads it.
+
+files, environment, command line → imports, plugins.allow, config.centre   (a first look)
+project's own files are executed, the centre is asked                      (only if any is named)
+all layers → settings                                                      (config_loader.bind)
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
-from functools import cache
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
+from functools import cache, reduce
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from annotated_types import Len
 
-from autoglm.config.centre import Centre, centre_layer
+from autoglm.config.centre import Centre, Heard, centre_layer
 from autoglm.config.config import CentreConfig, ConfigConfig
 from autoglm.config.config_loader import Config, bind
 from autoglm.config.layers import (
@@ -20,16 +25,19 @@ from autoglm.config.layers import (
     command_line_layer,
     environment_layer,
     file_layer,
+    frozen_layer,
     tree_layer,
 )
 from autoglm.config.live import LiveConfig
-from autoglm.config.schema import Key, check_sections
+from autoglm.config.paths import canonical, parse_path, squeezed
+from autoglm.config.provenance import flat, shown
+from autoglm.config.schema import Key, check_sections, is_secret, leaf_keys
 from autoglm.contracts.record import digest, from_json, to_json
-from autoglm.contracts.run_spec import ProjectFile
-from autoglm.errors import ConfigError
+from autoglm.contracts.run_spec import ProjectFile, RunSpec
+from autoglm.errors import ConfigError, PluginError
 from autoglm.evaluation.config import EvaluateConfig
 from autoglm.modeling.config import ModelConfig
-from autoglm.plugins import project_files, registry
+from autoglm.plugins import project_files, registry, sections
 from autoglm.plugins.config import PluginsConfig
 from autoglm.registry.config import StorageConfig
 from autoglm.release.config import ReleaseConfig
@@ -43,6 +51,7 @@ T = TypeVar("T")
 
 FILE_NAME = "autoglm.yaml"
 DEFAULT_PROFILE = "default"
+COPY = "remote_config.json"
 # What changes which model comes out; the other sections only change how it is run and released.
 LEARNING_SECTIONS = ("model", "data", "search", "training", "evaluate")
 
@@ -86,15 +95,7 @@ class Settings:
 
 
 check_sections(Settings)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _First:
-    """What must be known before the rest can be read."""
-
-    imports: tuple[str, ...] = ()
-    plugins: PluginsConfig = field(default_factory=PluginsConfig)
-    config: ConfigConfig = field(default_factory=ConfigConfig)
+sections.reserve([each.name for each in fields(Settings)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,21 +112,36 @@ class Layers:
         return self.folder / ".autoglm" / self.profile
 
     def files(self) -> list[Path]:
-        """Weakest first. A `.properties` file beside a YAML one is read if it is there."""
+        """Weakest first. A `.properties` file beside a YAML one is read if it is there.
+
+        Raises: ConfigError when the profile has no file.
+        """
+        main, plain, *profile = self._own()
+        there = [path for path in profile if path.exists()]
+        if profile and not there:
+            raise ConfigError(
+                f"profile {self.profile!r}: there is no {profile[0].name}, no {profile[1].name}.",
+                code="config.missing_file",
+                next_step=f"Write {profile[0]}; it may be empty.",
+            )
+        return [main, *([plain] if plain.exists() else []), *self.more_files, *there]
+
+    def possible_files(self) -> list[Path]:
+        """Every file that counts, or would if it were there."""
+        return [*self._own(), *self.more_files]
+
+    def _own(self) -> list[Path]:
         stem = FILE_NAME.removesuffix(".yaml")
-        plain = self.folder / f"{stem}.properties"
-        found = [self.folder / FILE_NAME, *([plain] if plain.exists() else []), *self.more_files]
-        if self.profile != DEFAULT_PROFILE:
-            ways = [self.folder / f"{stem}.{self.profile}.{end}" for end in ("yaml", "properties")]
-            there = [path for path in ways if path.exists()]
-            if not there:
-                raise ConfigError(
-                    f"profile {self.profile!r}: there is no {ways[0].name}, no {ways[1].name}.",
-                    code="config.missing_file",
-                    next_step=f"Write {ways[0]}; it may be empty.",
-                )
-            found += there
-        return found
+        stems = [stem] + ([f"{stem}.{self.profile}"] if self.profile != DEFAULT_PROFILE else [])
+        return [self.folder / f"{name}.{end}" for name in stems for end in ("yaml", "properties")]
+
+    def file_layers(self) -> list[Layer]:
+        """Two files of one name are told apart by their path."""
+        paths = self.files()
+        names = [path.name for path in paths]
+        return [
+            file_layer(path, name=str(path) if names.count(path.name) > 1 else "") for path in paths
+        ]
 
 
 def schema() -> type[Settings]:
@@ -142,37 +158,82 @@ def _with_sections(sections: tuple[tuple[str, Any], ...]) -> type[Settings]:
     return make_dataclass("Settings", fields, bases=(Settings,), frozen=True, kw_only=True)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _First:
+    """What must be known before the rest can be read."""
+
+    imports: tuple[str, ...] = ()
+    plugins: PluginsConfig = field(default_factory=PluginsConfig)
+    config: ConfigConfig = field(default_factory=ConfigConfig)
+
+
 def load_settings(folder: Path, *, assignments: Sequence[str] = ()) -> Config[Settings]:
     """Settings of the project in `folder`, default profile. Raises: ConfigError."""
     return read_settings(Layers(folder=folder, assignments=tuple(assignments)))
 
 
-def read_settings(
-    where: Layers, *, trial: Mapping[str, Any] | None = None, trial_name: str = ""
-) -> Config[Settings]:
-    """All layers, bound. `trial`: a trial's parameters, the strongest layer of all.
+def read_settings(where: Layers) -> Config[Settings]:
+    """All layers, bound. Nothing is in force yet: the allow-list is the caller's to apply.
 
     Raises: ConfigError, PluginError from the project's own files.
     """
-    files = [file_layer(path) for path in where.files()]
-    above = [command_line_layer(where.assignments)]
-    if trial is not None:
-        above.append(tree_layer(trial_name, trial, place=trial_name))
-    first = bind(_First, [*files, _environment(), above[0]], ignore_unknown=True).settings
-    registry.allow(first.plugins.allow)
-    remote = _remote(where, first.config.centre)
+    files, above = where.file_layers(), command_line_layer(where.assignments)
+    first = _first([*files, _environment(), above], where.folder)
+    problem: PluginError | None = None
+    heard: Heard | None = None
+    with registry.considering(first.plugins.allow):
+        problem = _execute(where, first.imports)
+        heard = _ask_centre(where, first.config.centre, problem)
+    if heard is not None:
+        before = first.imports
+        first = _first([*files, _environment(), heard.layer, above], where.folder)
+        if first.imports != before:
+            problem = _execute(where, first.imports)
+    with registry.considering(first.plugins.allow):
+        remote = [] if heard is None else [heard.layer]
+        config = _bound([*files, _environment(), *remote, above], where, problem)
+    if heard is not None:
+        heard.keep(where.state / COPY)
+    return config
+
+
+def _bound(layers: Sequence[Layer], where: Layers, problem: PluginError | None) -> Config[Settings]:
+    """`problem`: what is wrong with the project's own files. It is told when a key needed them."""
+    left_out = registry.sections_left_out()
+    reasons = {
+        canonical(name): f"The section {name} of a plugin is left out: {why}"
+        for name, why in left_out.items()
+    }
     try:
-        layers = [*files, _environment(), *remote, *above]
-        return bind(schema(), layers, base=where.folder)
+        return bind(schema(), layers, base=where.folder, left_out=reasons)
     except ConfigError as error:
-        if error.code != "config.unknown_key" or not first.imports:
+        if problem is None or error.code != "config.unknown_key":
             raise
-    # A section of the project's own files, perhaps: only now is it worth their import.
-    project_files.execute(
-        project_files.read_files(where.folder, first.imports), where.state / "code"
+        raise problem from error
+
+
+def _first(layers: Sequence[Layer], base: Path) -> _First:
+    """A look at three sections; free when no layer speaks of them."""
+    if not any(_speaks_of_first(layer) for layer in layers):
+        return _First()
+    return bind(_First, layers, base=base, whole=schema(), ignore_unknown=True).settings
+
+
+def _speaks_of_first(layer: Layer) -> bool:
+    names = ("imports", "plugins", "config")
+    return any(canonical(leaf.path[0]) in names for leaf in layer.leaves) or any(
+        squeezed(name.removeprefix(PREFIX)).startswith(names) for name in layer.variables
     )
-    layers = [*files, _environment(), *remote, *above]
-    return bind(schema(), layers, base=where.folder)
+
+
+def _execute(where: Layers, imports: Sequence[str]) -> PluginError | None:
+    """Make the parts of the project's own files known; what is wrong with them is returned."""
+    try:
+        files = project_files.read_files(where.folder, imports)
+        project_files.execute(files, where.state / "code")
+    except PluginError as error:
+        return error
+    return None
 
 
 def _environment() -> Layer:
@@ -189,20 +250,30 @@ def open_centre(where: Layers, config: CentreConfig) -> Centre | None:
     return made
 
 
-def _remote(where: Layers, config: CentreConfig) -> list[Layer]:
-    centre = open_centre(where, config)
-    if centre is None:
-        return []
+def _ask_centre(where: Layers, config: CentreConfig, problem: PluginError | None) -> Heard | None:
     try:
-        layer, _revision = centre_layer(
-            centre,
-            name=config.kind,
-            copy=where.state / "remote_config.json",
-            is_required=config.required,
-        )
+        centre = open_centre(where, config)
+    except PluginError as error:
+        if problem is not None and error.code == "plugin.unknown":
+            raise problem from error  # it would have come from the project's own files
+        raise _bad_centre(config, error) from error
+    if centre is None:
+        return None
+    try:
+        copy = where.state / COPY
+        return centre_layer(centre, name=config.kind, copy=copy, is_required=config.required)
     finally:
         centre.close()
-    return [layer]
+
+
+def _bad_centre(config: CentreConfig, error: PluginError) -> PluginError:
+    found = PluginError(
+        f"config.centre.kind = {config.kind!r}: {error.message}",
+        code=error.code,
+        next_step=error.next_step,
+    )
+    found.exit_code = 2  # type: ignore[misc]  # the configuration is wrong, no work was tried
+    return found
 
 
 def live_settings(
@@ -211,9 +282,19 @@ def live_settings(
     *,
     on_change: Callable[[Config[Settings], list[str]], None],
     alarm: Callable[[ConfigError], None],
+    judge: Callable[[Config[Settings]], None] | None = None,
 ) -> LiveConfig[Settings]:
-    """Settings that follow files and centre; `alarm` hears of every change that was refused."""
-    live = LiveConfig(current, lambda: read_settings(where), on_change=on_change, on_refused=alarm)
+    """Settings that follow files and centre; `alarm` hears of every change that was refused.
+
+    `judge` knows what the layers below cannot: names of parts, the search space (loop.names).
+    """
+    live = LiveConfig(
+        current,
+        lambda: read_settings(where),
+        on_change=on_change,
+        on_refused=alarm,
+        judge=judge,
+    )
 
     def watch() -> Iterator[str]:
         centre = open_centre(where, live.current.settings.config.centre)
@@ -223,7 +304,7 @@ def live_settings(
         finally:
             centre.close()
 
-    live.start(where.files(), watch if current.settings.config.centre.kind else None)
+    live.start(where.possible_files, watch if current.settings.config.centre.kind else None)
     return live
 
 
@@ -235,6 +316,55 @@ def snapshot(settings: Settings) -> dict[str, Any]:
 
 def from_snapshot(tree: Mapping[str, Any]) -> Settings:
     return from_json(schema(), tree)
+
+
+def freeze(config: Config[Settings]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The tree that a run keeps, and the keys whose value it does not keep, being secret.
+
+    In their place stands what people may see; `unfreeze` reads them from the layers again.
+    """
+    tree, secrets = snapshot(config.settings), []
+    for key, value in flat(config.settings).items():
+        visible = shown(config, key, value)
+        if visible != value:
+            secrets.append(key)
+            _put(tree, key, visible)
+    return tree, tuple(secrets)
+
+
+def unfreeze(spec: RunSpec, config: Config[Settings]) -> RunSpec:
+    """The run's spec with its secrets as the layers say them now; for memory, never for a disk."""
+    if not spec.secrets:
+        return spec
+    values, tree = flat(config.settings), _copied(spec.config)
+    for key in spec.secrets:
+        if key in values:
+            _put(tree, key, values[key])
+    return replace(spec, config=tree)
+
+
+def _copied(tree: Any) -> Any:
+    return {k: _copied(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = parse_path(key)
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = value
+
+
+def run_settings(
+    spec: RunSpec, config: Config[Settings], *, trial: Mapping[str, Any], name: str
+) -> Config[Settings]:
+    """What a trial of a run was made with: the run's frozen tree, and `trial` on top of it.
+
+    `config` is the one in force, of which only the secrets are taken.
+    """
+    frozen = frozen_layer(f"run {spec.run_id}", unfreeze(spec, config).config)
+    layers = [frozen, tree_layer(name, trial, place=name)]
+    found = bind(schema(), layers, ignore_unknown=True)
+    return replace(found, secrets=found.secrets | frozenset(spec.secrets) & config.secrets)
 
 
 def section_of(settings: Settings, wanted: type[T]) -> T:
@@ -263,9 +393,13 @@ def inject(factory: Callable[..., T], settings: Settings, **arguments: Any) -> T
 
 def learning_digest(settings: Settings, files: Sequence[ProjectFile] = ()) -> str:
     """Digest of what decides which model comes out of given rows: settings, and the project's
-    own code.
+    own code. A secret teaches nothing, and a digest of it could be guessed at: it is left out.
     """
-    tree = snapshot(settings)
+    tree, made = snapshot(settings), type(settings)
+    for key, annotation in leaf_keys(made).items():  # type: ignore[arg-type]
+        if is_secret(annotation):
+            *parents, last = key.split(".")
+            reduce(lambda node, name: node[name], parents, tree).pop(last)
     data = {
         k: v
         for k, v in tree["data"].items()

@@ -30,7 +30,7 @@ def autoglm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def run(project: Path) -> dict[str, Any]:
     done = autoglm("run", project, "--json", *FAST)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr + done.stdout
     document: dict[str, Any] = json.loads(done.stdout)
     return document
 

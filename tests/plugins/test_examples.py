@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from autoglm.cli.skeleton import USAGE, write_skeleton
 from autoglm.plugins import registry
 from autoglm.plugins.examples import EXAMPLES, source_of
 from autoglm.plugins.kinds import KINDS
@@ -45,22 +48,43 @@ def test_the_example_source_and_processor_and_evaluator_work() -> None:
     assert made("processor")().process(batch.events).rows[0].row["text"] == "a"
     evaluator = made("evaluator")()
     assert evaluator.evaluate(["sport", "sport", "x"], ["sport", "x", "x"]).value == 0.5
-    assert evaluator.evaluate(["x"], ["x"]).value is None
+    assert evaluator.evaluate(["x"], ["x"]).value == 1.0
+    assert evaluator.evaluate([], []).value is None
 
 
-@pytest.mark.parametrize("kind", ["evaluator", "attention", "step", "section"])
-def test_a_skeleton_is_written_and_its_own_test_passes(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("evaluator", "my-part"), ("attention", "my-part"), ("step", "my-part"),
+     ("section", "my_part")],
+)  # fmt: skip
+def test_a_skeleton_is_written_and_its_own_test_passes(
+    kind: str, name: str, tmp_path: Path
+) -> None:
     autoglm = [sys.executable, "-m", "autoglm.cli"]
     folder = tmp_path / "my-part"
-    subprocess.run([*autoglm, "init", str(folder), "--plugin", kind, "my-part"], check=True)
+    subprocess.run([*autoglm, "init", str(folder), "--plugin", kind, name], check=True)
+    path = os.pathsep.join([str(folder), *sys.path])
     tested = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
-        cwd=folder, env={"PYTHONPATH": str(folder), "PATH": ""}, capture_output=True, text=True,
+        cwd=folder, env={"PYTHONPATH": path, "PATH": ""}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert tested.returncode == 0, tested.stdout + tested.stderr
     again = subprocess.run(
-        [*autoglm, "init", str(folder), "--plugin", kind, "my-part"],
+        [*autoglm, "init", str(folder), "--plugin", kind, name],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (again.returncode, "config.exists" in again.stderr) == (2, True)
+
+
+def test_a_skeleton_says_how_its_kind_comes_to_be_used(tmp_path: Path) -> None:
+    assert set(USAGE) == set(KINDS)
+    for kind in KINDS:
+        name = "my_part" if kind == "section" else "my-part"
+        write_skeleton(kind, name, tmp_path / kind)
+        readme = (tmp_path / kind / "README.md").read_text()
+        assert name in readme
+        assert "{{" not in readme
+        assert re.search(r"^An? `", readme, re.MULTILINE)
+        is_used = "A project" in readme or "It is asked" in readme
+        assert is_used or re.search(r"No (key|command) .* yet", readme)

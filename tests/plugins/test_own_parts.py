@@ -116,6 +116,7 @@ def test_a_wheel_brings_an_evaluator_and_an_attention(
 
 PARTS = """\
 from dataclasses import dataclass
+from pydantic import SecretStr
 from autoglm import register
 from autoglm.plugins.kinds import Processed
 
@@ -123,6 +124,7 @@ from autoglm.plugins.kinds import Processed
 @dataclass(frozen=True, kw_only=True)
 class Mine:
     forbidden: str = "league"
+    token: SecretStr = SecretStr("")
 
 @register("processor", "without")
 class Without:
@@ -144,13 +146,14 @@ def square(step, num_steps):
 class Note:
     name, kind, api_version = "note", "step", 1
     def execute(self, context):
+        assert context.params["mine"]["token"] == "HUN" + "TER2"
         with context.tracer.span("note"):
             (context.workspace / "note.txt").write_text("RELEASE")
         return {"said": "RELEASE"}
 """
 USED = """
 imports: [parts.py]
-mine: {forbidden: bank}
+mine: {forbidden: bank, token: "${file:token}"}
 plugins: {steps: {evaluate: [note]}}
 training: {optimizer: plain, schedule: square}
 """
@@ -163,6 +166,7 @@ def test_a_projects_own_file_is_used_kept_with_the_run_and_counts_when_it_change
     text = yaml.read_text().replace("  label: label\n", "  label: label\n  processors: [without]\n")
     yaml.write_text(text + USED)
     (project / "parts.py").write_text(PARTS)
+    (project / "token").write_text("HUNTER2\n")
     autoglm("config", "check", "-C", project)
     explained = json.loads(autoglm("config", "explain", "mine.forbidden", "-C", project, "--json"))
     assert (explained["value"], explained["layers"][0]["value"]) == ("bank", "league")
@@ -171,6 +175,10 @@ def test_a_projects_own_file_is_used_kept_with_the_run_and_counts_when_it_change
     assert 0 < first["dataset_version"]["rows"] < 200, "rows with the word were left out"
     folder = project / ".autoglm/default/runs" / first["run_id"]
     assert (folder / "note.txt").read_text() == "RELEASE"
+    kept = [p for p in (project / ".autoglm").rglob("*") if p.is_file()]
+    assert [p for p in kept if b"HUNTER2" in p.read_bytes()] == [], (
+        "a part has it, no file keeps it"
+    )
     assert (folder / "code/parts.py").read_text() == PARTS
     shown = json.loads(autoglm("models", "show", "stable", "-C", project, "--json"))
     assert shown["lineage"]["tuning"] == "project"

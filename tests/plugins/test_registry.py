@@ -11,6 +11,7 @@ import pytest
 from autoglm.contracts.run_spec import ProjectFile
 from autoglm.errors import PluginError
 from autoglm.plugins import project_files, registry
+from autoglm.plugins.entries import entries_of
 from autoglm.plugins.kinds import KINDS
 
 
@@ -76,6 +77,14 @@ def test_every_kind_of_the_design_is_there_and_the_products_own_parts_come_by_th
     ours = [f for f in registry.survey(load_ours=True) if f.origin == registry.OURS]
     assert [f for f in ours if f.problem] == []
     assert {"source", "broker", "evaluator", "sampler", "attention"} <= {f.kind for f in ours}
+
+
+def test_entry_points_are_those_that_importlib_finds() -> None:
+    from importlib.metadata import entry_points
+
+    ours = {e for entries in entries_of(registry.GROUP).values() for e in entries}
+    assert ours == set(entry_points(group=registry.GROUP))
+    assert entries_of("no.such.group") == {}
 
 
 class Entry:

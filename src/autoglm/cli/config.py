@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoglm.cli.options import AsJson, FolderOption, open_layers, open_project, project_command
+from autoglm.cli.options import AsJson, FolderOption, open_project, project_command
 from autoglm.cli.output import print_json, print_table
 from autoglm.errors import StorageError
+
+if TYPE_CHECKING:
+    from autoglm.contracts.run_spec import RunSpec
+    from autoglm.project import Project
 
 app = typer.Typer(
     help="Configuration: show, explain, check.", no_args_is_help=True, rich_markup_mode=None
@@ -24,22 +28,24 @@ RunOption = Annotated[
 
 
 def _config(folder: Path, trial: int | None, run_id: str) -> Any:
+    """In force now; with `--trial`, what that trial of a run was made with."""
+    project = open_project(folder)
     if trial is None:
-        return open_project(folder).config
-    from autoglm.settings import read_settings
+        return project.config
+    from autoglm.settings import run_settings
 
-    run_id, params = _trial(folder, trial, run_id)
-    name = f"trial {trial} of {run_id}"
-    return read_settings(open_layers(folder), trial=params, trial_name=name)
+    spec, params = _trial(project, trial, run_id)
+    return run_settings(spec, project.config, trial=params, name=f"trial {trial} of {spec.run_id}")
 
 
-def _trial(folder: Path, number: int, run_id: str) -> tuple[str, dict[str, Any]]:
+def _trial(project: Project, number: int, run_id: str) -> tuple[RunSpec, dict[str, Any]]:
     from autoglm.search.study import told_params
     from autoglm.state.event_log import EventLog
     from autoglm.triggers.admission import Admission
 
-    engine = open_project(folder).reading_engine
-    rows = Admission(engine).rows()
+    engine = project.reading_engine
+    admission = Admission(engine)
+    rows = admission.rows()
     wanted = run_id or (rows[0]["run_id"] if rows else "")
     params = told_params(EventLog(engine), wanted)
     if number not in params:
@@ -49,7 +55,7 @@ def _trial(folder: Path, number: int, run_id: str) -> tuple[str, dict[str, Any]]
             code="run.unknown_trial",
             next_step="See `autoglm runs list`.",
         )
-    return wanted, params[number]
+    return admission.spec(wanted), params[number]
 
 
 @app.command("show")
@@ -125,7 +131,7 @@ def check(folder: FolderOption = Path(), as_json: AsJson = False) -> None:
     from autoglm.loop.names import check_names
 
     project = open_project(folder)
-    check_names(project)
+    check_names(project.settings, project.layers)
     layers = list(project.config.layers)
     if as_json:
         print_json({"ok": True, "layers": layers})

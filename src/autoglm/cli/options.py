@@ -16,7 +16,6 @@ from autoglm.cli.output import command
 
 if TYPE_CHECKING:
     from autoglm.project import Project
-    from autoglm.settings import Layers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,8 +93,3 @@ def open_project(folder: Path) -> Project:
     return Project(
         folder, profile=chosen.profile, files=chosen.files, assignments=chosen.assignments
     )
-
-
-def open_layers(folder: Path) -> Layers:
-    """Where this call's settings are read from."""
-    return open_project(folder).layers

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from autoglm.config.schema import Key, Secret
+from autoglm.config.schema import Address, Key, Secret
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CentreConfig:
     kind: Annotated[str, Key("etcd, consul, spring, nacos, or a plugin's. Empty: none.")] = ""
-    url: Annotated[str, Key("Where it answers, `http://host:port`.")] = ""
+    url: Annotated[Address, Key("Where it answers, `http://host:port`.")] = ""
     prefix: Annotated[
         str, Key("Key prefix (etcd, consul), `app/profile/label` (spring), `group/dataId` (nacos).")
     ] = "autoglm"

@@ -2,56 +2,34 @@
 
 defaults < files < profile file < environment < remote centre < command line
 
-every layer's names → the schema's keys        (relaxed: `max-length`, `maxLength` are one key)
-per key, what each layer said                  (maps merge deeply, lists are replaced)
-placeholders → values, units → numbers
+every layer's names → the schema's keys        (keys.py: `max-length`, `maxLength` are one key)
+per key, what each layer said → what counts    (merging.py: maps merge deeply, lists are replaced)
+placeholders → values, units → numbers         (placeholders.py, values.py)
 one tree → the schema's frozen dataclasses     (validated by pydantic)
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from autoglm.config import units
+from autoglm.config.keys import keyed, place_of, said_twice
 from autoglm.config.layers import Layer
-from autoglm.config.paths import canonical, format_path, nearest, parse_path, variable
-from autoglm.config.placeholders import resolve
-from autoglm.config.schema import (
-    Key,
-    Unit,
-    bare,
-    extra_of,
-    fields_of,
-    is_free,
-    is_list,
-    is_secret,
-    is_section,
-    leaf_keys,
-)
-from autoglm.config.yaml_reader import Leaf, Text, parse_scalar, read_yaml
+from autoglm.config.masking import MASK, hidden, texts_of
+from autoglm.config.merging import Lines, Said, default_of, in_force, with_defaults
+from autoglm.config.paths import canonical, canonical_path, format_path, parse_path, variable
+from autoglm.config.placeholders import Found, Resolver
+from autoglm.config.schema import Key, bare, extra_of, fields_of, is_secret, is_section, leaf_keys
+from autoglm.config.values import WrongValueError, typed
 from autoglm.errors import ConfigError
 
 S = TypeVar("S")
-MASK = "***"
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What one layer said of a key; `rank` is the layer's place, weakest first."""
-
-    layer: str
-    where: str
-    value: Any
-    rank: int = 0
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Config(Generic[S]):
     """The bound settings with their provenance: `said[key]` lists layers from weakest up.
 
@@ -59,285 +37,200 @@ class Config(Generic[S]):
     """
 
     settings: S
-    said: Mapping[str, tuple[Said, ...]]
+    said: Lines
     layers: tuple[str, ...]
     secrets: frozenset[str] = frozenset()
 
+    def __repr__(self) -> str:
+        return f"Config({type(self.settings).__name__} of {', '.join(self.layers)})"
+
     def origin(self, key: str) -> Said:
-        return self.said.get(key, (Said("defaults", "", None),))[-1]
+        """What decided the key; for a map without entries, what took the last one out."""
+        lines = self.said.get(key)
+        if lines is None:
+            below = [ls for k, ls in self.said.items() if k.startswith((f"{key}.", f"{key}["))]
+            lines = max(below, key=lambda found: found[-1].rank, default=None)
+        return lines[-1] if lines else Said("defaults", "", None)
+
+    def is_secret(self, key: str) -> bool:
+        """Also a key below one that is."""
+        return any(key == s or key.startswith((f"{s}.", f"{s}[")) for s in self.secrets)
+
+
+@dataclass(slots=True)
+class _Values:
+    """Values in force after placeholders; `secrets` are keys, `words` what they hold."""
+
+    by_key: dict[str, Any] = field(default_factory=dict)
+    secrets: set[str] = field(default_factory=set)
+    words: set[str] = field(default_factory=set)
 
 
 def bind(
-    schema: type[S], layers: Sequence[Layer], *, base: Path = Path(), ignore_unknown: bool = False
+    schema: type[S],
+    layers: Sequence[Layer],
+    *,
+    base: Path = Path(),
+    whole: Any = None,
+    ignore_unknown: bool = False,
+    left_out: Mapping[str, str] | None = None,
 ) -> Config[S]:
     """Bind `layers` (weakest first) to `schema` and say where each value came from.
 
-    `ignore_unknown` is for a first look at a few keys, before plugins have declared theirs.
+    `base`: where a relative `${file:}` starts. For a first look at a few keys, `schema` has only
+    those and `whole` is the schema that placeholders may name; what even that does not know is left
+    for later with `ignore_unknown`. `left_out`: sections that cannot be used, and why.
     Raises: ConfigError naming layer, place and next step.
     """
+    names_of: Any = whole or schema
     said: dict[str, tuple[Said, ...]] = {}
     for rank, layer in enumerate(layers, start=1):
-        for key, leaf in _keyed(schema, layer, ignore_unknown):
-            line = Said(layer.name, _place(layer, leaf), leaf.value, rank)
-            said[key] = (*said.get(key, ()), line)
-    values, secrets = _in_force(schema, said, base)
-    tree = _nest(schema, values, said)
+        found = keyed(names_of, layer, ignore_unknown=ignore_unknown, left_out=left_out or {})
+        for key, leaf in found:
+            line = Said(layer.name, place_of(layer, leaf), leaf.value, rank, leaf.is_entry)
+            before = said.get(key, ())
+            if before and before[-1].rank == rank:
+                if not layer.last_counts:
+                    raise said_twice(key, before[-1].where, line.where)
+                before = before[:-1]
+            said[key] = (*before, line)
+    said = with_defaults(names_of, said)
+    only: Any = schema
+    wanted = None if whole is None else fields_of(only)
+    values = _resolved(names_of, said, base, wanted)
+    tree = _nest(names_of, values, said)
     _require(schema, tree, layers)
-    settings = _validated(schema, tree, said, secrets)
+    settings: S = _validated(schema, tree, said, values)
     names = ("defaults", *(layer.name for layer in layers))
-    return Config(settings, said, names, frozenset(secrets))
+    return Config(settings, said, names, frozenset(values.secrets))
 
 
-def _keyed(schema: Any, layer: Layer, ignore_unknown: bool) -> Iterator[tuple[str, Leaf]]:
-    """The layer's leaves under the schema's own spelling; indexed items become whole lists."""
-    items: dict[str, dict[int, Leaf]] = {}
-    pending = [*reversed(layer.leaves), *_from_variables(schema, layer, ignore_unknown)]
-    while pending:
-        leaf = pending.pop()
-        found = _walk(schema, leaf.path)
-        if isinstance(found, int):
-            if not ignore_unknown:
-                raise _unknown(schema, leaf, found, layer)
-            continue
-        names, annotation, rest = found
-        if isinstance(leaf.value, Text) and leaf.value.lstrip().startswith("{"):
-            nested = read_yaml(f"v: {leaf.value}", name=layer.place or layer.name)
-            pending += [
-                dataclasses.replace(leaf, path=(*leaf.path, *n.path[1:]), value=n.value)
-                for n in nested
-            ]
-        elif annotation is None:
-            if leaf.value not in (None, {}):  # `section:` with nothing below it says nothing
-                message = f"{_place(layer, leaf)}: {'.'.join(names)} is a section, not a value."
-                raise ConfigError(message, code="config.wrong_type")
-        elif is_list(annotation) and len(rest) == 1 and rest[0].isdigit():
-            items.setdefault(".".join(names), {})[int(rest[0])] = leaf
-        elif rest and not is_free(annotation):
-            raise _unknown(schema, leaf, len(names), layer)
-        elif not (is_free(annotation) and not rest and leaf.value is None):
-            yield format_path((*names, *rest)), leaf
-    for key, found_items in items.items():
-        if sorted(found_items) != list(range(len(found_items))):
-            missing = next(i for i in range(len(found_items) + 1) if i not in found_items)
-            message = f"{layer.place or layer.name}: {key}[{missing}] is missing."
-            raise ConfigError(message, code="config.wrong_type")
-        whole = [found_items[i].value for i in range(len(found_items))]
-        yield key, dataclasses.replace(found_items[0], value=whole)
-
-
-def _walk(schema: Any, path: Sequence[str]) -> tuple[list[str], Any, tuple[str, ...]] | int:
-    """(names, annotation, rest): as far as the schema reaches, None for a section; or the depth
-    of the first part that nobody knows.
-    """
-    section, names = schema, []
-    for depth, raw in enumerate(path):
-        known = fields_of(section).get(canonical(raw))
-        if known is None:
-            return depth
-        name, annotation = known
-        names.append(name)
-        if not is_section(annotation):
-            return names, annotation, tuple(path[depth + 1 :])
-        section = bare(annotation)
-    return names, None, ()
-
-
-def _from_variables(schema: Any, layer: Layer, ignore_unknown: bool) -> list[Leaf]:
-    leaves = []
-    for name, text in layer.variables.items():
-        prefix = max((p for p in layer.prefixes if name.startswith(p)), key=len)
-        top = layer.prefixes[prefix]
-        path = _key_of_variable(schema, name, canonical(top) + canonical(name[len(prefix) :]))
-        if path is not None:
-            leaves.append(Leaf(path, Text(text), 0, name))
-        elif not ignore_unknown:
-            below = [k for k in leaf_keys(schema) if k.startswith(f"{top}." if top else "")]
-            known = {canonical(k.removeprefix(f"{top}.")): k.removeprefix(f"{top}.") for k in below}
-            near = nearest(canonical(name[len(prefix) :]), known)
-            hint = f"Did you mean {variable(prefix, known[near])}?" if near else ""
-            message = f"environment variable {name} fits no key."
-            raise ConfigError(message, code="config.unknown_key", next_step=hint)
-    return leaves
-
-
-def _key_of_variable(schema: Any, name: str, squeezed: str) -> tuple[str, ...] | None:
-    fits = [key for key in leaf_keys(schema) if canonical(key) == squeezed]
-    if len(fits) > 1:
-        raise ConfigError(
-            f"environment variable {name} fits {' and '.join(fits)}.",
-            code="config.ambiguous",
-            next_step="Set that key in a file or by --set.",
-        )
-    if fits:
-        return tuple(fits[0].split("."))
-    item = re.fullmatch(r"(.+?)_([0-9]+)_?", name)
-    if item is None:
-        return None
-    stem = squeezed[: -len(item[2])]
-    lists = [k for k, a in leaf_keys(schema).items() if is_list(a) and canonical(k) == stem]
-    return (*lists[0].split("."), item[2]) if len(lists) == 1 else None
-
-
-def _unknown(schema: Any, leaf: Leaf, depth: int, layer: Layer) -> ConfigError:
-    section, names = schema, []
-    for raw in leaf.path[:depth]:
-        name, annotation = fields_of(section)[canonical(raw)]
-        names.append(name)
-        section = bare(annotation) if is_section(annotation) else None
-    options = [name for name, _ in fields_of(section).values()] if section else []
-    near = nearest(leaf.path[depth], options)
-    hint = f"Did you mean {'.'.join([*names, near])}?" if near else ""
-    if not hint and options:
-        hint = f"Known here: {', '.join(options)}."
-    return ConfigError(
-        f"{_place(layer, leaf)}: unknown key {format_path(leaf.path)}.",
-        code="config.unknown_key",
-        next_step=hint,
-    )
-
-
-def _place(layer: Layer, leaf: Leaf) -> str:
-    if leaf.line:
-        return f"{layer.place or layer.name}:{leaf.line}"
-    return leaf.place or layer.place or layer.name
-
-
-def _in_force(
-    schema: Any, said: Mapping[str, tuple[Said, ...]], base: Path
-) -> tuple[dict[str, Any], set[str]]:
-    """Values after placeholders, and the keys that must not be shown."""
+def _resolved(schema: Any, said: Lines, base: Path, wanted: Mapping[str, Any] | None) -> _Values:
+    """Each value in force without its placeholders; `wanted`: only below these sections."""
     annotations = leaf_keys(schema)
-    raw = {key: lines[-1].value for key, lines in _not_replaced(annotations, said)}
-    by_canonical = {canonical(key): key for key in raw}
-    secrets = {key for key, annotation in annotations.items() if is_secret(annotation)}
+    raw = dict(in_force(schema, said))
+    spelled = {canonical_path(key): key for key in raw}
+    values = _Values(secrets={key for key, made in annotations.items() if is_secret(made)})
 
-    def lookup(name: str) -> tuple[bool, Any]:
-        key = by_canonical.get(canonical(name))
-        return (True, raw[key]) if key is not None else _default(schema, name)
+    asked: dict[str, list[str]] = {}
 
-    values = {}
+    def lookup(name: str) -> Found | None:
+        key = name if name in raw else spelled.get(_parts(name))
+        if key is not None:
+            return Found(raw[key], key, key in values.secrets)
+        return _item(raw, spelled, name, annotations) or _default(schema, name, values.secrets)
+
     for key, value in raw.items():
-        is_file: list[str] = []
-        values[key] = resolve(value, lookup, base=base, chain=(key,), on_file=is_file.append)
-        if is_file:
-            secrets.add(key)
-    return values, secrets
-
-
-def _not_replaced(
-    annotations: Mapping[str, Any], said: Mapping[str, tuple[Said, ...]]
-) -> Iterator[tuple[str, tuple[Said, ...]]]:
-    """Keys in force: not those of an entry that a stronger layer replaced whole, or took out, nor
-    those above or below of which a stronger layer made something else.
-    """
-    strongest: dict[tuple[str, ...], int] = {}
-    entries: dict[str, tuple[str, ...]] = {}
-    for key, lines in said.items():
-        if key in annotations:
+        if wanted is not None and canonical(parse_path(key)[0]) not in wanted:
             continue
-        parts = parse_path(key)
-        top = next(n for n in range(len(parts)) if ".".join(parts[:n]) in annotations)
-        extra = extra_of(annotations[".".join(parts[:top])], Key)
-        if extra is not None and extra.whole_below is not None:
-            entries[key] = parts[: top + extra.whole_below]
-            strongest[entries[key]] = max(strongest.get(entries[key], 0), lines[-1].rank)
-    hidden = _hidden(annotations, said)
-    for key, lines in said.items():
-        is_out = key not in annotations and lines[-1].value is None
-        if is_out or key in hidden:
-            continue
-        if key not in entries or lines[-1].rank == strongest[entries[key]]:
-            yield key, lines
+        resolver = Resolver(lookup, base)
+        try:
+            values.by_key[key] = resolver.resolve(value, (key,))
+        except ConfigError as error:
+            place = said[key][-1].where or said[key][-1].layer
+            raise ConfigError(
+                f"{place}: {error.message}", code=error.code, next_step=error.next_step
+            ) from error
+        if resolver.is_secret:
+            values.secrets.add(key)
+        asked[key] = resolver.asked
+        if key in values.secrets and _is_one_placeholder(value):
+            values.secrets.update(resolver.asked[:1])  # the same secret under another name
+    while more := {k for k, names in asked.items() if values.secrets & {*names}} - values.secrets:
+        values.secrets |= more
+    for key in values.secrets:
+        values.words.update(texts_of(values.by_key.get(key)))
+    return values
 
 
-def _hidden(annotations: Mapping[str, Any], said: Mapping[str, tuple[Said, ...]]) -> set[str]:
-    """Of two keys of which one lies below the other, the weaker; an empty map never hides."""
-    free = {parse_path(k): k for k in said if k not in annotations or is_free(annotations[k])}
-    hidden = set()
-    for parts, key in free.items():
-        for depth in range(1, len(parts)):
-            above = free.get(parts[:depth])
-            if above is None:
-                continue
-            is_empty = said[above][-1].value == {}
-            if is_empty or said[above][-1].rank < said[key][-1].rank:
-                hidden.add(above)
-            else:
-                hidden.add(key)
-    return hidden
+def _is_one_placeholder(value: Any) -> bool:
+    text = value if isinstance(value, str) else ""
+    return text.startswith("${") and text.endswith("}") and text.count("${") == 1
 
 
-def _default(schema: Any, name: str) -> tuple[bool, Any]:
-    """A default of the schema, for placeholders that ask for a key nobody set."""
-    section = schema
+def _parts(name: str) -> tuple[str, ...]:
     try:
-        parts = parse_path(name)
+        return canonical_path(name)
     except ValueError:
-        return False, None
-    for depth, raw in enumerate(parts):
-        known = fields_of(section).get(canonical(raw))
-        if known is None:
-            return False, None
-        field = section.__dataclass_fields__[known[0]]
-        if is_section(known[1]):
-            section = bare(known[1])
-        elif depth == len(parts) - 1 and field.default is not dataclasses.MISSING:
-            return True, field.default
-    return False, None
+        return ()
 
 
-def _nest(
-    schema: Any, values: Mapping[str, Any], said: Mapping[str, tuple[Said, ...]]
-) -> dict[str, Any]:
+def _item(
+    raw: Mapping[str, Any],
+    spelled: Mapping[tuple[str, ...], str],
+    name: str,
+    annotations: Mapping[str, Any],
+) -> Found | None:
+    """`release.steps[0]`: one item of a list."""
+    parts = _parts(name)
+    key = spelled.get(parts[:-1])
+    if key is None or not parts[-1].isdecimal():
+        return None
+    items = typed(annotations.get(key), raw[key]) if "${" not in str(raw[key]) else raw[key]
+    index = int(parts[-1])
+    return Found(items[index], key) if isinstance(items, list) and index < len(items) else None
+
+
+def _default(schema: Any, name: str, secrets: set[str]) -> Found | None:
+    """A default of the schema, for placeholders that ask for a key nobody set."""
+    parts = _parts(name)
+    key = next((k for k in leaf_keys(schema) if canonical_path(k) == parts), None)
+    value = None if key is None else default_of(schema, key)
+    return None if value is None or key is None else Found(value, key, key in secrets)
+
+
+def _nest(schema: Any, values: _Values, said: Lines) -> dict[str, Any]:
     annotations = leaf_keys(schema)
     tree: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in values.by_key.items():
         node = tree
         *parents, last = parse_path(key)
         for parent in parents:
             node = node.setdefault(parent, {})
         try:
-            node[last] = _typed(annotations.get(key), value)
+            node[last] = typed(annotations.get(key), value)
+            continue
         except ValueError as error:
-            origin = said[key][-1]
-            raise ConfigError(
-                f"{origin.where or origin.layer}: {key} = {value!r}: {error}.",
-                code="config.wrong_type",
-            ) from error
+            code = f"config.wrong_{'value' if isinstance(error, WrongValueError) else 'type'}"
+            problem = hidden(str(error), values.words)
+        raise ConfigError(  # out here: the chain would show the value
+            f"{_shown(key, value, said, values)}: {problem}.",
+            code=code,
+            next_step=_what(annotations.get(key), key),
+        )
     return tree
 
 
-def _typed(annotation: Any, value: Any) -> Any:
-    """Units and lists become what the field holds; other texts are left to pydantic."""
-    if annotation is None:  # an entry of a free map
-        return parse_scalar(value) if isinstance(value, Text) else value
-    if bare(annotation) is timedelta:
-        return units.duration(value)
-    unit = extra_of(annotation, Unit)
-    if unit is not None:
-        return units.num_bytes(value) if unit.name == "bytes" else units.share(value)
-    if is_list(annotation) and isinstance(value, str):
-        if value.lstrip().startswith("["):
-            return parse_scalar(value)
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if isinstance(value, Text) and is_free(annotation):
-        return parse_scalar(value)
-    return str(value) if isinstance(value, Text) else value
+def _shown(key: str, value: Any, said: Lines, values: _Values) -> str:
+    """`autoglm.yaml:3: training.lr = 'fast'`, without a secret and without a whole section."""
+    lines = said.get(key, ())
+    where = f"{lines[-1].where or lines[-1].layer}: " if lines else ""
+    if isinstance(value, Mapping) and not lines:
+        return f"{where}{key}"
+    is_hidden = any(key == s or key.startswith(f"{s}.") for s in values.secrets)
+    return f"{where}{key} = {MASK if is_hidden else hidden(repr(value), values.words)}"
+
+
+def _what(annotation: Any, key: str) -> str:
+    """What the key is for, so that the next value can be right."""
+    extra = extra_of(annotation, Key)
+    what = f"{key}: {extra.what} " if extra is not None else ""
+    return f"{what}See `autoglm config explain {key}`."
 
 
 def _require(
     schema: Any, tree: Mapping[str, Any], layers: Sequence[Layer], prefix: str = ""
 ) -> None:
-    for field in dataclasses.fields(schema):
-        annotation = fields_of(schema)[canonical(field.name)][1]
+    for each in dataclasses.fields(schema):
+        annotation = fields_of(schema)[canonical(each.name)][1]
         has_default = (
-            field.default is not dataclasses.MISSING
-            or field.default_factory is not dataclasses.MISSING
+            each.default is not dataclasses.MISSING
+            or each.default_factory is not dataclasses.MISSING
         )
-        key = prefix + field.name
-        if is_section(annotation) and (field.name in tree or not has_default):
-            _require(bare(annotation), tree.get(field.name, {}), layers, key + ".")
-        elif field.name not in tree and not has_default:
+        key = prefix + each.name
+        if is_section(annotation) and (each.name in tree or not has_default):
+            _require(bare(annotation), tree.get(each.name, {}), layers, key + ".")
+        elif each.name not in tree and not has_default:
             asked = ["defaults (no value)"]
             for layer in layers:
                 name = variable(next(iter(layer.prefixes), ""), key)
@@ -350,12 +243,7 @@ def _require(
             )
 
 
-def _validated(
-    schema: type[S],
-    tree: Mapping[str, Any],
-    said: Mapping[str, tuple[Said, ...]],
-    secrets: set[str],
-) -> S:
+def _validated(schema: Any, tree: Mapping[str, Any], said: Lines, values: _Values) -> Any:
     from pydantic import ValidationError
 
     from autoglm.contracts.record import from_json
@@ -363,13 +251,21 @@ def _validated(
     try:
         return from_json(schema, tree)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            keys = (key, key.rsplit(".", 1)[0])
-            lines = next((said[k] for k in keys if k in said), None)
-            where = f"{lines[-1].where or lines[-1].layer}: " if lines else ""
-            shown = MASK if secrets.intersection(keys) else repr(item["input"])
-            problems.append(f"{where}{key} = {shown}: {item['msg']}")
-        # The chain would show pydantic's own message, with the values in it.
-        raise ConfigError("; ".join(problems) + ".", code="config.wrong_value") from None
+        problems = list(_problems(error.errors(), said, values))
+    # Out here, so that pydantic's own message, which has the values in it, is not chained.
+    key = problems[0][0]
+    raise ConfigError(
+        "; ".join(text for _key, text in problems) + ".",
+        code="config.wrong_value",
+        next_step=_what(leaf_keys(schema).get(key), key),
+    )
+
+
+def _problems(errors: Sequence[Any], said: Lines, values: _Values) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong with it) of each of pydantic's errors."""
+    for item in errors:
+        parts = [str(part) for part in item["loc"]]
+        depth = next((n for n in range(len(parts), 0, -1) if format_path(parts[:n]) in said), 0)
+        key = format_path(parts[:depth] if depth else parts)
+        said_of = hidden(item["msg"].removeprefix("Value error, "), values.words)
+        yield key, f"{_shown(key, item['input'], said, values)}: {said_of}"

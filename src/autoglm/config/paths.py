@@ -11,8 +11,19 @@ _PART = re.compile(r"\[([^\[\]]*)\]|([^.\[\]]+)")
 
 @cache
 def canonical(name: str) -> str:
-    """`data-source`, `dataSource`, `DATA_SOURCE` → `datasource`: lower-case letters and digits."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    """`data-source`, `dataSource`, `DATA_SOURCE` → `datasource`. Dots stay: they part levels."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
+@cache
+def squeezed(key: str) -> str:
+    """A dotted key as an environment name spells it: without any mark between its parts."""
+    return canonical(key).replace(".", "")
+
+
+def canonical_path(key: str) -> tuple[str, ...]:
+    """The parts of a key in any spelling, level by level. Raises: ValueError for no key."""
+    return tuple(canonical(part) for part in parse_path(key))
 
 
 def parse_path(text: str) -> tuple[str, ...]:

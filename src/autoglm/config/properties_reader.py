@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from autoglm.config.paths import parse_path
-from autoglm.config.yaml_reader import MAX_BYTES, Leaf, Text
+from autoglm.config.yaml_reader import Leaf, Text, refuse_long
 from autoglm.errors import ConfigError
 
 _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
@@ -17,21 +17,26 @@ def read_properties(text: str, *, name: str) -> list[Leaf]:
 
     Raises: ConfigError naming the line for a broken key, a double key, too large input.
     """
-    if len(text) > MAX_BYTES:
-        raise ConfigError(
-            f"{name} has {len(text):,} characters; a configuration has at most {MAX_BYTES:,}.",
-            code="config.too_large",
-        )
+    refuse_long(text, name)
     leaves: dict[tuple[str, ...], Leaf] = {}
     for line, logical in _logical_lines(text):
         key, value = _split(logical)
         try:
             path = parse_path(_unescape(key, f"{name}:{line}"))
         except ValueError as error:
-            raise ConfigError(f"{name}:{line}: {error}.", code="config.broken") from error
+            raise ConfigError(
+                f"{name}:{line}: {error}.",
+                code="config.broken",
+                next_step="Write section.key = value; a map key with dots stands in brackets.",
+            ) from error
         if path in leaves:
-            raise ConfigError(f"{name}:{line}: `{key}` stands twice.", code="config.duplicate_key")
-        leaves[path] = Leaf(path, Text(_unescape(value, f"{name}:{line}")), line)
+            raise ConfigError(
+                f"{name}:{line}: `{key}` stands twice, first in line {leaves[path].line}.",
+                code="config.duplicate_key",
+                next_step="Keep one of them.",
+            )
+        text_value = Text(_unescape(value, f"{name}:{line}"))
+        leaves[path] = Leaf(path, text_value, line, is_entry=True)
     return list(leaves.values())
 
 
@@ -67,7 +72,11 @@ def _unescape(text: str, place: str) -> str:
     def one(match: re.Match[str]) -> str:
         if match[1].startswith("u"):
             if len(match[1]) < 5:
-                raise ConfigError(f"{place}: `\\u` needs four digits.", code="config.broken")
+                raise ConfigError(
+                    f"{place}: `\\u` needs four digits.",
+                    code="config.broken",
+                    next_step="Write it like \\u00e4, or a lone backslash twice.",
+                )
             return chr(int(match[1][1:], 16))
         return _ESCAPES.get(match[1], match[1])
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from autoglm.config.config_loader import MASK, Config
-from autoglm.config.paths import canonical, format_path, nearest
-from autoglm.config.schema import bare, fields_of, is_section
+from autoglm.config.config_loader import Config
+from autoglm.config.masking import MASK, masked
+from autoglm.config.merging import default_of, spread
+from autoglm.config.paths import canonical, format_path, nearest, parse_path
+from autoglm.config.schema import leaf_keys
 from autoglm.contracts.record import to_json
 from autoglm.errors import ConfigError
-
-# `scheme://user:password@host`: the user may be shown, the password may not.
-_PASSWORD = re.compile(r"(://[^/:@\s]*):[^/@\s]+@")
 
 
 def explain(config: Config[Any], key: str) -> dict[str, Any]:
@@ -24,19 +21,7 @@ def explain(config: Config[Any], key: str) -> dict[str, Any]:
     """
     values = flat(config.settings)
     defaults = flat_defaults(config.settings)
-    names = {canonical(name): name for name in {**values, **config.said}}
-    found = names.get(canonical(key))
-    below = sorted(n for n in values if canonical(n).startswith(canonical(key)))
-    if found is None and below:
-        raise ConfigError(
-            f"{key} is a section.",
-            code="config.unknown_key",
-            next_step=f"Ask for one of its keys: {', '.join(below[:8])}.",
-        )
-    if found is None:
-        near = nearest(canonical(key), names)
-        hint = f"Did you mean {names[near]}?" if near else "See `autoglm config show`."
-        raise ConfigError(f"no key {key}.", code="config.unknown_key", next_step=hint)
+    found = _key(key, {**values, **config.said})
     said = {line.rank: line for line in config.said.get(found, ())}
     layers = []
     for rank, layer in enumerate(config.layers):
@@ -47,7 +32,8 @@ def explain(config: Config[Any], key: str) -> dict[str, Any]:
             {
                 "layer": layer,
                 "said": is_default or line is not None,
-                "value": shown(config, found, value),
+                # A default is in everybody's code; it hides nothing.
+                "value": value if is_default else shown(config, found, value),
                 "where": line.where if line else "",
                 "in_force": rank == max([*said, 0]),
             }
@@ -58,6 +44,30 @@ def explain(config: Config[Any], key: str) -> dict[str, Any]:
         "layer": config.origin(found).layer,
         "layers": layers,
     }
+
+
+def _key(asked: str, known: Mapping[str, Any]) -> str:
+    """The known key that `asked` spells, level by level."""
+    names = {tuple(map(canonical, parse_path(name))): name for name in known}
+    try:
+        wanted = tuple(map(canonical, parse_path(asked)))
+    except ValueError as error:
+        raise ConfigError(
+            f"{error}.", code="config.unknown_key", next_step="See `autoglm config show`."
+        ) from error
+    if asked in known or wanted in names:
+        return asked if asked in known else names[wanted]
+    below = sorted(name for parts, name in names.items() if parts[: len(wanted)] == wanted)
+    if below:
+        raise ConfigError(
+            f"{asked} is a section.",
+            code="config.unknown_key",
+            next_step=f"Ask for one of its keys: {', '.join(below[:8])}.",
+        )
+    spelled = {canonical(name): name for name in known}
+    near = nearest(canonical(asked), spelled)
+    hint = f"Did you mean {spelled[near]}?" if near else "See `autoglm config show`."
+    raise ConfigError(f"no key {asked}.", code="config.unknown_key", next_step=hint)
 
 
 def show(config: Config[Any]) -> list[dict[str, Any]]:
@@ -78,42 +88,31 @@ def show(config: Config[Any]) -> list[dict[str, Any]]:
 
 def shown(config: Config[Any], key: str, value: Any) -> Any:
     """`value` as people may see it."""
-    if key in config.secrets and value not in (None, ""):
+    if config.is_secret(key) and value not in (None, "", {}, []):
         return MASK
+    return _masked(value)
+
+
+def _masked(value: Any) -> Any:
     if isinstance(value, list):
-        return [shown(config, key, item) for item in value]
-    return _PASSWORD.sub(rf"\1:{MASK}@", value) if isinstance(value, str) else value
+        return [_masked(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _masked(inner) for key, inner in value.items()}
+    return masked(value) if isinstance(value, str) else value
 
 
 def flat(settings: Any) -> dict[str, Any]:
     """Dotted key → value in force; free maps are spread, lists are values."""
-    found: dict[str, Any] = {}
-    _spread(to_json(settings), (), found)
-    return found
+    return {format_path(path): value for path, value in spread(to_json(settings), ())}
 
 
 def flat_defaults(settings: Any) -> dict[str, Any]:
     """Dotted key → the schema's own default, for the keys that have one."""
     found: dict[str, Any] = {}
-    _defaults(type(settings), (), found)
+    schema: Any = type(settings)
+    for key in leaf_keys(schema):
+        value = default_of(schema, key)
+        if value is not None:
+            parts = parse_path(key)
+            found |= {format_path(path): v for path, v in spread(to_json(value), parts)}
     return found
-
-
-def _defaults(section: Any, path: tuple[str, ...], found: dict[str, Any]) -> None:
-    for field in dataclasses.fields(section):
-        annotation = fields_of(section)[canonical(field.name)][1]
-        here = (*path, field.name)
-        if is_section(annotation):
-            _defaults(bare(annotation), here, found)
-        elif field.default is not dataclasses.MISSING:
-            found[format_path(here)] = to_json(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            _spread(to_json(field.default_factory()), here, found)
-
-
-def _spread(value: Any, path: tuple[str, ...], found: dict[str, Any]) -> None:
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            _spread(inner, (*path, name), found)
-    else:
-        found[format_path(path)] = value

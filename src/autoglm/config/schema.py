@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from autoglm.config.masking import AddressText, SecretText
 from autoglm.config.paths import canonical
 
 
@@ -39,14 +40,35 @@ class Unit:
     name: str
 
 
+class _Guarded:
+    """pydantic makes the field's text one of `made`, whose `repr` tells nothing secret."""
+
+    made: type[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self.made, handler(source))
+
+
 @dataclass(frozen=True, slots=True)
-class Masked:
+class Masked(_Guarded):
     """The field's value is shown as `***` wherever people look."""
+
+    made = SecretText
+
+
+@dataclass(frozen=True, slots=True)
+class Addressed(_Guarded):
+    """The field is an address; its password is shown as `***`."""
+
+    made = AddressText
 
 
 Bytes = Annotated[int, Unit("bytes")]
 Share = Annotated[float, Unit("share")]
 Secret = Annotated[str, Masked()]
+Address = Annotated[str, Addressed()]
 
 
 @cache
@@ -61,6 +83,8 @@ def fields_of(section: Any) -> Mapping[str, tuple[str, Any]]:
                 f"{section.__name__}.{field.name} and .{fields[name][0]} are one key, {name!r}"
             )
         fields[name] = (field.name, hints[field.name])
+        # pydantic would evaluate each annotation once more, for a tenth of the first load.
+        field.type = hints[field.name]
     return fields
 
 
@@ -87,7 +111,7 @@ def is_section(annotation: Any) -> bool:
 def is_free(annotation: Any) -> bool:
     """A map whose keys are the user's."""
     plain = bare(annotation)
-    return (get_origin(plain) or plain) is get_origin(Mapping[str, Any])
+    return (get_origin(plain) or plain) in {get_origin(Mapping[str, Any]), dict}
 
 
 def is_list(annotation: Any) -> bool:
@@ -102,9 +126,13 @@ def extra_of(annotation: Any, kind: type[Any]) -> Any:
 
 
 def is_secret(annotation: Any) -> bool:
-    """`Secret` fields of ours, and pydantic's SecretStr."""
+    """`Secret` fields of ours, and pydantic's SecretStr, also inside of a list, a map, a union."""
     name = getattr(bare(annotation), "__name__", "")
-    return extra_of(annotation, Masked) is not None or name in {"SecretStr", "SecretBytes"}
+    return (
+        extra_of(annotation, Masked) is not None
+        or name in {"SecretStr", "SecretBytes"}
+        or any(is_secret(inner) for inner in get_args(bare(annotation)))
+    )
 
 
 def check_sections(section: Any) -> None:

@@ -17,6 +17,7 @@ from autoglm.errors import ConfigError
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 100_000
+MAX_DEPTH = 100
 
 
 class _CoreLoader(yaml.CSafeLoader):
@@ -53,13 +54,15 @@ class Text(str):
 class Leaf:
     """A scalar or a whole list at `path` (raw keys), with its line counted from 1.
 
-    `place` is said where there are no lines: the variable's name.
+    `place` is said where there are no lines: the variable's name. `is_entry`: a dotted name led
+    here, one entry of a map and not the map as it shall be.
     """
 
     path: tuple[str, ...]
     value: Any
     line: int
     place: str = ""
+    is_entry: bool = False
 
 
 def read_yaml(text: str, *, name: str) -> list[Leaf]:
@@ -67,27 +70,25 @@ def read_yaml(text: str, *, name: str) -> list[Leaf]:
 
     Raises: ConfigError naming line and column for broken YAML, duplicate keys, too large input.
     """
-    if len(text) > MAX_BYTES:
-        raise ConfigError(
-            f"{name} has {len(text):,} characters; a configuration has at most {MAX_BYTES:,}.",
-            code="config.too_large",
-        )
+    refuse_long(text, name)
     loader = _CoreLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return []
         if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(
-                f"{name}:1: the top level must be `key: value`.", code="config.broken"
+            raise _broken(
+                f"{name}:1", "the top level must be `key: value`", "Write one key a line."
             )
         return list(_leaves(node, (), name, _Budget(name)))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise ConfigError(f"{place}: {error.problem}.", code="config.broken") from error
+        raise _broken(place, str(error.problem)) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: {error}.", code="config.broken") from error
+        raise _broken(name, str(error).replace("\n", " ")) from error
+    except RecursionError as error:  # the parser's own, before there is anything to count
+        raise _too_deep(name) from error
     finally:
         loader.dispose()
 
@@ -101,6 +102,29 @@ def parse_scalar(text: str) -> Any:
         return text
 
 
+def refuse_long(text: str, name: str) -> None:
+    """Raises: ConfigError config.too_large."""
+    if len(text) > MAX_BYTES:
+        raise ConfigError(
+            f"{name} has {len(text):,} characters; a configuration has at most {MAX_BYTES:,}.",
+            code="config.too_large",
+            next_step="Give the file that holds settings; data belongs in a source.",
+        )
+
+
+def _broken(place: str, problem: str, next_step: str = "") -> ConfigError:
+    step = next_step or "Correct this place; YAML 1.2, spaces and no tabs before a key."
+    return ConfigError(f"{place}: {problem}.", code="config.broken", next_step=step)
+
+
+def _too_deep(place: str) -> ConfigError:
+    return ConfigError(
+        f"{place}: nested more than {MAX_DEPTH} deep.",
+        code="config.too_large",
+        next_step="Look for an alias that holds itself, or a bracket that is never closed.",
+    )
+
+
 class _Budget:
     """Counts nodes as they are expanded, so that nested aliases cannot explode."""
 
@@ -111,36 +135,63 @@ class _Budget:
         self.left -= 1
         if self.left < 0:
             raise ConfigError(
-                f"{self.name}: more than {MAX_NODES:,} values.", code="config.too_large"
+                f"{self.name}: more than {MAX_NODES:,} values.",
+                code="config.too_large",
+                next_step="Look for aliases (`*name`) that repeat each other.",
             )
 
 
 def _leaves(
     node: yaml.MappingNode, path: tuple[str, ...], name: str, budget: _Budget
 ) -> Iterator[Leaf]:
-    seen: set[str] = set()
+    if len(path) > MAX_DEPTH:
+        raise _too_deep(f"{name}:{node.start_mark.line + 1}")
+    for key, line, value_node in _pairs(node, name, budget):
+        if isinstance(value_node, yaml.MappingNode) and value_node.value:
+            yield from _leaves(value_node, (*path, key), name, budget)
+        else:
+            yield Leaf((*path, key), _value(value_node, name, budget, len(path)), line)
+
+
+def _pairs(
+    node: yaml.MappingNode, name: str, budget: _Budget
+) -> Iterator[tuple[str, int, yaml.Node]]:
+    seen: dict[str, int] = {}
     for key_node, value_node in node.value:
         budget.spend()
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{name}:{line}: a key must be a plain word.", code="config.broken")
+            raise _broken(f"{name}:{line}", "a key must be a plain word")
         key = key_node.value
         if key in seen:
-            raise ConfigError(f"{name}:{line}: `{key}` stands twice.", code="config.duplicate_key")
-        seen.add(key)
-        if isinstance(value_node, yaml.MappingNode) and value_node.value:
-            yield from _leaves(value_node, (*path, key), name, budget)
-        else:
-            yield Leaf((*path, key), _value(value_node, name, budget), line)
+            raise ConfigError(
+                f"{name}:{line}: `{key}` stands twice, first in line {seen[key]}.",
+                code="config.duplicate_key",
+                next_step="Keep one of them.",
+            )
+        seen[key] = line
+        yield key, line, value_node
 
 
-def _value(node: yaml.Node, name: str, budget: _Budget) -> Any:
+def _value(node: yaml.Node, name: str, budget: _Budget, depth: int) -> Any:
     budget.spend()
+    if depth > MAX_DEPTH:
+        raise _too_deep(f"{name}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.SequenceNode):
-        return [_value(child, name, budget) for child in node.value]
+        return [_value(child, name, budget, depth + 1) for child in node.value]
     if isinstance(node, yaml.MappingNode):
-        return {k.value: _value(v, name, budget) for k, v in node.value}
-    kind, text = node.tag.rpartition(":")[2], node.value
+        return {
+            key: _value(inner, name, budget, depth + 1)
+            for key, _line, inner in _pairs(node, name, budget)
+        }
+    try:
+        return _scalar(node.tag.rpartition(":")[2], node.value)
+    except ValueError as error:  # an explicit tag on something else, or a number without end
+        place = f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+        raise _broken(place, f"this is no {node.tag.rpartition(':')[2]}") from error
+
+
+def _scalar(kind: str, text: str) -> Any:
     if kind == "null":
         return None
     if kind == "bool":

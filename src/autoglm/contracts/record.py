@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_building = threading.RLock()
 
 
 def to_json(record: Any) -> Any:
-    """Plain JSON value of a record (or of a container of records); tuples become lists."""
+    """Plain JSON value of a record (or of a container of records); tuples become lists.
+
+    A secret of pydantic's comes out in the clear: `settings.freeze` is what may lie on a disk.
+    """
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
     if isinstance(record, Mapping):
@@ -24,7 +31,9 @@ def to_json(record: Any) -> Any:
         return record.isoformat()
     if isinstance(record, timedelta):
         return record.total_seconds()
-    return record
+    if hasattr(record, "get_secret_value"):  # pydantic's SecretStr, in a plugin's section
+        return to_json(record.get_secret_value())
+    return record.decode("utf-8", "surrogateescape") if isinstance(record, bytes) else record
 
 
 def from_json(kind: type[T], value: Any) -> T:
@@ -38,7 +47,26 @@ def from_json(kind: type[T], value: Any) -> T:
 def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter  # 0.1 s of import that `autoglm --help` need not pay
 
-    return TypeAdapter(kind)
+    with _without_plugins():
+        return TypeAdapter(kind)
+
+
+@contextlib.contextmanager
+def _without_plugins() -> Iterator[None]:
+    """Pydantic looks through every installed package for plugins of its own, 15 ms at each start,
+    unless it is told not to; whoever uses them elsewhere keeps them.
+    """
+    name = "PYDANTIC_DISABLE_PLUGINS"
+    with _building:
+        before = os.environ.get(name)
+        os.environ[name] = "__all__"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def canonical(value: Any) -> bytes:

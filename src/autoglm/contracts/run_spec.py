@@ -21,9 +21,10 @@ class ProjectFile:
 class RunSpec:
     """Everything a run needs, frozen when it was admitted; a resumed run reads this, not the files.
 
-    `config` is the whole tree in force (section → key → value). `stable` is the digest of the
-    model version in service when the run began, `""` when there was none. `folder` is the run's
-    own workspace.
+    `config` is the whole tree in force (section → key → value); `secrets` are the keys whose value
+    is not kept in it: who needs one reads it from the layers (settings.unfreeze). `stable` is the
+    digest of the model version in service when the run began, `""` when there was none. `folder`
+    is the run's own workspace.
     """
 
     project: str
@@ -40,3 +41,4 @@ class RunSpec:
     tuning: str
     created_at: datetime
     imports: tuple[ProjectFile, ...] = ()
+    secrets: tuple[str, ...] = ()

@@ -14,8 +14,10 @@ from typing import Any
 
 import httpx
 
+from autoglm.config.centre import remote_broken
 from autoglm.config.config import CentreConfig
 from autoglm.errors import ConfigError
+from autoglm.integrations.http_config import open_client, unreachable
 
 
 class EtcdCentre:
@@ -25,13 +27,7 @@ class EtcdCentre:
         del profile
         self._prefix = config.prefix.rstrip("/") + "/"
         self._config = config
-        self._client = httpx.Client(
-            base_url=config.url,
-            timeout=config.timeout.total_seconds(),
-            trust_env=False,
-            # Reading the machine's certificates takes longer than all the rest.
-            verify=config.url.startswith("https"),
-        )
+        self._client = open_client(config)
         self._closed = threading.Event()
 
     def load(self) -> tuple[Mapping[str, Any], str]:
@@ -42,7 +38,7 @@ class EtcdCentre:
                 for pair in answer.get("kvs", [])
             }
             return tree, str(int(answer["header"]["revision"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _broken(self._config.url, error) from error
 
     def watch(self, revision: str) -> Iterator[str]:
@@ -61,12 +57,16 @@ class EtcdCentre:
                         return
                     result = json.loads(line).get("result", {}) if line else {}
                     if result.get("canceled"):
-                        raise ConfigError("etcd ended the watch.", code="config.unreachable")
+                        raise ConfigError(
+                            "etcd ended the watch.",
+                            code="config.unreachable",
+                            next_step="It is asked again; compact its history less often.",
+                        )
                     if result.get("events"):
                         yield str(result["header"]["revision"])
         except httpx.HTTPError as error:
             raise _unreachable(self._config.url, error) from error
-        except (KeyError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _broken(self._config.url, error) from error
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class EtcdCentre:
             return {"Authorization": str(answer.json()["token"])}
         except httpx.HTTPError as error:
             raise _unreachable(self._config.url, error) from error
-        except (KeyError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _broken(self._config.url, error) from error
 
     def _ask(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -114,14 +114,8 @@ def _coded(data: bytes) -> str:
 
 
 def _unreachable(url: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"etcd at {url} does not answer: {error}.",
-        code="config.unreachable",
-        next_step="Start it, or set config.centre.required: false to go on with the last copy.",
-    )
+    return unreachable(f"etcd at {url}", error)
 
 
 def _broken(url: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"etcd at {url} gave an answer that cannot be read: {error}.", code="config.remote_broken"
-    )
+    return remote_broken(f"etcd at {url}", str(error))

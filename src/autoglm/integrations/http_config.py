@@ -13,12 +13,41 @@ from typing import Any, Protocol
 
 import httpx
 
+from autoglm.config.centre import remote_broken
 from autoglm.config.config import CentreConfig
+from autoglm.config.masking import masked
 from autoglm.config.properties_reader import read_properties
 from autoglm.config.yaml_reader import read_yaml
 from autoglm.errors import ConfigError
 
 LONG_POLL_SECONDS = 30
+
+
+def open_client(config: CentreConfig, headers: Mapping[str, str] | None = None) -> httpx.Client:
+    """Raises: ConfigError for an address that cannot be one."""
+    try:
+        return httpx.Client(
+            base_url=config.url,
+            timeout=config.timeout.total_seconds(),
+            headers=dict(headers or {}),
+            trust_env=False,
+            # Reading the machine's certificates takes longer than all the rest.
+            verify=config.url.startswith("https"),
+        )
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ConfigError(
+            masked(f"config.centre.url = {str(config.url)!r} is no address: {error}."),
+            code="config.wrong_value",
+            next_step="Write it like http://127.0.0.1:2379.",
+        ) from error
+
+
+def unreachable(name: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        masked(f"{name} does not answer: {error}."),
+        code="config.unreachable",
+        next_step="Start it, or set config.centre.required: false to go on with the last copy.",
+    )
 
 
 class Dialect(Protocol):
@@ -32,31 +61,17 @@ class HttpCentre:
     """Port ConfigCentre for any dialect."""
 
     def __init__(self, config: CentreConfig, dialect: Dialect, headers: Mapping[str, str]) -> None:
-        self._config, self._dialect = config, dialect
-        self._client = httpx.Client(
-            base_url=config.url,
-            timeout=config.timeout.total_seconds(),
-            headers=dict(headers),
-            trust_env=False,
-            verify=config.url.startswith("https"),
-        )
+        self._name, self._dialect = f"{config.kind} at {config.url}", dialect
+        self._client = open_client(config, headers)
         self._closed = threading.Event()
 
     def load(self) -> tuple[Mapping[str, Any], str]:
         try:
             return self._dialect.load(self._client)
         except httpx.HTTPError as error:
-            raise ConfigError(
-                f"{self._config.kind} at {self._config.url} does not answer: {error}.",
-                code="config.unreachable",
-                next_step="Start it, or set config.centre.required: false.",
-            ) from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{self._config.kind} at {self._config.url} gave an answer that cannot be read:"
-                f" {error}.",
-                code="config.remote_broken",
-            ) from error
+            raise unreachable(self._name, error) from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise remote_broken(self._name, str(error)) from error
 
     def watch(self, revision: str) -> Iterator[str]:
         while not self._closed.is_set():
@@ -67,7 +82,7 @@ class HttpCentre:
             try:
                 self._dialect.wait(self._client, revision, self._closed)
             except httpx.HTTPError as error:
-                raise ConfigError(str(error), code="config.unreachable") from error
+                raise unreachable(self._name, error) from error
 
     def close(self) -> None:
         self._closed.set()
@@ -88,7 +103,7 @@ class ConsulDialect:
             return {}, revision
         answer.raise_for_status()
         tree = {}
-        for pair in answer.json():
+        for pair in _list(answer.json()):
             name = pair["Key"].removeprefix(self._prefix).strip("/").replace("/", ".")
             if name and pair["Value"] is not None:
                 tree[name] = base64.b64decode(pair["Value"], validate=True).decode("utf-8")
@@ -105,6 +120,12 @@ class SpringDialect:
 
     def __init__(self, config: CentreConfig, profile: str) -> None:
         parts = [p for p in config.prefix.split("/") if p]
+        if not parts:
+            raise ConfigError(
+                "config.centre.prefix is empty; Spring Config asks by application.",
+                code="config.wrong_value",
+                next_step="Write app, app/profile or app/profile/label.",
+            )
         app, said, *label = [*parts, profile] if len(parts) == 1 else parts
         self._path = "/" + "/".join([app, said, *label])
         self._pause = config.poll_interval.total_seconds()
@@ -114,7 +135,7 @@ class SpringDialect:
         answer.raise_for_status()
         document = answer.json()
         tree: dict[str, Any] = {}
-        for source in document["propertySources"]:
+        for source in _list(document["propertySources"]):
             for name, value in source["source"].items():
                 tree.setdefault(name, value)
         said = hashlib.blake2b(answer.content, digest_size=8).hexdigest()
@@ -123,6 +144,12 @@ class SpringDialect:
     def wait(self, client: httpx.Client, revision: str, stop: threading.Event) -> None:
         del client, revision
         stop.wait(self._pause)
+
+
+def _list(value: Any) -> Any:
+    if not isinstance(value, list):
+        raise ValueError(f"a list was awaited, this is {type(value).__name__}")
+    return value
 
 
 class NacosDialect:

@@ -13,12 +13,13 @@ from autoglm.contracts.trigger_event import Decision, TriggerEvent, TriggerKind
 from autoglm.loop.app import App
 from autoglm.observability.tracing import new_traceparent
 from autoglm.plugins.project_files import read_files
-from autoglm.settings import learning_digest, snapshot
+from autoglm.settings import freeze, learning_digest
 
 
 def dataset_to_run(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> Decision:
     """Ask admission for a run on `dataset`; the same cause gives the same run."""
-    settings = app.project.settings
+    now = app.project.config  # one tree, also when it is changed meanwhile
+    settings, (config, secrets) = now.settings, freeze(now)
     files = read_files(app.project.folder, settings.imports)
     # Everything is read before admission's transaction, which holds the write lock of state.db.
     spec = RunSpec(
@@ -27,7 +28,8 @@ def dataset_to_run(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> 
         cause=trigger.cause,
         trigger=trigger.trigger,
         dataset=dataset,
-        config=snapshot(settings),
+        config=config,
+        secrets=secrets,
         config_digest=learning_digest(settings, files),
         seed=settings.training.seed,
         stable=app.registry.aliases().get("stable", ""),

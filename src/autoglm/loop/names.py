@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
+from autoglm.config.config_loader import Config
 from autoglm.errors import ConfigError, PluginError
 from autoglm.loop.run_to_candidate import searchable_keys
 from autoglm.plugins import project_files, registry
-from autoglm.project import Project
+from autoglm.plugins.kinds import KINDS
 from autoglm.search.space import read_space
+from autoglm.settings import Layers, Settings
 from autoglm.triggers.cron import next_tick
 
 # Steps of a run after which a `step` plugin may stand.
@@ -20,43 +23,68 @@ NAMED = {
     "training.optimizer": "optimizer",
     "training.schedule": "schedule",
 }
-LISTED = {"training.algorithms": "algorithm", "training.callbacks": "callback"}
+LISTED = {
+    "data.processors": "processor",
+    "training.algorithms": "algorithm",
+    "training.callbacks": "callback",
+}
 
 
-def check_names(project: Project) -> None:
-    """Raises: ConfigError, SearchError, PluginError for a name nobody answers to."""
-    settings = project.settings
+# Kinds that the control process uses too. The others may load torch, which it must not.
+LIGHT = ("evaluator", "processor", "sampler", "step")
+
+
+def check_names(
+    settings: Settings, where: Layers, *, kinds: Collection[str] = tuple(KINDS)
+) -> None:
+    """Whether every part that the configuration names is there and sound; those of others are
+    loaded if their kind is one of `kinds`.
+
+    Raises: ConfigError, SearchError, PluginError.
+    """
     project_files.execute(
-        project_files.read_files(project.folder, settings.imports), project.state / "code"
+        project_files.read_files(where.folder, settings.imports), where.state / "code"
     )
     if settings.trigger.cron:
         next_tick(settings.trigger.cron, settings.trigger.time_zone, datetime.now(UTC))
     read_space(settings.search.space, searchable_keys())
     for key, kind in NAMED.items():
         section, _, field = key.partition(".")
-        _known(kind, getattr(getattr(settings, section), field), key)
+        _sound(kind, getattr(getattr(settings, section), field), key, kinds)
+    _sound("source", settings.data.source.kind, "data.source.kind", kinds)
     for key, kind in LISTED.items():
         section, _, field = key.partition(".")
         for name in getattr(getattr(settings, section), field):
-            _known(kind, name, key)
-    for name in settings.data.processors:
-        _known("processor", name, "data.processors")
+            _sound(kind, name, key, kinds)
     for after, names in settings.plugins.steps.items():
         if after not in STEPS or not isinstance(names, list):
             raise ConfigError(
                 f"plugins.steps.{after}: write STEP: [NAME, …], STEP one of {', '.join(STEPS)}.",
                 code="config.wrong_value",
+                next_step="As in plugins: {steps: {evaluate: [my-step]}}.",
             )
         for name in names:
-            _known("step", name, f"plugins.steps.{after}")
+            _sound("step", str(name), f"plugins.steps.{after}", kinds)
 
 
-def _known(kind: str, name: str, key: str) -> None:
+def judge(where: Layers) -> Callable[[Config[Settings]], None]:
+    """The judgement of `config check` for a tree that is about to be in force in this process."""
+    return lambda config: check_names(config.settings, where, kinds=LIGHT)
+
+
+def _sound(kind: str, name: str, key: str, kinds: Collection[str]) -> None:
     known = registry.names(kind)
-    if name in known:
-        return
-    raise PluginError(
-        f"{key} = {name!r}: there is no {kind} of this name.",
-        code="plugin.unknown",
-        next_step=f"Known: {', '.join(known)}.",
-    )
+    if name not in known:
+        raise PluginError(
+            f"{key} = {name!r}: there is no {kind} of this name.",
+            code="plugin.unknown",
+            next_step=f"Known: {', '.join(known)}.",
+        )
+    try:
+        # Of ours the tests know that they are sound, and they may take seconds to load.
+        if not registry.is_ours(kind, name) and kind in kinds:
+            registry.get(kind, name)
+    except PluginError as error:
+        raise PluginError(
+            f"{key} = {name!r}: {error.message}", code=error.code, next_step=error.next_step
+        ) from error

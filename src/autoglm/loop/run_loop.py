@@ -31,6 +31,7 @@ from autoglm.loop.plan import Plan, check_room, make_plan
 from autoglm.loop.run_to_candidate import Candidate, run_to_candidate
 from autoglm.observability.logging import get_logger, set_trace
 from autoglm.observability.tracing import trace_id_of
+from autoglm.settings import unfreeze
 
 
 def admit_changes(dataset: DatasetVersion, plan: Plan, app: App, *, reason: str) -> Decision:
@@ -52,7 +53,7 @@ def open_runs(app: App) -> DurableRuns:
 
 def run_body(run_id: str, app: App, step: Step) -> Mapping[str, Any]:
     """A run's steps, in order. Replayed after a crash: recorded steps return what they returned."""
-    spec = app.admission.spec(run_id)
+    spec = unfreeze(app.admission.spec(run_id), app.project.config)
     set_trace(spec.traceparent)
     logger = get_logger(run_id=run_id)
     logger.info("run started", dataset_version=spec.dataset.version, trigger=spec.trigger)
@@ -148,7 +149,7 @@ def go_round(app: App, runs: DurableRuns, *, plan_only: bool = False) -> Mapping
     """
     unfinished = [] if plan_only else app.admission.unfinished()
     results = [finish(run_id, app, runs) for run_id in unfinished]
-    check_names(app.project)
+    check_names(app.project.settings, app.project.layers)
     started = time.monotonic()
     collect_changes(app.project, app.cancel, app.on_event)
     dataset = describe_dataset(app.project)

@@ -143,15 +143,17 @@ class Part:
 """,
     "evaluator": '''
 class Part:
-    """Recall of one label; greater is better."""
+    """Recall of the label that is found worst, over the labels present; greater is better."""
 
-    name, label = "NAME", "sport"
+    name = "NAME"
 
     def evaluate(self, truth, prediction, rows=()):
         from autoglm.contracts.evaluation_report import Score
 
-        hits = [p == t for t, p in zip(truth, prediction) if t == self.label]
-        value = sum(hits) / len(hits) if hits else None
+        found = {label: [] for label in truth}
+        for true, said in zip(truth, prediction):
+            found[true].append(said == true)
+        value = min((sum(hits) / len(hits) for hits in found.values()), default=None)
         return Score(value=value, low=None, high=None, rows=len(truth))
 ''',
     "sampler": """

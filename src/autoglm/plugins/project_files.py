@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoglm.config.centre import private_folder
 from autoglm.contracts.run_spec import ProjectFile, RunSpec
 from autoglm.errors import PluginError
 from autoglm.plugins import registry
@@ -21,23 +22,29 @@ def read_files(folder: Path, names: Sequence[str]) -> tuple[ProjectFile, ...]:
     """The files as they are now. Raises: PluginError plugin.import_missing | import_outside."""
     found = []
     for name in names:
-        path = (folder / name).resolve()
+        path = (folder / name.replace("\0", "")).resolve()
         if not path.is_relative_to(folder.resolve()):
-            raise PluginError(
-                f"imports: {name} lies outside of the project.", code="plugin.import_outside"
-            )
+            raise _unreadable(f"{name} lies outside of the project", "plugin.import_outside")
         try:
             data = path.read_bytes()
             source = data[: MAX_BYTES + 1].decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PluginError(
-                f"imports: {name} cannot be read: {error}.", code="plugin.import_missing"
-            ) from error
+        except (OSError, ValueError) as error:
+            raise _unreadable(f"{name} cannot be read: {error}") from error
         if len(data) > MAX_BYTES:
-            raise PluginError(f"imports: {name} is too large.", code="plugin.import_missing")
+            raise _unreadable(f"{name} is too large, more than {MAX_BYTES:,} bytes")
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         found.append(ProjectFile(name=name, digest=digest, source=source))
     return tuple(found)
+
+
+def _unreadable(problem: str, code: str = "plugin.import_missing") -> PluginError:
+    error = PluginError(
+        f"imports: {problem}.",
+        code=code,
+        next_step="Name Python files of the project's folder, by their path in it.",
+    )
+    error.exit_code = 2  # type: ignore[misc]  # the configuration is wrong, no work was tried
+    return error
 
 
 def open_parts(spec: RunSpec) -> None:
@@ -56,6 +63,7 @@ def execute(files: Sequence[ProjectFile], folder: Path) -> None:
     """
     if not files:
         return
+    private_folder(folder.parent)
     for file in files:
         path = folder / file.name
         if not path.exists() or path.read_text(encoding="utf-8") != file.source:
@@ -82,9 +90,9 @@ def _execute(file: ProjectFile, path: Path) -> None:
     with registry.registering_from(file.name):
         try:
             spec.loader.exec_module(module)
-        except PluginError:
+        except (PluginError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: a file that leaves is a broken one
             frames = [
                 f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
             ]

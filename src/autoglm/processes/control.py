@@ -22,6 +22,7 @@ from autoglm.errors import AutoGLMError, CancelledError, ConfigError, ReleaseErr
 from autoglm.loop.app import App, GatewayAddress
 from autoglm.loop.candidate_to_release import reconcile
 from autoglm.loop.dataset_to_run import data_cause, dataset_to_run, trigger_event
+from autoglm.loop.names import judge
 from autoglm.loop.run_loop import finish, open_runs, unchanged
 from autoglm.observability import logging as logs
 from autoglm.processes.lifeline import watch
@@ -52,7 +53,11 @@ class Control:
         self._live: LiveConfig[Settings] | None = None
 
     def start(self) -> None:
-        self._live = self.project.follow(on_change=self._on_config, alarm=self._on_bad_config)
+        self._live = self.project.follow(
+            on_change=self._on_config,
+            alarm=self._on_bad_config,
+            judge=judge(self.project.layers),
+        )
         self._runs = open_runs(self.app)
         for run_id in self.app.admission.unfinished():
             self._queue.put(run_id)

@@ -7,6 +7,7 @@ import threading
 
 from autoglm.errors import AutoGLMError
 from autoglm.loop.change_to_dataset import collect_changes
+from autoglm.loop.names import judge
 from autoglm.observability import logging as logs
 from autoglm.processes.lifeline import watch
 from autoglm.project import Project
@@ -31,6 +32,7 @@ def stream(project: Project, cancel: threading.Event) -> None:
     live = project.follow(
         on_change=lambda keys: logger.info("configuration changed", keys=keys),
         alarm=lambda error: logger.error("configuration refused", cause=error.message),
+        judge=judge(project.layers),
     )
     pause = 0.0
     while not cancel.is_set():

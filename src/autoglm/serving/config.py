@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from autoglm.config.schema import Key
 
@@ -16,6 +16,6 @@ class ServingConfig:
     threads: Annotated[int, Ge(1), Key("CPU threads of one model worker.")] = 1
     token_budget: Annotated[int, Ge(16), Key("Padded tokens of one forward pass.")] = 512
     max_queue: Annotated[int, Ge(1), Key("Waiting texts per worker before 503.")] = 1024
-    timeout: Annotated[timedelta, Key("Longest time one prediction may take, retry included.")] = (
-        timedelta(seconds=30)
-    )
+    timeout: Annotated[
+        timedelta, Gt(timedelta(0)), Key("Longest time one prediction may take, retry included.")
+    ] = timedelta(seconds=30)

@@ -6,12 +6,14 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
-from autoglm.config.schema import Key, Share, live
+from autoglm.config.schema import Address, Key, Share, live
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
-    url: Annotated[str, Key("SQLAlchemy address; a relative SQLite path starts at the project.")]
+    url: Annotated[
+        Address, Key("SQLAlchemy address; a relative SQLite path starts at the project.")
+    ]
     table: Annotated[str, Key("The table whose rows are learnt from.")]
     key: Annotated[str, Key("Column that names a row for life.")]
     kind: Annotated[str, Key("Kind of source, by name.")] = "sql"

@@ -17,7 +17,9 @@ def next_tick(line: str, zone: str, after: datetime) -> datetime:
         tick: datetime = croniter(line, local).get_next(datetime)
     except (CroniterError, ValueError, KeyError, OSError) as error:
         raise ConfigError(
-            f"trigger.cron = {line!r} in {zone!r}: {error}.", code="config.wrong_value"
+            f"trigger.cron = {line!r} in {zone!r}: {error}.",
+            code="config.wrong_value",
+            next_step="Five fields and a zone of the IANA list: '0 0 * * *' in Europe/Berlin.",
         ) from error
     return tick.astimezone(UTC)
 
