@@ -48,11 +48,11 @@ class Forward:
 
     def set_gradient_checkpointing(self, is_on: bool) -> None:
         """Whether layers are computed again in the backward pass, in place of being kept."""
+        switch = "enable" if is_on else "disable"
+        # Renamed in transformers 5: the old name warns there, the new one was missing before.
         backbone = self._model.backbone
-        if is_on:
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            backbone.gradient_checkpointing_disable()
+        new = getattr(backbone, f"activation_checkpointing_{switch}", None)
+        (new or getattr(backbone, f"gradient_checkpointing_{switch}"))()
 
     def prepare(self) -> None:
         """States at the boundary, encoded once for all trials that cut here."""
