@@ -33,6 +33,8 @@ def softer(module, query, key, value, attention_mask, scaling=None, **kwargs):
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, float("-inf"))
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+softer.is_sparse = True
 """
 PYPROJECT = """\
 [build-system]
@@ -107,11 +109,52 @@ def test_a_wheel_brings_an_evaluator_and_an_attention(
     autoglm("models", "export", tmp_path / "out", "-C", project, **path)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["attention"] == "softer"
+    assert opened_without_us(tmp_path / "out", tmp_path) == "autoglm_text_classifier"
     allowed = autoglm(
         "run", project, *FAST, *own, "--set", "plugins.allow=other", "--set", "training.seed=1",
         code=1, **path,
     )  # fmt: skip
     assert "plugin.not_allowed" in allowed
+
+
+def opened_without_us(folder: Path, tmp_path: Path) -> str:
+    """The model type of an exported folder, opened and called where this package is not there."""
+    script = (
+        "import sys, torch\n"
+        "sys.modules['autoglm'] = None\n"
+        "from transformers import AutoModelForSequenceClassification as A\n"
+        "model = A.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
+        "assert model(torch.tensor([[2, 5, 6, 3]])).logits.shape == (1, 2)\n"
+        "print(model.config.model_type)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_parts" / "parts.py"
+
+
+def test_the_example_of_own_parts_is_trained_and_carried(project: Path, tmp_path: Path) -> None:
+    (project / "parts.py").write_text(EXAMPLE.read_text())
+    yaml = project / "autoglm.yaml"
+    named = (
+        "imports: [parts.py]\ntraining: {optimizer: sign, schedule: square, callbacks: [diary]}\n"
+    )
+    yaml.write_text(yaml.read_text() + named)
+    own = ["--set", "model.attention=sharp", "--set", "model.head=narrow", "--set", "training.lr=1e-3",
+           "--set", "evaluate.margin=100%", "--set", "training.log_steps=2"]  # fmt: skip
+    document = json.loads(autoglm("run", project, "--json", *FAST, *own))
+    assert document["status"] == "succeeded", document
+    autoglm("models", "export", tmp_path / "out", "-C", project)
+    carried = (tmp_path / "out" / "autoglm_part_0.py").read_text()
+    assert "SHARPNESS = 1.2" in carried
+    assert "autoglm" not in carried
+    assert opened_without_us(tmp_path / "out", tmp_path) == "autoglm_text_classifier"
 
 
 PARTS = """\

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from autoglm.config.masking import AddressText, SecretText
@@ -109,9 +110,10 @@ def is_section(annotation: Any) -> bool:
 
 
 def is_free(annotation: Any) -> bool:
-    """A map whose keys are the user's."""
+    """A map whose keys are the user's, or a name in whose place such a map may stand."""
     plain = bare(annotation)
-    return (get_origin(plain) or plain) in {get_origin(Mapping[str, Any]), dict}
+    kinds = get_args(plain) if isinstance(plain, UnionType) else [plain]
+    return any((get_origin(k) or k) in {get_origin(Mapping[str, Any]), dict} for k in kinds)
 
 
 def is_list(annotation: Any) -> bool:

@@ -51,6 +51,9 @@ def check_names(
     for key, kind in NAMED.items():
         section, _, field = key.partition(".")
         _sound(kind, getattr(getattr(settings, section), field), key, kinds)
+    attention = settings.model.attention
+    name = attention if isinstance(attention, str) else str(attention.get("name", ""))
+    _sound("attention", name, "model.attention", kinds)
     _sound("source", settings.data.source.kind, "data.source.kind", kinds)
     for key, kind in LISTED.items():
         section, _, field = key.partition(".")

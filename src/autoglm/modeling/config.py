@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from autoglm.config.schema import live
 
@@ -14,7 +15,9 @@ class ModelConfig:
     task: Annotated[Literal["text-classification"], live("What the model learns to do.")] = (
         "text-classification"
     )
-    attention: Annotated[str, live("Attention implementation, by name.")] = "sdpa"
+    attention: Annotated[
+        str | Mapping[str, Any], live("Attention, by name; or {name: top_k, k: 64}.")
+    ] = "sdpa"
     pooling: Annotated[
         Literal["auto", "mean", "cls", "last", "max", "attention"],
         live("How token vectors become one. `auto`: the backbone's own (mean if it says nothing)."),

@@ -193,7 +193,10 @@ class ConfigCentre(Protocol):
 class Attention(Protocol):
     """An attention function as transformers calls it: (module, query, key, value, mask, …) →
     (output (batch, length, heads, size), weights or None). `mask_function`, if it has one, makes
-    the mask it wants; without one it gets the mask of `sdpa`.
+    the mask it wants; without one it gets the mask of `sdpa`. `everything`: the options with which
+    it drops nothing, {} if it has none; `is_sparse = True` says that nothing makes it dense. Before
+    training a probe calls it: it must be asked at all, see the mask, and equal dense attention
+    when nothing is dropped. Options (`{name: top_k, k: 64}`) are its parameters with a default.
     """
 
     def __call__(
