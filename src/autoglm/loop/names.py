@@ -18,7 +18,6 @@ from autoglm.triggers.cron import next_tick
 STEPS = ("search", "export", "evaluate", "register", "release")
 NAMED = {
     "evaluate.metric": "evaluator",
-    "model.attention": "attention",
     "model.head": "head",
     "search.sampler": "sampler",
     "training.optimizer": "optimizer",

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoConfig, AutoModel
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
 from autoglm.errors import ModelError
+from autoglm.modeling.attention import registry as attentions
+from autoglm.modeling.attention.probe import probe
 from autoglm.modeling.modeling_autoglm import (
     AutoGLMConfig,
     AutoGLMForSequenceClassification,
@@ -25,7 +26,6 @@ from autoglm.modeling.modeling_autoglm import (
 )
 from autoglm.plugins import registry
 
-BUILT_IN_ATTENTION = ("sdpa", "eager")
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
@@ -42,21 +42,24 @@ def load_model(
     `settings` the section `model`.
 
     Attention dropout is 0: it would switch the fast attention kernel off.
-    Raises: ModelError model.no_backbone when the weights cannot be opened, model.broken_part.
+    Raises: ModelError model.no_backbone when the weights cannot be opened, model.broken_part, and
+    model.attention_… when the attention does not do what its name says (see `probe`).
     """
-    attention, head = str(settings["attention"]), str(settings["head"])
+    said, head = settings["attention"], str(settings["head"])
+    chosen = attentions.find(said)
     try:
-        use_attention(attention)
-        backbone = _backbone(folder, attention)
+        backbone = _backbone(folder, attentions.use(said))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: {error}.", code="model.no_backbone") from error
+    probe(backbone, said)
     pooling = str(settings["pooling"])
     if is_per_token:
         pooling = "none"
     elif pooling == "auto":
         pooling = own_pooling(folder)
     config = AutoGLMConfig(
-        attention=attention,
+        attention=chosen.name,
+        attention_options=dict(chosen.options),
         backbone_config=_plain(backbone.config.to_diff_dict()),
         pooling=pooling,
         head=head,
@@ -76,6 +79,8 @@ def _backbone(folder: Path, attention: str) -> Any:
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if raw.get("model_type") == AutoGLMConfig.model_type:
         config = AutoGLMConfig.from_pretrained(folder)
+        config.attention, config.attention_options = attention, {}
+        config.head = "linear"  # the head is made anew
         whole = AutoGLMForSequenceClassification.from_pretrained(folder, config=config, **quiet)
         return whole.backbone
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -110,18 +115,6 @@ def _head(name: str, hidden_size: int, num_outputs: int) -> nn.Module:
         )
     made: nn.Module = head
     return made
-
-
-def use_attention(name: str) -> None:
-    """Make an attention known to transformers by its plugin's name. Raises: PluginError.
-
-    A plugin without `mask_function` gets the mask of `sdpa` (True = may be seen).
-    """
-    if name in BUILT_IN_ATTENTION:
-        return
-    function = registry.get("attention", name)
-    AttentionInterface.register(name, function)
-    AttentionMaskInterface.register(name, getattr(function, "mask_function", sdpa_mask))
 
 
 def own_pooling(folder: Path) -> str:

@@ -19,12 +19,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoglm.errors import ModelError
-from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
+from autoglm.modeling.attention import registry as attentions
+from autoglm.modeling.carried_code import TABLE, carried_files
+from autoglm.modeling.modeling_autoglm import BUILT_IN_HEADS, AutoGLMForSequenceClassification
 from autoglm.modeling.onnx_classifier import OnnxClassifier
+from autoglm.plugins import registry
 from autoglm.reuse.prefix_cache import pad_ids
 
 MAX_PARITY = 1e-4
+LONG_EXAMPLE = 1025
 CODE = Path(__file__).with_name("modeling_autoglm.py")
+NO_PARTS, WITH_PARTS = "PARTS: dict[str, Any] = {}", f"from .{TABLE} import PARTS"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +83,7 @@ def export_folder(
     _write_json(staging / "config.json", config)
     state = {n: t.contiguous() for n, t in sorted(model.state_dict().items())}
     save_file(state, staging / "model.safetensors", metadata={"format": "pt"})
-    shutil.copy(CODE, staging / CODE.name)
+    _write_code(model, staging)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         if (tokenizer / name).is_file():
             shutil.copy(tokenizer / name, staging / name)
@@ -109,6 +114,21 @@ def export_folder(
     )
 
 
+def _write_code(model: AutoGLMForSequenceClassification, folder: Path) -> None:
+    """The model's own file, and the parts that neither it nor transformers has."""
+    found = {}
+    if model.config.attention not in attentions.BUILT_IN:
+        found["attention:" + model.config.attention] = attentions.find(
+            model.config.attention
+        ).function
+    if model.config.head not in BUILT_IN_HEADS:
+        found["head:" + model.config.head] = registry.get("head", model.config.head)
+    code = CODE.read_text(encoding="utf-8")
+    for name, text in carried_files(found).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / CODE.name).write_text(code.replace(NO_PARTS, WITH_PARTS) if found else code, "utf-8")
+
+
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False), "utf-8")
 
@@ -126,9 +146,12 @@ class _Logits(nn.Module):
 
 
 def _write_graph(model: AutoGLMForSequenceClassification, path: Path) -> None:
-    ids, mask = torch.randint(1, 100, (2, 8)), torch.ones(2, 8, dtype=torch.long)
-    mask[1, 6:] = 0  # a padded row, so that the mask is no constant of the graph
     longest = int(getattr(model.backbone.config, "max_position_embeddings", 512))
+    # A sparse attention must see more than one of its blocks, or the graph has one for ever.
+    is_plain = model.config.attention in attentions.BUILT_IN
+    length = 8 if is_plain else min(longest, LONG_EXAMPLE)
+    ids, mask = torch.randint(1, 100, (2, length)), torch.ones(2, length, dtype=torch.long)
+    mask[1, 6:] = 0  # a padded row, so that the mask is no constant of the graph
     axes = {0: torch.export.Dim("batch", max=65_536), 1: torch.export.Dim("length", max=longest)}
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 # `kind:name` → function, of what is neither ours nor transformers'. An export replaces this line.
 PARTS: dict[str, Any] = {}
+BUILT_IN_HEADS = ("linear", "mlp")
 
 
 class AutoGLMConfig(PretrainedConfig):  # type: ignore[misc]

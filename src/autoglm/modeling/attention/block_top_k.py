@@ -1,0 +1,533 @@
+"""Block-sparse attention: per query, dense attention inside its best blocks of keys only.
+
+Self-contained (math and torch only): this very file is copied into exported model folders.
+
+block_top_k_attention(q, k, v, …)                 → the pure function
+choose_blocks(q, k, mask, how)                    → which blocks each query reads
+block_top_k(module, query, key, value, mask, …)   → as transformers calls it
+
+Each query scores the mean key of every block, and reads its own block and the best others. So what
+a query reads never depends on a later one: causal models stay causal, and a key-value cache gives
+the answers of a run without it. The work is then sorted by key block and cut into tiles of equal
+size, which one batched flash kernel takes; the parts of a query are merged by their logsumexp.
+
+Source: Lu et al., "MoBA: Mixture of Block Attention for Long-Context LLMs", 2025, arXiv:2502.13189.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TILE = 128  # queries in a tile: below 128 the kernel is slower, above it more of a tile is empty
+TILES_AT_A_TIME = 64
+ROWS_AT_A_TIME = 4096  # queries whose parts wait to be merged
+
+
+def block_top_k_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    block_size: int = 128,
+    num_blocks: int = 8,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    is_masked_causally: bool = False,
+) -> Tensor:
+    """Attend, per query, to the keys of its own block and of the `num_blocks - 1` best others.
+
+    q (batch, head, query, dim); k, v (batch, key_head, key, dim), key_head divides head.
+    mask (broadcastable to batch, head, query, key): True may be seen, or float, added. bias, of
+    the same shape, is added too. `is_causal`: query i sees keys 0 … i. Gives (batch, head, query,
+    dim); zeros for a query that sees nothing. With every block kept it is torch's SDPA.
+
+    Cost: O(query · num_blocks · block_size); memory beyond inputs, output and their gradients:
+    2 bytes per query and block, and buffers of constant size. A bias that learns costs
+    O(query · key), as everywhere.
+    Raises: ValueError if `block_size` or `num_blocks` < 1.
+    """
+    if block_size < 1 or num_blocks < 1:
+        raise ValueError(f"block_size {block_size} and num_blocks {num_blocks} must be at least 1.")
+    how = How(
+        block_size=block_size,
+        num_blocks=num_blocks,
+        is_causal=is_causal,
+        is_masked_causally=is_masked_causally,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        dropout=dropout,
+        # Drawn once: backward drops the same weights again whatever was drawn since.
+        seed=int(torch.randint(2**62, ())) if dropout > 0 else 0,
+    )
+    mask, bias = _split(mask, bias)
+    if torch.compiler.is_exporting():
+        return _dense(q, k, v, _mask_for_any_length(q, k, mask, how), bias, how)
+    if num_blocks * block_size >= k.shape[2]:
+        return _dense(q, k, v, mask, bias, how)
+    chosen = choose_blocks(q.detach(), k.detach(), mask, how)
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        # Only a gradient of the whole (query, key) bias needs the whole matrix.
+        mask = _as_mask(chosen, mask, how, k.shape[2])
+        return _dense(q, k, v, mask, bias, how)
+    output: Tensor = _Blocks.apply(q, k, v, mask, bias, chosen, how)  # type: ignore[no-untyped-call]
+    return output
+
+
+def block_top_k(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    block_size: int = 128,
+    num_blocks: int = 8,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """`block_top_k_attention` as transformers calls attention; (batch, query, head, dim), None."""
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"block_top_k does not know {name}, which this model needs.")
+    if is_causal is None:
+        is_causal = bool(getattr(module, "is_causal", False))
+    num_queries, is_masked = query.shape[2], attention_mask is not None
+    is_causal_alone = is_causal and not is_masked and num_queries > 1
+    if is_causal_alone:  # an empty static cache: what lies behind the queries was not written yet
+        key, value = key[:, :, :num_queries], value[:, :, :num_queries]
+        position_bias = None if position_bias is None else position_bias[..., :num_queries]
+    output = block_top_k_attention(
+        query,
+        key,
+        value,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        mask=attention_mask,
+        bias=position_bias,
+        is_causal=is_causal_alone,
+        is_masked_causally=is_causal and is_masked,
+        scale=scaling,
+        dropout=dropout if module.training else 0.0,
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+block_top_k.everything = {"num_blocks": 2**31 - 1}  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class How:
+    """What was asked for; `is_masked_causally` when the mask itself hides what is to come."""
+
+    block_size: int
+    num_blocks: int
+    is_causal: bool = False
+    is_masked_causally: bool = False
+    scale: float = 1.0
+    dropout: float = 0.0
+    seed: int = 0
+
+
+def choose_blocks(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor:
+    """The blocks that each query reads: (batch, head, query, num_blocks) of block numbers.
+
+    Its own block is among them; the number of blocks stands where it sees fewer. `mask` is boolean.
+    """
+    batch, heads, num_queries, _ = q.shape
+    total = math.ceil(k.shape[2] / how.block_size)
+    means = _mean_keys(k, mask, how.block_size).repeat_interleave(heads // k.shape[1], 1)
+    num_chosen = min(how.num_blocks, total)
+    kind = torch.int16 if total < 2**15 else torch.int32
+    chosen = torch.empty(batch, heads, num_queries, num_chosen, dtype=kind, device=q.device)
+    step = max(1, (1 << 20) // (batch * heads * total))
+    if mask is not None and (mask.shape[2] > 1 or how.is_causal):
+        step = max(1, min(step, (1 << 23) // (mask.shape[0] * mask.shape[1] * k.shape[2])))
+    numbers = torch.arange(total, device=q.device)
+    for start in range(0, num_queries, step):
+        end = min(start + step, num_queries)
+        scores = q[:, :, start:end] @ means.mT
+        own = torch.arange(start, end, device=q.device)[:, None] + max(0, k.shape[2] - num_queries)
+        own = own.clamp(max=k.shape[2] - 1) // how.block_size
+        if mask is not None:
+            seen = _rows(mask, start, end)
+            if how.is_causal:
+                keys = torch.arange(k.shape[2], device=q.device)
+                seen = seen & (keys <= torch.arange(start, end, device=q.device)[:, None])
+            visible = _blocks_of(seen, how.block_size, 0).any(-1)
+            if how.is_masked_causally:
+                # The last key it sees is itself, also in a static cache whose tail is empty yet.
+                own = (visible * numbers).amax(-1, keepdim=True)
+        scores.scatter_(-1, own.expand(batch, heads, end - start, 1), float("inf"))
+        if how.is_causal:
+            scores.masked_fill_(numbers > own, float("-inf"))
+        if mask is not None:
+            scores.masked_fill_(~visible, float("-inf"))
+        best, blocks = scores.topk(num_chosen, dim=-1)
+        chosen[:, :, start:end] = blocks.masked_fill_(best == float("-inf"), total)
+    return chosen
+
+
+def _mask_for_any_length(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor:
+    """(batch, head, query, key): what is read, for a graph that is drawn once for all lengths."""
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    seen = (
+        torch.ones(1, 1, 1, num_keys, dtype=torch.bool, device=q.device) if mask is None else mask
+    )
+    by_any = seen.any(dim=(1, 2), keepdim=True)
+    keys, queries = (torch.arange(n, device=q.device) for n in (num_keys, num_queries))
+    if how.is_causal:
+        seen = seen & (keys <= queries[:, None])
+    missing = how.block_size - 1 - (num_keys - 1) % how.block_size
+    own_seen = F.pad(by_any, (0, missing)).to(k.dtype)
+    own_seen = own_seen.unflatten(-1, (-1, how.block_size)).transpose(2, 3)
+    blocks = F.pad(k, (0, 0, 0, missing)).unflatten(2, (-1, how.block_size))
+    means = (own_seen @ blocks / own_seen.sum(-1, keepdim=True).clamp(min=1)).squeeze(3)
+    means = means.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    visible = F.pad(seen, (0, missing)).unflatten(-1, (-1, how.block_size)).any(-1)
+    numbers = torch.arange(visible.shape[-1], device=q.device)
+    own = (queries[:, None] // how.block_size).clamp(max=visible.shape[-1] - 1)
+    if how.is_masked_causally:
+        own = (visible * numbers).amax(-1, keepdim=True)
+    scores = (q @ means.mT).masked_fill(numbers == own, float("inf"))
+    scores = scores.masked_fill(~visible, float("-inf"))
+    # Blocks that nobody sees stand behind the real ones: there are always enough to choose.
+    wide = F.pad(scores, (0, how.num_blocks), value=float("-inf"))
+    best, chosen = wide.topk(how.num_blocks, dim=-1)
+    read = torch.zeros_like(wide).scatter(-1, chosen, (best > float("-inf")).to(wide.dtype)) > 0
+    read = read[..., : visible.shape[-1]].repeat_interleave(how.block_size, -1)
+    return read[..., :num_keys] & seen
+
+
+def _mean_keys(k: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
+    """(batch, key_head, block, dim): the mean of the keys that any query may see."""
+    if mask is None:
+        seen = k.new_ones(1, 1, 1, k.shape[2])
+    else:
+        seen = mask.any(dim=(1, 2), keepdim=True).expand(-1, 1, 1, k.shape[2]).to(k.dtype)
+    seen = _blocks_of(seen, block_size, 0.0).transpose(2, 3)  # (batch, 1, block, 1, key)
+    sums = seen @ _key_blocks(k, block_size).view(*k.shape[:2], -1, block_size, k.shape[-1])
+    return (sums / seen.sum(-1, keepdim=True).clamp(min=1)).squeeze(3)
+
+
+def _blocks_of(x: Tensor, block_size: int, fill: float) -> Tensor:
+    """(…, key) → (…, block, key in block), filled up at the end."""
+    missing = -x.shape[-1] % block_size
+    if missing:
+        x = F.pad(x, (0, missing), value=fill)
+    return x.reshape(*x.shape[:-1], -1, block_size)
+
+
+def _as_mask(chosen: Tensor, mask: Tensor | None, how: How, num_keys: int) -> Tensor:
+    """(batch, head, query, key): True where a query reads a key."""
+    total = math.ceil(num_keys / how.block_size)
+    is_chosen = torch.zeros(*chosen.shape[:3], total + 1, dtype=torch.bool, device=chosen.device)
+    is_chosen.scatter_(-1, chosen.long(), True)
+    read = is_chosen[..., :total].repeat_interleave(how.block_size, -1)[..., :num_keys]
+    return read if mask is None else read & mask
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """Everything as rows: q (row, dim), k and v (block, key, dim), mask and bias (row, key)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: _Rows | None
+    bias: _Rows | None
+    shape: tuple[int, int, int, int, int]  # batch, heads, queries, key heads, keys
+    how: How
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, added: Sequence[Tensor | None], how: How) -> Self:
+        mask, bias = (None if x is None else _Rows.of(x, how.block_size) for x in added)
+        k_blocks, v_blocks = (_key_blocks(x, how.block_size) for x in (k, v))
+        shape = (*q.shape[:3], k.shape[1], k.shape[2])
+        return cls(q.reshape(-1, q.shape[-1]), k_blocks, v_blocks, mask, bias, shape, how)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """A mask or bias of a broadcast shape, cut into blocks: (batch · head · query · block, key)."""
+
+    blocks: Tensor
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Tensor, block_size: int) -> _Rows:
+        cut = _blocks_of(x, block_size, 0)
+        return cls(blocks=cut.reshape(-1, block_size), shape=tuple(cut.shape[:4]))
+
+    def take(self, batch: Tensor, head: Tensor, query: Tensor, block: Tensor) -> Tensor:
+        """(tile, 1, query, key): the pieces that the tiles' queries have over their blocks."""
+        at = torch.zeros_like(batch)
+        for index, size in zip((batch, head, query), self.shape[:3], strict=True):
+            at = at * size + (index if size > 1 else 0)
+        at = at * self.shape[3] + block
+        return self.blocks.index_select(0, at.flatten()).view(*at.shape, -1).unsqueeze(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Some rows' reading, sorted by block of keys and cut into tiles of TILE slots."""
+
+    start: int
+    end: int
+    block_of_tile: Tensor  # (tile,)
+    row_of_slot: Tensor  # (tile, slot); an empty slot repeats some row
+    is_empty: Tensor  # (tile, slot)
+    slot_of_part: Tensor  # (row, num_blocks): where a row's reading of its nth block stands
+    is_read: Tensor  # (row, num_blocks): False where a row reads fewer blocks
+
+
+def _layouts(chosen: Tensor, inputs: _Inputs) -> Iterator[_Layout]:
+    """All rows, `ROWS_AT_A_TIME`; the same in forward and in backward."""
+    _, heads, num_queries, key_heads, num_keys = inputs.shape
+    total = math.ceil(num_keys / inputs.how.block_size)
+    flat = chosen.flatten(0, 2)
+    rows_of_lane = heads // key_heads * num_queries  # rows that read the same head of keys
+    for start in range(0, len(flat), ROWS_AT_A_TIME):
+        end = min(start + ROWS_AT_A_TIME, len(flat))
+        first_lane, last_lane = start // rows_of_lane, (end - 1) // rows_of_lane
+        lane = torch.arange(start, end, device=flat.device) // rows_of_lane - first_lane
+        num_groups = (last_lane - first_lane + 1) * total
+        is_read = flat[start:end] < total
+        group = (lane[:, None] * total + flat[start:end]).masked_fill_(~is_read, num_groups)
+        yield _layout(group.flatten().int(), num_groups, is_read, start, first_lane * total)
+
+
+def _layout(
+    group: Tensor, num_groups: int, is_read: Tensor, start: int, first_block: int
+) -> _Layout:
+    """Tiles of the parts of each group; the last group (nothing is read) gets none."""
+    ordered, order = group.sort(stable=True)
+    counts = torch.bincount(group, minlength=num_groups + 1)[:num_groups]
+    order, ordered = order[: int(counts.sum())], ordered[: int(counts.sum())].long()
+    tiles = (counts + TILE - 1) // TILE
+    first_tile, first_part = tiles.cumsum(0) - tiles, counts.cumsum(0) - counts
+    rank = torch.arange(len(order), device=group.device) - first_part[ordered]
+    slot = first_tile[ordered] * TILE + rank
+    block_of_tile = torch.arange(num_groups, device=group.device).repeat_interleave(tiles)
+
+    row_of_slot = torch.zeros(len(block_of_tile) * TILE, dtype=torch.long, device=group.device)
+    row_of_slot[slot] = order // is_read.shape[1]
+    is_empty = torch.ones_like(row_of_slot, dtype=torch.bool)
+    is_empty[slot] = False
+    slot_of_part = torch.zeros_like(group, dtype=torch.long)
+    slot_of_part[order] = slot
+    slots = (row_of_slot.view(-1, TILE) + start, is_empty.view(-1, TILE))
+    end, slot_of_part = start + len(is_read), slot_of_part.view(is_read.shape)
+    return _Layout(start, end, block_of_tile + first_block, *slots, slot_of_part, is_read)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """Some tiles: q (tile, 1, slot, dim), k and v (tile, 1, key, dim), what is added to scores."""
+
+    slots: slice
+    rows: Tensor
+    blocks: Tensor
+    is_empty: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    added: Tensor | None
+    dropped: Tensor | None
+
+
+def _tiles(layout: _Layout, inputs: _Inputs) -> Iterator[_Tiles]:
+    how = inputs.how
+    generator = torch.Generator(inputs.q.device) if how.dropout > 0 else None
+    for first in range(0, len(layout.block_of_tile), TILES_AT_A_TIME):
+        here = slice(first, first + TILES_AT_A_TIME)
+        rows, blocks = layout.row_of_slot[here], layout.block_of_tile[here]
+        dropped = None
+        if generator is not None:
+            generator.manual_seed(how.seed + layout.start * 1009 + first)
+            shape = (*rows.shape, how.block_size)
+            drawn = torch.rand(shape, generator=generator, device=rows.device).unsqueeze(1)
+            dropped = (drawn >= how.dropout).to(inputs.q.dtype).div_(1 - how.dropout)
+        slots = slice(first * TILE, (first + len(blocks)) * TILE)
+        q = inputs.q.index_select(0, rows.flatten()).view(len(blocks), 1, TILE, -1)
+        k, v = (x.index_select(0, blocks).unsqueeze(1) for x in (inputs.k, inputs.v))
+        is_empty, added = layout.is_empty[here], _added(rows, blocks, inputs)
+        yield _Tiles(slots, rows.flatten(), blocks, is_empty, q, k, v, added, dropped)
+
+
+def _added(rows: Tensor, blocks: Tensor, inputs: _Inputs) -> Tensor | None:
+    """Bias and -inf, (tile, 1, slot, key); None where every key may be seen as it is."""
+    _, heads, num_queries, _, num_keys = inputs.shape
+    how, dtype = inputs.how, inputs.q.dtype
+    is_whole = num_keys % how.block_size == 0
+    if is_whole and not how.is_causal and inputs.mask is None and inputs.bias is None:
+        return None
+    batch, query = rows // num_queries // heads, rows % num_queries
+    head = rows // num_queries % heads
+    block = (blocks % math.ceil(num_keys / how.block_size))[:, None]
+    keys = block * how.block_size + torch.arange(how.block_size, device=rows.device)
+    if inputs.bias is None:
+        shape = (len(rows), 1, TILE, how.block_size)
+        added = torch.zeros(shape, dtype=dtype, device=rows.device)
+    else:
+        added = inputs.bias.take(batch, head, query, block).to(dtype)
+    if inputs.mask is not None:
+        added.masked_fill_(~inputs.mask.take(batch, head, query, block), float("-inf"))
+    if how.is_causal:
+        added.masked_fill_((keys[:, None] > query[:, :, None])[:, None], float("-inf"))
+    elif not is_whole:
+        added.masked_fill_((keys >= num_keys)[:, None, None], float("-inf"))
+    return added
+
+
+class _Blocks(torch.autograd.Function):
+    """Saves its inputs, its output, the choice and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Tensor:
+        mask, bias, chosen, how = more
+        inputs = _Inputs.of(q, k, v, (mask, bias), how)
+        output = q.new_empty(len(inputs.q), v.shape[-1])
+        logsumexp = q.new_empty(len(inputs.q), dtype=torch.promote_types(q.dtype, torch.float32))
+        for layout in _layouts(chosen, inputs):
+            parts = q.new_empty(layout.is_empty.numel(), v.shape[-1])
+            sums = logsumexp.new_empty(layout.is_empty.numel())
+            for tiles in _tiles(layout, inputs):
+                part, part_sum = _attend(tiles, how)
+                parts[tiles.slots] = part.reshape(-1, v.shape[-1])
+                sums[tiles.slots] = part_sum.reshape(-1)
+            here = slice(layout.start, layout.end)
+            sums = sums[layout.slot_of_part].masked_fill_(~layout.is_read, float("-inf"))
+            logsumexp[here] = sums.logsumexp(-1)
+            # A row that reads nothing weighs nothing, where a softmax over nothing would be NaN.
+            weights = sums.softmax(-1).masked_fill_(~layout.is_read, 0.0).to(q.dtype)
+            output[here] = _merged(parts, layout, weights)
+        ctx.save_for_backward(q, k, v, mask, bias, chosen, output, logsumexp)
+        ctx.how = how
+        return output.view(*q.shape[:3], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mask, bias, chosen, output, logsumexp = ctx.saved_tensors
+        how: How = ctx.how
+        inputs = _Inputs.of(q, k, v, (mask, bias), how)
+        grad = grad.reshape(output.shape)
+        dq = torch.empty_like(inputs.q)
+        dk, dv = torch.zeros_like(inputs.k), torch.zeros_like(inputs.v)
+        for layout in _layouts(chosen, inputs):
+            parts = q.new_empty(layout.is_empty.numel(), q.shape[-1])
+            for tiles in _tiles(layout, inputs):
+                sums = logsumexp[tiles.rows].view(tiles.is_empty.shape)
+                # exp(score - inf) is 0: an empty slot gives nothing to its block's gradients.
+                sums = sums.masked_fill(tiles.is_empty, float("inf")).unsqueeze(1)
+                out, grad_out = (x[tiles.rows].view(*tiles.q.shape[:3], -1) for x in (output, grad))
+                part, dk_tiles, dv_tiles = _attend_backward(tiles, out, grad_out, sums, how)
+                parts[tiles.slots] = part.reshape(-1, q.shape[-1])
+                dk.index_add_(0, tiles.blocks, dk_tiles.squeeze(1))
+                dv.index_add_(0, tiles.blocks, dv_tiles.squeeze(1))
+            dq[layout.start : layout.end] = _merged(parts, layout, layout.is_read.to(q.dtype))
+        dk_whole = dk.view(*k.shape[:2], -1, k.shape[-1])[:, :, : k.shape[2]]
+        dv_whole = dv.view(*v.shape[:2], -1, v.shape[-1])[:, :, : v.shape[2]]
+        return dq.view(q.shape), dk_whole, dv_whole, None, None, None, None
+
+
+def _merged(parts: Tensor, layout: _Layout, weights: Tensor) -> Tensor:
+    """(row, dim): a row's parts, weighed and added up; embedding_bag need not gather them first."""
+    return F.embedding_bag(layout.slot_of_part, parts, per_sample_weights=weights, mode="sum")
+
+
+def _is_flash(tiles: _Tiles) -> bool:
+    """Whether torch's CPU flash kernel can be called, with a logsumexp of our own in backward."""
+    is_plain = tiles.dropped is None and tiles.q.shape[-1] == tiles.v.shape[-1]
+    return is_plain and tiles.q.device.type == "cpu"
+
+
+def _scores(tiles: _Tiles, how: How) -> Tensor:
+    scores = (tiles.q @ tiles.k.mT).mul_(how.scale)
+    return scores if tiles.added is None else scores.add_(tiles.added)
+
+
+def _attend(tiles: _Tiles, how: How) -> tuple[Tensor, Tensor]:
+    """Dense attention inside the tiles, and the logsumexp of their scores."""
+    if _is_flash(tiles):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        output, sums = flash(tiles.q, tiles.k, tiles.v, attn_mask=tiles.added, scale=how.scale)
+        return output, sums
+    scores = _scores(tiles, how)
+    sums = scores.logsumexp(-1)
+    weights = scores.sub_(sums.unsqueeze(-1)).exp_()
+    if tiles.dropped is not None:
+        weights *= tiles.dropped
+    return weights @ tiles.v, sums
+
+
+def _attend_backward(
+    tiles: _Tiles, output: Tensor, grad: Tensor, sums: Tensor, how: How
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v; `output` and `sums` are the whole rows', so shares add up to theirs."""
+    if _is_flash(tiles):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        found: tuple[Tensor, Tensor, Tensor] = flash(
+            grad, tiles.q, tiles.k, tiles.v, output, sums, 0.0, False,
+            attn_mask=tiles.added, scale=how.scale,
+        )  # fmt: skip
+        return found
+    weights = _scores(tiles, how).sub_(sums.unsqueeze(-1)).exp_()
+    dweights = grad @ tiles.v.mT
+    kept = weights
+    if tiles.dropped is not None:
+        kept, dweights = weights * tiles.dropped, dweights.mul_(tiles.dropped)
+    dscores = weights * (dweights - (grad * output).sum(-1, keepdim=True))
+    dq, dk = (dscores @ tiles.k).mul_(how.scale), (dscores.mT @ tiles.q).mul_(how.scale)
+    return dq, dk, kept.mT @ grad
+
+
+def _split(mask: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What may be seen (bool), and what is added (float); one row where all queries share it."""
+    if mask is not None and mask.shape[2] > 1 and mask.stride(2) == 0:
+        mask = mask[:, :, :1]
+    if mask is None or mask.dtype == torch.bool:
+        return mask, bias
+    # Eager masks say "never" with the lowest number, which would make a blind query see everything.
+    seen = mask > torch.finfo(mask.dtype).min / 2
+    return seen, mask if bias is None else mask + bias
+
+
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, how: How
+) -> Tensor:
+    is_causal = how.is_causal
+    if is_causal and (mask is not None or bias is not None):
+        before = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        mask, is_causal = before if mask is None else mask & before, False
+    if bias is not None:
+        added = bias.to(q.dtype)
+        mask = added if mask is None else added.masked_fill(~mask, float("-inf"))
+    is_grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, how.dropout, is_causal=is_causal, scale=how.scale, enable_gqa=is_grouped
+    )
+
+
+def _rows(x: Tensor, start: int, end: int) -> Tensor:
+    """Queries [start, end) of a mask; one that all queries share stays as it is."""
+    return x if x.shape[-2] == 1 else x[..., start:end, :]
+
+
+def _key_blocks(x: Tensor, block_size: int) -> Tensor:
+    """(batch, key_head, key, dim) → (batch · key_head · block, key in block, dim)."""
+    missing = -x.shape[2] % block_size
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    return x.reshape(-1, block_size, x.shape[-1])
