@@ -1,4 +1,4 @@
-"""Attention, optimizer, schedule, callback and head of one's own; `imports: [parts.py]` names it."""
+"""Attention, optimizer, schedule, callback and head of one's own, for `imports: [parts.py]`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sharp.is_sparse = True  # not dense attention, and not meant to be: the probe ne
 
 @register("optimizer", "sign")
 class Sign(torch.optim.Optimizer):
-    """Steps of one size in the direction of the averaged gradient (Lion without its second rate)."""
+    """Steps of one size, in the direction of the averaged gradient."""
 
     def __init__(self, groups, *, lr):
         super().__init__([dict(group) for group in groups], {"lr": lr})

@@ -146,8 +146,8 @@ def test_the_example_of_own_parts_is_trained_and_carried(project: Path, tmp_path
         "imports: [parts.py]\ntraining: {optimizer: sign, schedule: square, callbacks: [diary]}\n"
     )
     yaml.write_text(yaml.read_text() + named)
-    own = ["--set", "model.attention=sharp", "--set", "model.head=narrow", "--set", "training.lr=1e-3",
-           "--set", "evaluate.margin=100%", "--set", "training.log_steps=2"]  # fmt: skip
+    own = ["--set", "model.attention=sharp", "--set", "model.head=narrow", "--set", "training.lr=3e-3",
+           "--set", "evaluate.margin=100%", "--set", "training.log_steps=2", "--set", "training.epochs=6"]  # fmt: skip
     document = json.loads(autoglm("run", project, "--json", *FAST, *own))
     assert document["status"] == "succeeded", document
     autoglm("models", "export", tmp_path / "out", "-C", project)
