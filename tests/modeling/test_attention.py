@@ -213,6 +213,7 @@ def test_what_a_causal_query_reads_does_not_depend_on_later_tokens() -> None:
 
 @pytest.mark.parametrize("name", ["top_k", "block_top_k"])
 def test_dropout_drops_the_same_weights_in_backward(name: str) -> None:
+    torch.manual_seed(0)  # the choice of keys jumps: a step across such a point has no slope
     q = torch.randn(1, 2, 20, 4, dtype=torch.double, requires_grad=True)
 
     def attend(x: Tensor) -> Tensor:

@@ -192,8 +192,14 @@ class ConfigCentre(Protocol):
 
 class Attention(Protocol):
     """An attention function as transformers calls it: (module, query, key, value, mask, …) →
-    (output (batch, length, heads, size), weights or None). `mask_function`, if it has one, makes
-    the mask it wants; without one it gets the mask of `sdpa`.
+    (output (batch, length, heads, size), weights or None). Grouped heads come as they are: key and
+    value may have fewer heads than query. Its other parameters with a default are its options.
+
+    The mask is boolean (batch, 1, query, key), True may be seen, or None where all may be. One that
+    names `is_causal` may get None where only the future is hidden. Attributes, all optional:
+    `mask_function` makes another mask; `everything` maps options to the values with which it drops
+    nothing and must equal dense attention (without it: as it stands); `is_sparse = True` says that
+    it never equals dense attention, then only its use of mask and position_bias is proven.
     """
 
     def __call__(
