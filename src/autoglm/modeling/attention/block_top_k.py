@@ -147,17 +147,16 @@ def choose_blocks(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor
     batch, heads, num_queries, _ = q.shape
     total = math.ceil(k.shape[2] / how.block_size)
     boxes = _boxes(k, mask, how.block_size).repeat_interleave(heads // k.shape[1], 1)
-    num_chosen = min(how.num_blocks, total)
     kind = torch.int16 if total < 2**15 else torch.int32
-    chosen = torch.empty(batch, heads, num_queries, num_chosen, dtype=kind, device=q.device)
+    chosen = torch.empty(*q.shape[:3], min(how.num_blocks, total), dtype=kind, device=q.device)
     step = max(1, (1 << 20) // (batch * heads * total))
     if mask is not None and (mask.shape[2] > 1 or how.is_causal):
         step = max(1, min(step, (1 << 23) // (mask.shape[0] * mask.shape[1] * k.shape[2])))
     numbers = torch.arange(total, device=q.device)
     for start in range(0, num_queries, step):
         end = min(start + step, num_queries)
-        some = q[:, :, start:end]
-        scores = torch.cat([some.clamp(min=0), some.clamp(max=0)], -1) @ boxes.mT
+        signs = [q[:, :, start:end].clamp(min=0), q[:, :, start:end].clamp(max=0)]
+        scores = torch.cat(signs, -1) @ boxes.mT
         places = torch.arange(start, end, device=q.device)[:, None]
         own = (places + max(0, k.shape[2] - num_queries)).clamp(max=k.shape[2] - 1)
         own //= how.block_size
@@ -167,14 +166,14 @@ def choose_blocks(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor
                 seen = seen & (torch.arange(k.shape[2], device=q.device) <= places)
             visible = _blocks_of(seen, how.block_size, 0).any(-1)
             if how.is_masked_causally:
-                # The last key it sees is itself, also in a static cache whose tail is empty yet.
+                # The last key it sees is itself, also in a static cache with an empty tail.
                 own = (visible * numbers).amax(-1, keepdim=True)
         scores.scatter_(-1, own.expand(batch, heads, end - start, 1), float("inf"))
         if how.is_causal:
             scores.masked_fill_(numbers > own, float("-inf"))
         if mask is not None:
             scores.masked_fill_(~visible, float("-inf"))
-        best, blocks = scores.topk(num_chosen, dim=-1)
+        best, blocks = scores.topk(chosen.shape[-1], dim=-1)
         chosen[:, :, start:end] = blocks.masked_fill_(best == float("-inf"), total)
     return chosen
 
@@ -265,7 +264,7 @@ class _Layout:
 
 
 def _layouts(chosen: Tensor, inputs: _Inputs) -> Iterator[_Layout]:
-    """All rows, `ROWS_AT_A_TIME`; the same in forward and in backward."""
+    """All rows but where none reads anything; the same in forward and in backward."""
     _, heads, num_queries, key_heads, num_keys = inputs.shape
     total = math.ceil(num_keys / inputs.how.block_size)
     flat = chosen.flatten(0, 2)
@@ -277,7 +276,8 @@ def _layouts(chosen: Tensor, inputs: _Inputs) -> Iterator[_Layout]:
         num_groups = (last_lane - first_lane + 1) * total
         is_read = flat[start:end] < total
         group = (lane[:, None] * total + flat[start:end]).masked_fill_(~is_read, num_groups)
-        yield _layout(group.flatten().int(), num_groups, is_read, start, first_lane * total)
+        if is_read.any():
+            yield _layout(group.flatten().int(), num_groups, is_read, start, first_lane * total)
 
 
 def _layout(
@@ -370,7 +370,7 @@ class _Blocks(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Tensor:
         mask, bias, chosen, how = more
         inputs = _Inputs.of(q, k, v, (mask, bias), how)
-        output = q.new_empty(len(inputs.q), v.shape[-1])
+        output = q.new_zeros(len(inputs.q), v.shape[-1])
         logsumexp = q.new_empty(len(inputs.q), dtype=torch.promote_types(q.dtype, torch.float32))
         for layout in _layouts(chosen, inputs):
             parts = q.new_empty(layout.is_empty.numel(), v.shape[-1])
@@ -393,7 +393,7 @@ class _Blocks(torch.autograd.Function):
         q, k, v, mask, bias, chosen, output, logsumexp = ctx.saved_tensors
         how: How = ctx.how
         inputs = _Inputs.of(q, k, v, (mask, bias), how)
-        grad, dq = grad.reshape(output.shape), torch.empty_like(inputs.q)
+        grad, dq = grad.reshape(output.shape), torch.zeros_like(inputs.q)
         dk, dv = torch.zeros_like(inputs.k), torch.zeros_like(inputs.v)
         for layout in _layouts(chosen, inputs):
             parts = q.new_empty(layout.is_empty.numel(), q.shape[-1])
@@ -418,8 +418,7 @@ def _merged(parts: Tensor, layout: _Layout, weights: Tensor) -> Tensor:
 
 def _is_flash(tiles: _Tiles) -> bool:
     """Whether torch's CPU flash kernel can be called, with a logsumexp of our own in backward."""
-    is_plain = tiles.dropped is None and tiles.q.shape[-1] == tiles.v.shape[-1]
-    return is_plain and tiles.q.is_cpu
+    return tiles.q.is_cpu and tiles.dropped is None and tiles.q.shape[-1] == tiles.v.shape[-1]
 
 
 def _scores(tiles: _Tiles, how: How) -> Tensor:
