@@ -1,7 +1,8 @@
 """Run every benchmark, one after the other."""
 
-from benchmarks import accuracy_floors, config_load, first_hour
+from benchmarks import accuracy_floors, attention, config_load, first_hour
 
 config_load.main()
 first_hour.main()
 accuracy_floors.main()
+attention.main()

@@ -8,6 +8,7 @@ needs this package cannot be carried.
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from autoglm.errors import ModelError
 
 OURS = "autoglm"
+# Files of ours that need nothing of ours: what is taken from them is written out.
+SELF_CONTAINED = ("autoglm.modeling.attention.any_length",)
 TABLE = "autoglm_parts"
 
 
@@ -56,9 +59,15 @@ def cut_out(key: str, part: Any) -> str:
         source = inspect.getsource(module)
     except (OSError, TypeError, AssertionError) as error:
         raise _not_carried(key, f"its source cannot be read ({error})") from error
+    return "\n\n".join(["from __future__ import annotations", *_cut(key, source, name)]) + "\n"
+
+
+def _cut(key: str, source: str, name: str) -> list[str]:
+    """The statements that define `name`, and what they need, in the order of the file."""
     tree, lines = ast.parse(source), source.splitlines()
     ours = _names_of_ours(tree)
     kept: set[int] = set()
+    from_files: list[str] = []
     wanted, seen = [name], set()
     while wanted:
         current = wanted.pop()
@@ -66,16 +75,24 @@ def cut_out(key: str, part: Any) -> str:
             continue
         seen.add(current)
         if current in ours:
-            raise _not_carried(key, f"it needs {current} of this package (line {ours[current]})")
+            from_files += _of_another_file(key, tree, current)
         for number, statement in enumerate(tree.body):
-            if number not in kept and current in _defines(statement):
+            if number not in kept and current in _defines(statement) and current not in ours:
                 kept.add(number)
                 wanted += sorted(_needs(statement, ours))
-    texts = []
-    for number, statement in enumerate(tree.body):
-        if number in kept or _is_future(statement):
-            texts.append(_text(statement, lines, ours))
-    return "\n\n".join(texts) + "\n"
+    own = [_text(statement, lines, ours) for n, statement in enumerate(tree.body) if n in kept]
+    return [*dict.fromkeys(from_files), *own]
+
+
+def _of_another_file(key: str, tree: ast.Module, name: str) -> list[str]:
+    """What a name stands for that comes from a file of ours which is torch alone."""
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.ImportFrom) and statement.module in SELF_CONTAINED:
+            for alias in statement.names:
+                if (alias.asname or alias.name) == name == alias.name:
+                    module = importlib.import_module(statement.module)
+                    return _cut(key, inspect.getsource(module), name)
+    raise _not_carried(key, f"it needs {name} of this package")
 
 
 def _names_of_ours(tree: ast.Module) -> dict[str, int]:
@@ -131,10 +148,6 @@ def _needs(statement: ast.stmt, ours: Mapping[str, int]) -> set[str]:
 
 def _is_ours(decorator: ast.expr, ours: Mapping[str, int]) -> bool:
     return any(name in ours for name in _loaded(decorator))
-
-
-def _is_future(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
 
 
 def _text(statement: ast.stmt, lines: list[str], ours: Mapping[str, int]) -> str:

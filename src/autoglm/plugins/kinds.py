@@ -192,11 +192,14 @@ class ConfigCentre(Protocol):
 
 class Attention(Protocol):
     """An attention function as transformers calls it: (module, query, key, value, mask, …) →
-    (output (batch, length, heads, size), weights or None). `mask_function`, if it has one, makes
-    the mask it wants; without one it gets the mask of `sdpa`. `everything`: the options with which
-    it drops nothing, {} if it has none; `is_sparse = True` says that nothing makes it dense. Before
-    training a probe calls it: it must be asked at all, see the mask, and equal dense attention
-    when nothing is dropped. Options (`{name: top_k, k: 64}`) are its parameters with a default.
+    (output (batch, length, heads, size), weights or None). Grouped heads come as they are: key and
+    value may have fewer heads than query. Its other parameters with a default are its options.
+
+    The mask is boolean (batch, 1, query, key), True may be seen, or None where all may be. One that
+    names `is_causal` may get None where only the future is hidden. Attributes, all optional:
+    `mask_function` makes another mask; `everything` maps options to the values with which it drops
+    nothing and must equal dense attention (without it: as it stands); `is_sparse = True` says that
+    it never equals dense attention, then only its use of mask and position_bias is proven.
     """
 
     def __call__(
@@ -238,27 +241,6 @@ class BackboneLoader(Protocol):
     """A reference (what stands after `NAME:`) → a Hugging Face folder on this machine."""
 
     def __call__(self, reference: str) -> Path: ...
-
-
-class Converter(Protocol):
-    """Weights that a package ships in a form of its own → a Hugging Face folder.
-
-    Found by entry point only: it converts in a process of its own, once per file and `version`,
-    which is raised whenever other bytes come out.
-    """
-
-    version: int
-
-    def recognises(self, file: Path, head: bytes) -> bool:
-        """By name and first 16 bytes. Asked for every file of a package: loads nothing."""
-        ...
-
-    def convert(self, source: Path, folder: Path) -> Mapping[str, Any]:
-        """Fill the empty `folder`; returns facts for its autoglm.json (`pooling`, `prefix`).
-
-        Raises: ModelError model.damaged, model.unknown_format, model.missing_extra.
-        """
-        ...
 
 
 class HeadFactory(Protocol):
@@ -307,11 +289,6 @@ KINDS: Mapping[str, Kind] = {
     ),
     "processor": Kind("a class with `process` (port Processor)", Processor, ("process",)),
     "backbone": Kind("a function reference → folder", BackboneLoader),
-    "converter": Kind(
-        "a class with `version`, `recognises` and `convert` (port Converter)",
-        Converter,
-        ("version", "recognises", "convert"),
-    ),
     "head": Kind("a function (hidden_size, num_labels) → torch module", HeadFactory),
     "task": Kind("a class with `loss` and `predict`", Task, ("loss", "predict")),
     "attention": Kind("a function as transformers calls attention", Attention),

@@ -1,17 +1,12 @@
 """Block-sparse attention: per query, dense attention inside its best blocks of keys only.
 
-Self-contained (math and torch only): this very file is copied into exported model folders.
+Self-contained (torch only, and `any_length.py`): it is written into exported model folders.
 
-block_top_k_attention(q, k, v, …)                 → the pure function
-choose_blocks(q, k, mask, how)                    → which blocks each query reads
-block_top_k(module, query, key, value, mask, …)   → as transformers calls it
-
-Each query scores the mean key of every block, and reads its own block and the best others. So what
-a query reads never depends on a later one: causal models stay causal, and a key-value cache gives
-the answers of a run without it. The work is then sorted by key block and cut into tiles of equal
-size, which one batched flash kernel takes; the parts of a query are merged by their logsumexp.
-
-Source: Lu et al., "MoBA: Mixture of Block Attention for Long-Context LLMs", 2025, arXiv:2502.13189.
+Each query reads its own block and the best others, by the highest score that any key in the block's
+bounding box could have (Tang et al., "Quest", 2024, arXiv:2406.10774). What it reads never depends
+on a later one: causal models stay causal, and a key-value cache gives the same answers. The work is
+sorted by key block (Lu et al., "MoBA", 2025, arXiv:2502.13189) and cut into tiles of equal size for
+one batched flash kernel; the parts of a query are merged by their logsumexp.
 """
 
 from __future__ import annotations
@@ -24,6 +19,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from autoglm.modeling.attention.any_length import mask_for_any_length
 
 TILE = 128  # queries in a tile: below 128 the kernel is slower, above it more of a tile is empty
 TILES_AT_A_TIME = 64
@@ -47,13 +44,12 @@ def block_top_k_attention(
     """Attend, per query, to the keys of its own block and of the `num_blocks - 1` best others.
 
     q (batch, head, query, dim); k, v (batch, key_head, key, dim), key_head divides head.
-    mask (broadcastable to batch, head, query, key): True may be seen, or float, added. bias, of
-    the same shape, is added too. `is_causal`: query i sees keys 0 … i. Gives (batch, head, query,
-    dim); zeros for a query that sees nothing. With every block kept it is torch's SDPA.
+    mask (batch | 1, head | 1, query | 1, key): True may be seen, or float, added. bias, alike, is
+    added too. `is_causal`: query i sees keys 0 … i. Gives (batch, head, query, dim); zeros for a
+    query that sees nothing. With every block kept it is torch's SDPA.
 
-    Cost: O(query · num_blocks · block_size); memory beyond inputs, output and their gradients:
-    2 bytes per query and block, and buffers of constant size. A bias that learns costs
-    O(query · key), as everywhere.
+    Cost: O(query · num_blocks · block_size); memory beyond inputs, output and their gradients: two
+    bytes per query and block, and constant buffers. A bias that learns costs O(query · key).
     Raises: ValueError if `block_size` or `num_blocks` < 1.
     """
     if block_size < 1 or num_blocks < 1:
@@ -65,12 +61,13 @@ def block_top_k_attention(
         is_masked_causally=is_masked_causally,
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         dropout=dropout,
-        # Drawn once: backward drops the same weights again whatever was drawn since.
+        # Drawn once: backward drops the same weights again.
         seed=int(torch.randint(2**62, ())) if dropout > 0 else 0,
     )
     mask, bias = _split(mask, bias)
     if torch.compiler.is_exporting():
-        return _dense(q, k, v, _mask_for_any_length(q, k, mask, how), bias, how)
+        read = mask_for_any_length(q, k, mask, how)
+        return _dense(q, k, v, read, bias, how)
     if num_blocks * block_size >= k.shape[2]:
         return _dense(q, k, v, mask, bias, how)
     chosen = choose_blocks(q.detach(), k.detach(), mask, how)
@@ -147,75 +144,50 @@ def choose_blocks(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor
     """
     batch, heads, num_queries, _ = q.shape
     total = math.ceil(k.shape[2] / how.block_size)
-    means = _mean_keys(k, mask, how.block_size).repeat_interleave(heads // k.shape[1], 1)
-    num_chosen = min(how.num_blocks, total)
+    boxes = _boxes(k, mask, how.block_size).repeat_interleave(heads // k.shape[1], 1)
     kind = torch.int16 if total < 2**15 else torch.int32
-    chosen = torch.empty(batch, heads, num_queries, num_chosen, dtype=kind, device=q.device)
+    chosen = torch.empty(*q.shape[:3], min(how.num_blocks, total), dtype=kind, device=q.device)
     step = max(1, (1 << 20) // (batch * heads * total))
     if mask is not None and (mask.shape[2] > 1 or how.is_causal):
         step = max(1, min(step, (1 << 23) // (mask.shape[0] * mask.shape[1] * k.shape[2])))
     numbers = torch.arange(total, device=q.device)
     for start in range(0, num_queries, step):
         end = min(start + step, num_queries)
-        scores = q[:, :, start:end] @ means.mT
-        own = torch.arange(start, end, device=q.device)[:, None] + max(0, k.shape[2] - num_queries)
-        own = own.clamp(max=k.shape[2] - 1) // how.block_size
+        signs = [q[:, :, start:end].clamp(min=0), q[:, :, start:end].clamp(max=0)]
+        scores = torch.cat(signs, -1) @ boxes.mT
+        places = torch.arange(start, end, device=q.device)[:, None]
+        own = (places + max(0, k.shape[2] - num_queries)).clamp(max=k.shape[2] - 1)
+        own //= how.block_size
         if mask is not None:
             seen = _rows(mask, start, end)
             if how.is_causal:
-                keys = torch.arange(k.shape[2], device=q.device)
-                seen = seen & (keys <= torch.arange(start, end, device=q.device)[:, None])
+                seen = seen & (torch.arange(k.shape[2], device=q.device) <= places)
             visible = _blocks_of(seen, how.block_size, 0).any(-1)
             if how.is_masked_causally:
-                # The last key it sees is itself, also in a static cache whose tail is empty yet.
+                # The last key it sees is itself, also in a static cache with an empty tail.
                 own = (visible * numbers).amax(-1, keepdim=True)
         scores.scatter_(-1, own.expand(batch, heads, end - start, 1), float("inf"))
         if how.is_causal:
             scores.masked_fill_(numbers > own, float("-inf"))
         if mask is not None:
             scores.masked_fill_(~visible, float("-inf"))
-        best, blocks = scores.topk(num_chosen, dim=-1)
+        best, blocks = scores.topk(chosen.shape[-1], dim=-1)
         chosen[:, :, start:end] = blocks.masked_fill_(best == float("-inf"), total)
     return chosen
 
 
-def _mask_for_any_length(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor:
-    """(batch, head, query, key): what is read, for a graph that is drawn once for all lengths."""
-    size, num_keys = how.block_size, k.shape[2]
-    keys, queries = (torch.arange(x.shape[2], device=q.device) for x in (k, q))
-    seen = (keys >= 0)[None, None, None] if mask is None else mask
-    missing = size - 1 - (num_keys - 1) % size
-    by_any = F.pad(seen.any(dim=(1, 2), keepdim=True), (0, missing)).to(k.dtype)
-    by_any = torch.unflatten(by_any, -1, (-1, size)).transpose(2, 3)
-    blocks = torch.unflatten(F.pad(k, (0, 0, 0, missing)), 2, (-1, size))
-    means = (by_any @ blocks / by_any.sum(-1, keepdim=True).clamp(min=1)).squeeze(3)
-    if how.is_causal:
-        seen = seen & (keys <= queries[:, None])
-    visible = torch.unflatten(F.pad(seen, (0, missing)), -1, (-1, size)).any(-1)
-    numbers = torch.arange(visible.shape[-1], device=q.device)
-    own = (queries[:, None] // size).clamp(max=visible.shape[-1] - 1)
-    if how.is_masked_causally:
-        own = (visible * numbers).amax(-1, keepdim=True)
-    scores = q @ means.repeat_interleave(q.shape[1] // k.shape[1], 1).mT
-    scores = scores.masked_fill(numbers == own, float("inf"))
-    scores = scores.masked_fill(~visible, float("-inf"))
-    # Blocks that nobody sees stand behind the real ones: there are always enough to choose.
-    wide = F.pad(scores, (0, how.num_blocks), value=float("-inf"))
-    best, chosen = wide.topk(how.num_blocks, dim=-1)
-    read = torch.zeros_like(wide).scatter(-1, chosen, (best > float("-inf")).to(wide.dtype)) > 0
-    read = read[..., : visible.shape[-1]].repeat_interleave(size, -1)
-    return read[..., :num_keys] & seen
-
-
-def _mean_keys(k: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
-    """(batch, key_head, block, dim): the mean of the keys that any query may see."""
-    if mask is None:
-        seen = k.new_ones(1, 1, 1, k.shape[2])
-    else:
-        seen = mask.any(dim=(1, 2), keepdim=True).expand(-1, 1, 1, k.shape[2]).to(k.dtype)
-    seen = _blocks_of(seen, block_size, 0.0).transpose(2, 3)  # (batch, 1, block, 1, key)
-    sums = seen @ _key_blocks(k, block_size).view(*k.shape[:2], -1, block_size, k.shape[-1])
-    return (sums / seen.sum(-1, keepdim=True).clamp(min=1)).squeeze(3)
+def _boxes(k: Tensor, mask: Tensor | None, block_size: int) -> Tensor:
+    """(batch, key_head, block, 2 · dim): a block's highest and lowest in each dimension, over the
+    keys that any query may see.
+    """
+    seen = k.new_ones(1, 1, k.shape[2], dtype=torch.bool)
+    if mask is not None:
+        seen = mask.any(dim=(1, 2)).expand(-1, k.shape[2])[:, None]
+    seen = _blocks_of(seen, block_size, 0)[..., None]  # (batch, 1, block, key, 1)
+    low = high = _key_blocks(k, block_size).view(*k.shape[:2], -1, block_size, k.shape[-1])
+    if not seen.all():
+        high, low = (low.masked_fill(~seen, fill) for fill in (float("-inf"), float("inf")))
+    return torch.cat([high.amax(3), low.amin(3)], -1).masked_fill(~seen.any(3), 0)
 
 
 def _blocks_of(x: Tensor, block_size: int, fill: float) -> Tensor:
@@ -290,7 +262,7 @@ class _Layout:
 
 
 def _layouts(chosen: Tensor, inputs: _Inputs) -> Iterator[_Layout]:
-    """All rows, `ROWS_AT_A_TIME`; the same in forward and in backward."""
+    """All rows but where none reads anything; the same in forward and in backward."""
     _, heads, num_queries, key_heads, num_keys = inputs.shape
     total = math.ceil(num_keys / inputs.how.block_size)
     flat = chosen.flatten(0, 2)
@@ -302,7 +274,8 @@ def _layouts(chosen: Tensor, inputs: _Inputs) -> Iterator[_Layout]:
         num_groups = (last_lane - first_lane + 1) * total
         is_read = flat[start:end] < total
         group = (lane[:, None] * total + flat[start:end]).masked_fill_(~is_read, num_groups)
-        yield _layout(group.flatten().int(), num_groups, is_read, start, first_lane * total)
+        if is_read.any():
+            yield _layout(group.flatten().int(), num_groups, is_read, start, first_lane * total)
 
 
 def _layout(
@@ -395,7 +368,7 @@ class _Blocks(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Tensor:
         mask, bias, chosen, how = more
         inputs = _Inputs.of(q, k, v, (mask, bias), how)
-        output = q.new_empty(len(inputs.q), v.shape[-1])
+        output = q.new_zeros(len(inputs.q), v.shape[-1])
         logsumexp = q.new_empty(len(inputs.q), dtype=torch.promote_types(q.dtype, torch.float32))
         for layout in _layouts(chosen, inputs):
             parts = q.new_empty(layout.is_empty.numel(), v.shape[-1])
@@ -404,12 +377,11 @@ class _Blocks(torch.autograd.Function):
                 part, part_sum = _attend(tiles, how)
                 parts[tiles.slots] = part.reshape(-1, v.shape[-1])
                 sums[tiles.slots] = part_sum.reshape(-1)
-            here = slice(layout.start, layout.end)
             sums = sums[layout.slot_of_part].masked_fill_(~layout.is_read, float("-inf"))
-            logsumexp[here] = sums.logsumexp(-1)
+            logsumexp[layout.start : layout.end] = sums.logsumexp(-1)
             # A row that reads nothing weighs nothing, where a softmax over nothing would be NaN.
             weights = sums.softmax(-1).masked_fill_(~layout.is_read, 0.0).to(q.dtype)
-            output[here] = _merged(parts, layout, weights)
+            output[layout.start : layout.end] = _merged(parts, layout, weights)
         ctx.save_for_backward(q, k, v, mask, bias, chosen, output, logsumexp)
         ctx.how = how
         return output.view(*q.shape[:3], -1)
@@ -419,8 +391,7 @@ class _Blocks(torch.autograd.Function):
         q, k, v, mask, bias, chosen, output, logsumexp = ctx.saved_tensors
         how: How = ctx.how
         inputs = _Inputs.of(q, k, v, (mask, bias), how)
-        grad = grad.reshape(output.shape)
-        dq = torch.empty_like(inputs.q)
+        grad, dq = grad.reshape(output.shape), torch.zeros_like(inputs.q)
         dk, dv = torch.zeros_like(inputs.k), torch.zeros_like(inputs.v)
         for layout in _layouts(chosen, inputs):
             parts = q.new_empty(layout.is_empty.numel(), q.shape[-1])
@@ -434,9 +405,8 @@ class _Blocks(torch.autograd.Function):
                 dk.index_add_(0, tiles.blocks, dk_tiles.squeeze(1))
                 dv.index_add_(0, tiles.blocks, dv_tiles.squeeze(1))
             dq[layout.start : layout.end] = _merged(parts, layout, layout.is_read.to(q.dtype))
-        dk_whole = dk.view(*k.shape[:2], -1, k.shape[-1])[:, :, : k.shape[2]]
-        dv_whole = dv.view(*v.shape[:2], -1, v.shape[-1])[:, :, : v.shape[2]]
-        return dq.view(q.shape), dk_whole, dv_whole, None, None, None, None
+        dk, dv = (x.view(*k.shape[:2], -1, x.shape[-1])[:, :, : k.shape[2]] for x in (dk, dv))
+        return dq.view(q.shape), dk, dv, None, None, None, None
 
 
 def _merged(parts: Tensor, layout: _Layout, weights: Tensor) -> Tensor:
@@ -446,8 +416,7 @@ def _merged(parts: Tensor, layout: _Layout, weights: Tensor) -> Tensor:
 
 def _is_flash(tiles: _Tiles) -> bool:
     """Whether torch's CPU flash kernel can be called, with a logsumexp of our own in backward."""
-    is_plain = tiles.dropped is None and tiles.q.shape[-1] == tiles.v.shape[-1]
-    return is_plain and tiles.q.device.type == "cpu"
+    return tiles.q.is_cpu and tiles.dropped is None and tiles.q.shape[-1] == tiles.v.shape[-1]
 
 
 def _scores(tiles: _Tiles, how: How) -> Tensor:
@@ -511,9 +480,8 @@ def _dense(
     if bias is not None:
         added = bias.to(q.dtype)
         mask = added if mask is None else added.masked_fill(~mask, float("-inf"))
-    is_grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
-        q, k, v, mask, how.dropout, is_causal=is_causal, scale=how.scale, enable_gqa=is_grouped
+        q, k, v, mask, how.dropout, is_causal, scale=how.scale, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 

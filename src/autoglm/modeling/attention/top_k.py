@@ -36,9 +36,9 @@ def top_k_attention(
     """Attend, per query, to its `num_kept` highest-scoring visible keys only.
 
     q (batch, head, query, dim); k, v (batch, key_head, key, dim), key_head divides head.
-    mask (broadcastable to batch, head, query, key): True may be seen, or float, added. bias, of
-    the same shape, is added too. `is_causal`: query i sees keys 0 … i. Gives (batch, head, query,
-    dim). A query with fewer visible keys keeps them all, one that sees none gives zeros.
+    mask (batch | 1, head | 1, query | 1, key): True may be seen, or float, added. bias, alike, is
+    added too. `is_causal`: query i sees keys 0 … i. Gives (batch, head, query, dim). A query with
+    fewer visible keys keeps them all, one that sees none gives zeros.
 
     Queries are taken in chunks, which backward computes again: beyond inputs, output and their
     gradients, memory is O(chunk · key), not O(query · key). With every key kept it is torch's SDPA.
