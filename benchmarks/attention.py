@@ -1,8 +1,9 @@
 """Our two sparse attentions beside torch's SDPA and eager attention: time, memory, quality.
 
 `python -m benchmarks.attention [--quick] [--json] [--rounds N]`. Each case runs in a process of
-its own, ours and the peers in turn. Memory is the process's peak above what it held before the
-inputs were made (so inputs, output and gradients count), of the first round. Seconds are medians.
+its own, ours and the peers in turn, round by round, so that a busy minute hits both. Memory is the
+process's peak above what it held before the inputs were made: inputs, output and gradients count.
+All figures are medians.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def _status_mib(key: str) -> float:
     return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
 
-def case(name: str, mode: str, length: int, rounds: int) -> dict[str, float]:
+def case(name: str, mode: str, length: int) -> dict[str, float]:
     """One attention, `forward` or `forward_backward`, in this process."""
     import torch
 
@@ -73,11 +74,8 @@ def case(name: str, mode: str, length: int, rounds: int) -> dict[str, float]:
     run((batch, 1, 256, dim))  # what is loaded and started once is no attention's memory
     before = _status_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    found = [run(SHAPES[length])]
-    peak = _status_mib("VmHWM") - before
-    found += [run(SHAPES[length]) for _ in range(rounds - 1)]
-    cpu, wall = (statistics.median(x) for x in zip(*found, strict=True))
-    return {"cpu_s": cpu, "wall_s": wall, "peak_mib": peak}
+    cpu, wall = run(SHAPES[length])
+    return {"cpu_s": cpu, "wall_s": wall, "peak_mib": _status_mib("VmHWM") - before}
 
 
 def needle(name: str, seed: int) -> dict[str, float]:
@@ -160,14 +158,23 @@ def child(*arguments: object) -> dict[str, float]:
     return found
 
 
+def in_turn(names: Sequence[str], mode: str, length: int, rounds: int) -> dict[str, Any]:
+    """Medians of `rounds` processes per attention, one of each at a time."""
+    found = [{name: child("case", name, mode, length) for name in names} for _ in range(rounds)]
+    return {
+        f"{length} {mode} {name}": {
+            what: statistics.median(row[name][what] for row in found) for what in found[0][name]
+        }
+        for name in names
+    }
+
+
 def tables(rounds: int, *, is_quick: bool) -> dict[str, Any]:
     long, middle = (1024, 1024) if is_quick else (16384, 4096)
     found: dict[str, Any] = {}
     for mode in ("forward", "forward_backward"):
-        for name in ("block_top_k", "sdpa"):
-            found[f"{long} {mode} {name}"] = child("case", name, mode, long, rounds)
-        for name in ("top_k", "sdpa", "eager"):
-            found[f"{middle} {mode} {name}"] = child("case", name, mode, middle, rounds)
+        found |= in_turn(("block_top_k", "sdpa"), mode, long, rounds)
+        found |= in_turn(("top_k", "sdpa", "eager"), mode, middle, rounds)
     if not is_quick:
         for name in ("sdpa", "block_top_k", "top_k"):
             found[f"needle {name}"] = child("needle", name, 0)
@@ -202,7 +209,7 @@ def main() -> None:
         if kind == "needle":
             print(json.dumps(needle(name, int(rest[0]))))
         else:
-            print(json.dumps(case(name, rest[0], int(rest[1]), int(rest[2]))))
+            print(json.dumps(case(name, rest[0], int(rest[1]))))
         return
     found = tables(options.rounds, is_quick=options.quick)
     ratios = ratios_of(found, is_quick=options.quick)
