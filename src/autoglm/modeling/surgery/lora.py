@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
@@ -24,7 +25,10 @@ def add_lora(backbone: Any, rank: int, alpha: float, dropout: float = 0.0) -> An
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets(backbone)
     )
-    return get_peft_model(backbone, config)
+    with warnings.catch_warnings():
+        # peft asks transformers 5 by a name that goes in 6; that is theirs to settle.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        return get_peft_model(backbone, config)
 
 
 def targets(backbone: nn.Module) -> list[str]:
