@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModel
+from transformers.initialization import no_init_weights
 
 from autoglm.modeling.surgery import layers, positions
 from autoglm.modeling.surgery.config import StructureConfig
@@ -103,11 +104,9 @@ def _config(backbone: Any, agreed: Plan, structure: StructureConfig, limit: int)
 
 
 def _open(backbone: Any, config: Any, weights: dict[str, Tensor]) -> Any:
-    made = AutoModel.from_config(
-        config,
-        attn_implementation=backbone.config._attn_implementation,
-        dtype=backbone.dtype,
-    )
+    attention = backbone.config._attn_implementation
+    with no_init_weights():  # every weight is loaded below
+        made = AutoModel.from_config(config, attn_implementation=attention, dtype=backbone.dtype)
     if hasattr(made, "pooler") and backbone.pooler is None:
         made.pooler = None
     layers.fill_missing_norms(weights, made.state_dict())

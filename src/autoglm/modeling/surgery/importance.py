@@ -85,20 +85,20 @@ def _watching(module: nn.Module, sum_: Any) -> Iterator[None]:
 
 
 class _StreamSum:
-    total: Tensor | float = 0.0
+    total = torch.zeros(())
 
     def add(self, x: Tensor) -> None:
-        self.total = self.total + x.abs().sum(0)
+        self.total = self.total + x.abs().sum(0).cpu()
 
 
 class _UnitSum(_StreamSum):
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.norms = module.weight.detach().float().norm(dim=0)
+        self.norms = module.weight.detach().float().norm(dim=0).cpu()
 
 
 class _HeadSum:
-    total: Tensor | float = 0.0
+    total = torch.zeros(())
 
     def __init__(self, module: Any, sizes: Sizes) -> None:
         self.module = module
@@ -109,7 +109,7 @@ class _HeadSum:
     def add(self, x: Tensor) -> None:
         parts = x.view(len(x), *self._gram.shape[:2])
         squares = torch.einsum("thd,hde,the->th", parts, self._gram, parts)
-        self.total = self.total + squares.clamp_min(0).sqrt().sum(0)
+        self.total = self.total + squares.clamp_min(0).sqrt().sum(0).cpu()
 
 
 def _of_weights(backbone: Any, family: Family, sizes: Sizes) -> Importance:
@@ -118,7 +118,9 @@ def _of_weights(backbone: Any, family: Family, sizes: Sizes) -> Importance:
     heads = [layer.get_submodule(family.attention_out).weight for layer in layers]
     split = (sizes.heads, sizes.head_size)
     return Importance(
-        feed_forward=torch.stack([w.detach().norm(dim=0) for w in outs]),
-        heads=torch.stack([w.detach().unflatten(1, split).norm(dim=(0, 2)) for w in heads]),
-        hidden=backbone.get_input_embeddings().weight.detach().abs().mean(0),
+        feed_forward=torch.stack([w.detach().float().norm(dim=0).cpu() for w in outs]),
+        heads=torch.stack(
+            [w.detach().float().unflatten(1, split).norm(dim=(0, 2)).cpu() for w in heads]
+        ),
+        hidden=backbone.get_input_embeddings().weight.detach().float().abs().mean(0).cpu(),
     )
