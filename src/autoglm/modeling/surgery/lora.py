@@ -1,0 +1,51 @@
+"""Low-rank adapters in attention (Hu et al., 2021, arXiv:2106.09685), by peft."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from autoglm.modeling.surgery.families import refused
+
+ATTENTION = re.compile(r"(^|\.)(attn|self_attn|attention)\.")
+
+
+def add_lora(backbone: Any, rank: int, alpha: float, dropout: float = 0.0) -> Any:
+    """A PeftModel around `backbone`, whose attention is changed in place; only adapters learn.
+
+    The function is the same before the first step (one of the two factors is 0).
+    Raises: ModelError model.structure for a rank below 1 or a backbone without such layers.
+    """
+    if rank < 1:
+        raise refused(f"lora_rank {rank}: an adapter has a rank of at least 1")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets(backbone)
+    )
+    with warnings.catch_warnings():
+        # peft asks transformers 5 by a name that goes in 6; that is theirs to settle.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        return get_peft_model(backbone, config)
+
+
+def targets(backbone: nn.Module) -> list[str]:
+    """Every Linear inside attention, by its full name: peft has no list for GLM and ModernBERT."""
+    names = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and ATTENTION.search(name)
+    ]
+    if not names:
+        raise refused(
+            f"lora_rank: no linear layer was found in the attention of {type(backbone).__name__}",
+            next_step="Set model.structure.lora_rank to 0.",
+        )
+    return names
+
+
+def merge_lora(model: Any) -> Any:
+    """The backbone with the adapters added to its weights: no trace of peft, the same answers."""
+    return model.merge_and_unload().eval()
