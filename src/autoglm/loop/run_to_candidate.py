@@ -113,7 +113,13 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
 
 def _said(spec: RunSpec) -> Mapping[str, Any]:
     """What the project says where the space does not."""
-    return {f"{part}.{k}": v for part in SEARCHABLE for k, v in spec.config[part].items()}
+    return {key: _at(spec.config, key) for key in searchable_keys()}
+
+
+def _at(tree: Mapping[str, Any], key: str) -> Any:
+    for name in key.split("."):
+        tree = tree[name]
+    return tree
 
 
 def _open_trainer(spec: RunSpec, app: App) -> Any:

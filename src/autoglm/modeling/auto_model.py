@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
+from autoglm.contracts.record import from_json
 from autoglm.errors import ModelError
 from autoglm.modeling.attention import registry as attentions
 from autoglm.modeling.attention.probe import probe
@@ -24,6 +25,8 @@ from autoglm.modeling.modeling_autoglm import (
     AutoGLMForSequenceClassification,
     make_head,
 )
+from autoglm.modeling.surgery.config import StructureConfig
+from autoglm.modeling.surgery.edit import edit
 from autoglm.plugins import registry
 
 transformers_logging.disable_progress_bar()
@@ -37,13 +40,17 @@ def load_model(
     labels: Sequence[str],
     problem_type: str = "single_label_classification",
     is_per_token: bool = False,
+    sample: Sequence[Sequence[int]] = (),
+    max_length: int = 0,
 ) -> AutoGLMForSequenceClassification:
     """A backbone with a new head, in eval mode. `folder` is a backbone or an exported version;
-    `settings` the section `model`.
+    `settings` the section `model`. `sample` are rows of token ids by which pruning judges;
+    `max_length` is the longest row that will come.
 
     Attention dropout is 0: it would switch the fast attention kernel off.
     Raises: ModelError model.no_backbone when the weights cannot be opened, model.broken_part, and
-    model.attention_… when the attention does not do what its name says (see `probe`).
+    model.attention_… when the attention does not do what its name says (see `probe`), and
+    model.structure, model.too_long (see `surgery.edit`).
     """
     said, head = settings["attention"], str(settings["head"])
     chosen = attentions.find(said)
@@ -51,6 +58,8 @@ def load_model(
         backbone = _backbone(folder, attentions.use(said))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: {error}.", code="model.no_backbone") from error
+    structure = from_json(StructureConfig, settings.get("structure", {}))
+    backbone = edit(backbone, structure, sample=sample, max_length=max_length)
     probe(backbone, said)
     pooling = str(settings["pooling"])
     if is_per_token:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from autoglm.config.schema import live
+from autoglm.config.schema import Key, live
+from autoglm.modeling.surgery.config import StructureConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +25,9 @@ class ModelConfig:
     ] = "auto"
     head: Annotated[str, live("What answers from the pooled vector, by name: linear, mlp, …")] = (
         "linear"
+    )
+    structure: Annotated[StructureConfig, Key("What of the backbone's shape is changed.")] = field(
+        default_factory=StructureConfig
     )
     start_from: Annotated[
         Literal["auto", "backbone", "stable"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -31,10 +32,13 @@ WITHOUT_EFFECT = {
 
 def settings_of(spec: RunSpec, params: Mapping[str, Any]) -> dict[str, Any]:
     """The sections `model` and `training` with the trial's parameters laid over them."""
-    tree = {name: dict(spec.config[name]) for name in ("model", "training")}
+    tree = copy.deepcopy({name: spec.config[name] for name in ("model", "training")})
     for key, value in params.items():
-        section, _, name = key.partition(".")
-        tree[section][name] = value
+        *sections, name = key.split(".")
+        place = tree
+        for section in sections:
+            place = place[section]
+        place[name] = value
     return tree
 
 

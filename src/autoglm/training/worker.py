@@ -45,6 +45,8 @@ PARITY_ROWS = 64
 # Starts of trials in memory: a search over structure goes back and forth between a few.
 MODELS_KEPT = 3
 CHECKPOINTS_KEPT = 2
+# Rows by which pruning judges what is important.
+SAMPLE_ROWS = 128
 
 
 class Worker:
@@ -77,8 +79,8 @@ class Worker:
         self._spec, self._start, self._base = spec, start, Path(request["base"])
         project_files.open_parts(spec)
         self._models = {}
-        self._model_of(spec.config["model"])  # what cannot be opened is told before any trial
         self._data, self._texts = self._encode(spec, start)
+        self._model_of(spec.config["model"])  # what cannot be opened is told before any trial
         self._opened = name
         logs.get_logger().info("opened", run_id=spec.run_id, rows=len(self._data.ids))
         return None
@@ -94,6 +96,8 @@ class Worker:
                 labels=self._spec.dataset.labels,
                 problem_type=task.problem_type,
                 is_per_token=task.is_per_token,
+                sample=self._data.ids[: min(SAMPLE_ROWS, self._data.num_train)],
+                max_length=int(self._spec.config["data"]["max_length"]),
             )
             for oldest in list(self._models)[: 1 - MODELS_KEPT]:
                 del self._models[oldest]
