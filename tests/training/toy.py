@@ -12,11 +12,13 @@ import torch
 from transformers import AutoModel, BertConfig
 
 from autoglm.modeling.modeling_autoglm import AutoGLMConfig, AutoGLMForSequenceClassification
+from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import parts, tasks
 from autoglm.training.config import TrainingConfig
 from autoglm.training.data import Encoded
+from autoglm.training.decisions import Decisions
 from autoglm.training.trainer import Trained, Trainer
 
 LABELS = ("a", "b", "c")
@@ -86,12 +88,15 @@ def trainer(
     task: Any = None,
     metric: str = "accuracy",
     checkpoints: Checkpoints | None = None,
+    decisions: Decisions | None = None,
+    structure: StructureConfig | None = None,
     events: list[Any] | None = None,
     algorithms: Sequence[Any] = (),
     callbacks: Sequence[Any] = (),
     **more: Any,
 ) -> Trainer:
     chosen, data = settings(**more), data or rows()
+    assert set(chosen) == set(settings()), "a key that nobody reads"
     task = task or tasks.Classification(data.label_names, chosen)
     heard: list[Any] = events if events is not None else []
     return Trainer(
@@ -105,6 +110,8 @@ def trainer(
         cache_key="toy",
         on_event=heard.append,
         checkpoints=checkpoints,
+        decisions=decisions,
+        structure=structure,
         algorithms=[*algorithms, *parts.algorithms(chosen)],
         callbacks=callbacks,
     )

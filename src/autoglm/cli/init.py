@@ -192,22 +192,26 @@ def _stored_path(backbone: str, folder: Path) -> str:
 
 
 def _max_length(file: Path | None, text: str, backbone: str, folder: Path) -> int:
-    """128 tokens, or 256 when that would cut many texts (as far as a sample of the file shows)."""
+    """128 tokens, or 256 when that would cut many texts (as far as a sample of the file shows); never
+    more than the backbone has positions for.
+    """
     from itertools import islice
 
     from tokenizers import Tokenizer
 
-    from autoglm.modeling.backbone_ref import resolve_backbone
+    from autoglm.modeling.backbone_ref import max_tokens, resolve_backbone
     from autoglm.streaming.file_import import read_rows
 
+    model = resolve_backbone(backbone, folder)
+    limit = max_tokens(model) or LONG
     if file is None:
-        return SHORT
-    tokenizer = Tokenizer.from_file(str(resolve_backbone(backbone, folder) / "tokenizer.json"))
+        return min(SHORT, limit)
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     texts = [str(row.get(text) or "")[: 8 * SHORT] for row in islice(read_rows(file), SAMPLE)]
     long = sum(len(encoding.ids) > SHORT for encoding in tokenizer.encode_batch(texts))
-    return LONG if long > MANY * len(texts) else SHORT
+    return min(LONG if long > MANY * len(texts) else SHORT, limit)
 
 
 def _write(

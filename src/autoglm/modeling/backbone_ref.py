@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,3 +54,14 @@ def count_tokens(folder: Path, texts: Sequence[str], max_length: int) -> list[in
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
+
+
+def max_tokens(folder: Path) -> int | None:
+    """Tokens that a text may have, by the backbone's own config; None when it does not say."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    # RoBERTa's tables begin behind the pad's row.
+    begins_late = str(config.get("model_type")).endswith(("roberta", "camembert"))
+    return positions - (int(config.get("pad_token_id") or 0) + 1 if begins_late else 0)

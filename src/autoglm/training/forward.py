@@ -117,6 +117,8 @@ def set_training_mode(model: AutoGLMForSequenceClassification) -> None:
         if own and all(p.requires_grad for p in own):
             module.train()
     model.dropout.train()
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        model.backbone.train()  # adapters learn in every layer
     if all(p.requires_grad for p in _read_parameters(model.backbone)):
         model.backbone.train()
 

@@ -41,9 +41,11 @@ from torch import Tensor, nn
 
 from autoglm.errors import CancelledError, PluginError, TrainingError
 from autoglm.evaluation.evaluator import find_evaluator
+from autoglm.modeling.adapters import adapt
 from autoglm.modeling.auto_model import freeze_below
 from autoglm.modeling.dropout import FastDropout, quicken
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
+from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.plugins import registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
@@ -72,7 +74,8 @@ class Trained:
 
 class Trainer:
     """Trains one copy of `start`. `settings` is the section `training`; `cache_key` names the
-    start's weights and the rows; without `checkpoints` a killed trial begins anew.
+    start's weights and the rows; without `checkpoints` a killed trial begins anew. Of `structure`
+    only the adapters are the trainer's; the start has the rest.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Trainer:
         on_event: OnEvent,
         checkpoints: Checkpoints | None = None,
         decisions: Decisions | None = None,
+        structure: StructureConfig | None = None,
         algorithms: Sequence[Any] = (),
         callbacks: Sequence[Any] = (),
     ) -> None:
@@ -98,6 +102,9 @@ class Trainer:
         self._model = copy.deepcopy(start)
         self._cancel = threading.Event()
         num_frozen = freeze_below(self._model, int(settings["trainable_layers"]))
+        torch.manual_seed(seed)
+        if adapt(self._model, structure or StructureConfig()) is not None:
+            num_frozen = 0  # adapters stand in every layer
         rate = float(settings["dropout"])
         quicken(self._model, rate)
         self._model.dropout = FastDropout(rate)

@@ -28,9 +28,11 @@ from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Stage, StageChain
 from autoglm.datasets.dataset_version import load_rows
 from autoglm.errors import AutoGLMError, TrainingError
+from autoglm.modeling.adapters import load_trained
 from autoglm.modeling.auto_model import load_model
 from autoglm.modeling.export import export_folder
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
+from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.observability import logging as logs
 from autoglm.plugins import project_files, registry
 from autoglm.recovery.checkpoints import Checkpoints
@@ -160,6 +162,7 @@ class Worker:
             on_event=partial(self._told, lines),
             checkpoints=checkpoints,
             decisions=Decisions(Path(self._spec.folder) / "decisions.json"),
+            structure=from_json(StructureConfig, model["structure"]),
             algorithms=parts.algorithms(training),
             callbacks=parts.callbacks(training),
         )
@@ -189,8 +192,14 @@ class Worker:
     def _do_export(self, request: Mapping[str, Any]) -> Any:
         chain = from_json(StageChain, request["chain"])
         weights = load_file(self._workspace / "stages" / chain.key / stages.WEIGHTS)
-        model = copy.deepcopy(self._model_of(chain.stages[-1].settings["model"]))
-        model.load_state_dict(weights, strict=False)
+        settings = chain.stages[-1].settings["model"]
+        model = copy.deepcopy(self._model_of(settings))
+        load_trained(
+            model,
+            from_json(StructureConfig, settings["structure"]),
+            weights,
+            adapter=Path(self._spec.folder) / "adapter",
+        )
         exported = export_folder(
             model,
             self._start,

@@ -1,0 +1,138 @@
+"""Adapters, number formats and memory, on the toy: what is decided is kept, what is promised holds."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autoglm.errors import TrainingError
+from autoglm.modeling.adapters import load_trained
+from autoglm.modeling.surgery.config import StructureConfig
+from autoglm.training import memory, precision
+from autoglm.training.decisions import Decisions
+from training import toy
+
+LORA = StructureConfig(lora_rank=4)
+
+
+def test_adapters_learn_and_are_merged_into_the_same_answers(tmp_path: Path) -> None:
+    start = toy.model()
+    before = copy.deepcopy(start.state_dict())
+    trainer = toy.trainer(start=start, structure=LORA, epochs=10, lr=1e-2)
+    trained = trainer.train(trainer._cancel)
+    assert all("lora_" in name or name.startswith("classifier") for name in trained.weights)
+    assert trained.metrics["accuracy"] > 0.6
+    assert all(torch.equal(before[n], t) for n, t in start.state_dict().items()), (
+        "the start is ours"
+    )
+    merged = copy.deepcopy(start)
+    load_trained(merged, LORA, trained.weights, adapter=tmp_path / "adapter")
+    assert set(merged.state_dict()) == set(before)
+    trainer._model.load_state_dict(trained.weights, strict=False)
+    trainer._model.eval()
+    ids = torch.randint(1, 60, (4, 9))
+    with torch.no_grad():
+        wanted, found = (m(ids, torch.ones_like(ids)).logits for m in (toy_padded(trainer), merged))
+    assert torch.allclose(wanted, found, atol=1e-5)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def toy_padded(trainer: Any) -> Any:
+    trainer._model.backbone.set_attn_implementation("sdpa")
+    return trainer._model
+
+
+def test_a_half_format_is_chosen_where_it_is_worth_it_and_refused_with_the_figure() -> None:
+    slow, fast = {"bf16": 0.05, "fp16": 0.05}, {"bf16": 1.6, "fp16": 0.9}
+    assert precision.choose("auto", slow, "cpu") == "fp32"
+    assert precision.choose("auto", fast, "cpu") == "bf16"
+    assert precision.choose("fp32", fast, "cpu") == "fp32"
+    with pytest.raises(TrainingError, match=r"20.0 times slower"):
+        precision.choose("bf16", slow, "cpu")
+    measured = precision.measure("cpu")
+    assert set(measured) == {"bf16", "fp16"}
+    assert all(speed > 0 for speed in measured.values())
+
+
+def test_what_was_measured_once_is_read_ever_after(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.json"
+    Decisions(path).decided("precision", lambda: {"bf16": 3.0, "fp16": 0.1})
+
+    def never() -> Any:
+        raise AssertionError("measured again")
+
+    assert Decisions(path).decided("precision", never)["bf16"] == 3.0
+    trained = toy.train(decisions=Decisions(path), precision="auto", epochs=8)
+    assert trained.metrics["accuracy"] > 0.5, "in bf16, as the run once decided"
+
+
+def test_gradient_checkpointing_keeps_less_and_computes_the_same() -> None:
+    plain, again = (
+        toy.train(gradient_checkpointing=flag, dropout=0.0, epochs=2) for flag in (False, True)
+    )
+    for name, tensor in plain.weights.items():
+        assert torch.allclose(tensor, again.weights[name], atol=1e-6), name
+    kept = [activations(flag) for flag in (False, True)]
+    assert kept[1] < 0.6 * kept[0]
+
+
+def activations(is_checkpointed: bool) -> int:
+    trainer = toy.trainer(gradient_checkpointing=is_checkpointed)
+    trainer._decide()
+    rows = sorted(range(16), key=lambda i: -len(trainer._data.ids[i]))
+    trainer._model.train()
+    with memory.KeptForBackward(list(trainer._model.parameters())) as kept:
+        trainer._task.loss(trainer._forward.outputs(rows), trainer._data.batch(rows))
+    return kept.num_bytes
+
+
+def test_a_budget_takes_parts_first_and_checkpointing_then() -> None:
+    def costs(rows: Any, checkpointing: bool) -> int:
+        return len(rows) * (40 if checkpointing else 100)
+
+    said: Any = {
+        "resident": 1000,
+        "learning": 100,
+        "largest": list(range(8)),
+        "activations": costs,
+        "is_checkpointed": False,
+    }
+    assert memory.plan(10_000, **said).accumulation == 1
+    halved = memory.plan(1300 + 600, **said)
+    assert (halved.accumulation, halved.gradient_checkpointing) == (2, False)
+    tight = memory.plan(1300 + 60, **said)
+    assert (tight.accumulation, tight.gradient_checkpointing) == (8, True)
+    with pytest.raises(TrainingError) as caught:
+        memory.plan(1300, **said)
+    assert caught.value.code == "training.budget_too_small"
+
+
+def test_out_of_memory_halves_once_and_is_an_error_then() -> None:
+    events: list[Any] = []
+    plain = toy.train(dropout=0.0, epochs=1)
+    trainer = toy.trainer(dropout=0.0, epochs=1, events=events)
+    backward, failures = (
+        trainer._backward,
+        [RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    )
+
+    def fails(rows: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return backward(rows)
+
+    trainer._backward = fails  # type: ignore[method-assign]
+    trained = trainer.train(trainer._cancel)
+    assert [e["accumulation"] for e in events if e["kind"] == "halved"] == [2]
+    for name, tensor in plain.weights.items():
+        assert torch.allclose(tensor, trained.weights[name], atol=2e-5)
+    trainer = toy.trainer(epochs=1)
+    failures.extend([MemoryError("no"), MemoryError("no")])
+    trainer._backward = fails  # type: ignore[method-assign]
+    with pytest.raises(TrainingError) as caught:
+        trainer.train(trainer._cancel)
+    assert caught.value.code == "training.out_of_memory"
