@@ -192,8 +192,8 @@ def _stored_path(backbone: str, folder: Path) -> str:
 
 
 def _max_length(file: Path | None, text: str, backbone: str, folder: Path) -> int:
-    """128 tokens, or 256 when that would cut many texts (as far as a sample of the file shows); never
-    more than the backbone has positions for.
+    """128 tokens, or 256 when that would cut many texts (as far as a sample of the file shows), but
+    no more than the backbone has positions for.
     """
     from itertools import islice
 
