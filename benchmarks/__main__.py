@@ -1,8 +1,9 @@
 """Run every benchmark, one after the other."""
 
-from benchmarks import accuracy_floors, attention, config_load, first_hour
+from benchmarks import accuracy_floors, attention, config_load, first_hour, training_speed
 
 config_load.main()
 first_hour.main()
 accuracy_floors.main()
 attention.main()
+training_speed.main()

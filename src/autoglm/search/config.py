@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
 from autoglm.config.schema import live
 
@@ -20,7 +20,9 @@ def default_space() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchConfig:
-    budget: Annotated[timedelta, live("Wall time that ends the study.")] = timedelta(minutes=10)
+    budget: Annotated[timedelta, Gt(timedelta(0)), live("Wall time that ends the study.")] = (
+        timedelta(minutes=10)
+    )
     trials: Annotated[int, Ge(1), live("Upper bound of trials.")] = 24
     sampler: Annotated[str, live("Optuna sampler, by name.")] = "tpe"
     space: Annotated[
