@@ -153,7 +153,8 @@ def test_etcd_stands_between_environment_and_command_line(
     folder = project(tmp_path / "p", centre_yaml(etcd))
     config = Project(folder, assignments=["training.epochs=2"]).config
     assert (config.settings.training.lr, config.settings.training.epochs) == (3e-4, 2)
-    assert config.settings.search.space == {"lr": {"uniform": [0, 1]}}
+    # A key names one entry of the map; the others of the default stay (decision 0006).
+    assert config.settings.search.space["lr"] == {"uniform": [0, 1]}
     assert config.settings.data.source.key == "77"
     assert config.origin("training.lr").layer.startswith("remote centre (etcd, revision ")
 

@@ -243,6 +243,27 @@ class BackboneLoader(Protocol):
     def __call__(self, reference: str) -> Path: ...
 
 
+class Converter(Protocol):
+    """Weights that a package ships in a form of its own → a Hugging Face folder.
+
+    Found by entry point only: it converts in a process of its own, once per file and `version`,
+    which is raised whenever other bytes come out.
+    """
+
+    version: int
+
+    def recognises(self, file: Path, head: bytes) -> bool:
+        """By name and first 16 bytes. Asked for every file of a package: loads nothing."""
+        ...
+
+    def convert(self, source: Path, folder: Path) -> Mapping[str, Any]:
+        """Fill the empty `folder`; returns facts for its autoglm.json (`pooling`, `prefix`).
+
+        Raises: ModelError model.damaged, model.unknown_format, model.missing_extra.
+        """
+        ...
+
+
 class HeadFactory(Protocol):
     """Makes the head: a torch module from (batch, hidden) to (batch, labels)."""
 
@@ -289,6 +310,11 @@ KINDS: Mapping[str, Kind] = {
     ),
     "processor": Kind("a class with `process` (port Processor)", Processor, ("process",)),
     "backbone": Kind("a function reference → folder", BackboneLoader),
+    "converter": Kind(
+        "a class with `version`, `recognises` and `convert` (port Converter)",
+        Converter,
+        ("version", "recognises", "convert"),
+    ),
     "head": Kind("a function (hidden_size, num_labels) → torch module", HeadFactory),
     "task": Kind("a class with `loss` and `predict`", Task, ("loss", "predict")),
     "attention": Kind("a function as transformers calls attention", Attention),
