@@ -187,6 +187,20 @@ def test_early_stopping_ends_a_trial_that_gets_no_better() -> None:
     assert len(kinds(events, "evaluation")) == 3
 
 
+def test_an_undefined_score_never_takes_the_place_of_a_number() -> None:
+    class Undefined(tasks.Classification):
+        """The score of each evaluation in turn; NaN is no score."""
+
+        told = iter([float("nan"), 0.5, float("nan"), 0.4, float("nan"), 0.3])
+
+        def scores(self, outputs: Any, batch: Any) -> dict[str, float]:
+            del outputs, batch
+            return {"accuracy": next(self.told)}
+
+    trained = toy.train(task=Undefined(toy.LABELS, toy.settings()), epochs=5)
+    assert (trained.best_epoch, trained.metrics["accuracy"]) == (1, 0.5)
+
+
 def test_rates_fall_layer_by_layer() -> None:
     events: list[Any] = []
     toy.train(

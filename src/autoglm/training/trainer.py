@@ -280,9 +280,12 @@ class Trainer:
                 if epoch and hasattr(algorithm, "scored"):
                     stack.enter_context(algorithm.scored(state))
             state.metrics = self._evaluate()
-            best = state.best_metrics.get(self._metric, math.nan)
-            # Nothing is better than NaN, and everything else is better than it.
-            if not state.best_metrics or not state.metrics[self._metric] <= best:
+            value, best = (
+                state.metrics[self._metric],
+                state.best_metrics.get(self._metric, math.nan),
+            )
+            # NaN is an undefined score: any number is better, and it is better than none.
+            if not state.best_metrics or value > best or (math.isnan(best) and value == value):
                 state.best_metrics, state.best_epoch = state.metrics, epoch
                 state.best_weights = state.copy_weights()
         scores = {f"eval_{name}": value for name, value in state.metrics.items()}
