@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from autoglm.modeling.attention.packed import Layout, lay_out
 from autoglm.modeling.body import Body
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
+from autoglm.observability.logging import get_logger
 from autoglm.reuse.prefix_cache import PrefixCache, TokenStates, encode_rows
 
 EVAL_ROWS = 64
@@ -39,12 +40,10 @@ class Forward:
         pad_id = int(getattr(model.backbone.config, "pad_token_id", 0) or 0)
         is_kept = num_frozen > 0 and cache.fits(sum(map(len, ids)), self._hidden_size)
         self._body = Body(model.backbone, pad_id=pad_id, num_frozen=num_frozen if is_kept else 0)
+        if self._body.why_padded:
+            get_logger().info("rows are padded, not packed", reason=self._body.why_padded)
         self._states: TokenStates | None = None
         self._pooled: Tensor | None = None
-
-    @property
-    def why_padded(self) -> str:
-        return self._body.why_padded
 
     def set_gradient_checkpointing(self, is_on: bool) -> None:
         """Whether layers are computed again in the backward pass, in place of being kept."""

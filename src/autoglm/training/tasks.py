@@ -19,16 +19,20 @@ from autoglm.evaluation.metrics import METRICS, confusion, entities, f1
 IGNORED = -100
 
 
-class Classification:
-    """One label of several. Class weights `balanced` are rows / (labels · rows of the label)."""
-
-    problem_type, is_per_token = "single_label_classification", False
+class _Labelled:
+    """What tasks with labels are made of; `_weights` are set by `see`."""
 
     def __init__(self, label_names: Sequence[str], training: Mapping[str, Any]) -> None:
         self.label_names = tuple(label_names)
         self._smoothing = float(training["label_smoothing"])
         self._is_balanced = training["class_weights"] == "balanced"
         self._weights: Tensor | None = None
+
+
+class Classification(_Labelled):
+    """One label of several. Class weights `balanced` are rows / (labels · rows of the label)."""
+
+    problem_type, is_per_token = "single_label_classification", False
 
     def see(self, targets: Tensor) -> None:
         """The training rows' targets, before training: what class weights are made of."""
@@ -58,16 +62,10 @@ class Classification:
         return {name: _number(metric(counts)) for name, metric in METRICS.items()}
 
 
-class MultiLabel:
+class MultiLabel(_Labelled):
     """Any of several labels: (rows, labels) of 0 and 1. A label is said from a half on."""
 
     problem_type, is_per_token = "multi_label_classification", False
-
-    def __init__(self, label_names: Sequence[str], training: Mapping[str, Any]) -> None:
-        self.label_names = tuple(label_names)
-        self._smoothing = float(training["label_smoothing"])
-        self._is_balanced = training["class_weights"] == "balanced"
-        self._weights: Tensor | None = None
 
     def see(self, targets: Tensor) -> None:
         if self._is_balanced:
