@@ -3,8 +3,9 @@
 `python -m benchmarks.training_speed [--data FOLDER] [--quick] [--quality] [--json]`: samples per
 second of wall and of CPU over the same optimizer steps on banking77 and trec, dynamic padding and
 length grouping; each in a process of its own, one after the other, in turn, medians of three. The
-step's matmuls are replayed alone. The peer keeps
-the backbone's own attention dropout (0.1), ours always trains without: that is part of the difference. `--quality` trains one epoch whole and scores the test rows.
+step's matmuls are replayed alone. The peer keeps the backbone's attention dropout (0.1), ours
+trains without: that is part of the difference. `--quality` trains one epoch whole and scores the
+test rows.
 """
 
 from __future__ import annotations
