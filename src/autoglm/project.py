@@ -168,8 +168,8 @@ class Project:
             self.state / "table",
             project=self.name,
             key=data.source.key,
-            text=data.text,
-            label=data.label,
+            text=data.input_column,
+            label=data.answer_column,
         )
 
     def registry(self, *, read_only: bool = False) -> LocalModelRegistry:

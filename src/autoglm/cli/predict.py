@@ -49,7 +49,8 @@ def predict(
         folder = Path(texts.pop(0))
     project = open_project(folder)
     if input_file is not None:
-        rows: Iterable[str | None] = _texts_of(input_file, project.settings.data.text)
+        column = project.settings.data.input_column
+        rows: Iterable[str | None] = _texts_of(input_file, column)
     elif texts:
         rows = texts
     else:
@@ -70,7 +71,11 @@ def _print(text: str | None, answer: Mapping[str, Any], as_json: bool) -> None:
     elif answer["label"] is None:
         typer.echo(f"(no text)   [{answer['error']}]")
     else:
-        typer.echo(f"{answer['label']}  {number(answer['score'])}  {(text or '')[:80]}")
+        label, score = answer["label"], answer["score"]
+        said = " ".join(label) if isinstance(label, list) else label
+        typer.echo(
+            f"{said}  {number(score) + '  ' if score is not None else ''}{(text or '')[:80]}"
+        )
 
 
 def _answers(batch: Sequence[str | None], answering: Answering) -> Iterator[Mapping[str, Any]]:
@@ -101,7 +106,7 @@ def _answering(project: Any) -> Answering:
 
 def _locally(project: Any) -> Answering:
     from autoglm.errors import StorageError
-    from autoglm.modeling.onnx_classifier import OnnxClassifier
+    from autoglm.modeling.onnx_model import OnnxModel
 
     try:
         stable = project.registry(read_only=True).resolve("stable")
@@ -115,10 +120,10 @@ def _locally(project: Any) -> Answering:
             code="serving.no_model",
             next_step="Make one with `autoglm run`.",
         )
-    classifier = OnnxClassifier(Path(stable.folder), threads=0)
+    classifier = OnnxModel(Path(stable.folder), threads=0)
 
     def answer(texts: Sequence[str]) -> list[Mapping[str, Any]]:
-        return [{"label": a.label, "score": a.score} for a in classifier.predict(list(texts))]
+        return [answer.to_json() for answer in classifier.predict(list(texts))]
 
     return answer
 
@@ -135,4 +140,4 @@ def _texts_of(path: Path, column: str) -> Iterator[str | None]:
                 code="data.no_such_column",
             )
         value = row[name]
-        yield None if value is None else str(value)
+        yield None if value is None else " ".join(value) if isinstance(value, list) else str(value)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.record import canonical, digest
+from autoglm.contracts.task import TASKS, TaskForm, answer_to_json
+from autoglm.datasets.cells import read_answer, read_input
 from autoglm.datasets.feature_table import DeltaFeatureTable, Provenance
 from autoglm.datasets.splits import SPLITS, Split, split_all
 from autoglm.errors import DataError
@@ -24,11 +27,13 @@ LONGEST_TRACES = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """Usable rows, column by column, in the order of their keys."""
+    """Usable rows, column by column, in the order of their keys. What inputs and answers are is
+    the task's to say (contracts.task).
+    """
 
     keys: list[str]
-    texts: list[str]
-    labels: list[str]
+    inputs: list[Any]
+    answers: list[Any]
     splits: list[Split]
 
     def __len__(self) -> int:
@@ -41,6 +46,8 @@ def describe(
     *,
     min_rows: int,
     split: Mapping[str, float],
+    task: str = "text-classification",
+    label_separator: str = ",",
 ) -> DatasetVersion:
     """The dataset at `version` (the newest if None); `split` has the shares validation and test.
 
@@ -52,14 +59,16 @@ def describe(
         raise _no_rows(table, waiting=0, dead=0)
     latest = table.read(at, columns=["_key", "_version", "_trace", table.text, table.label])
     num_dead = table.num_dead(at)
-    rows, num_waiting = _labelled(latest, table, split)
+    form = TASKS[task]
+    rows, num_waiting = _labelled(latest, table, split, form, label_separator)
     if not len(rows):
         raise _no_rows(table, waiting=num_waiting, dead=num_dead)
-    counts = Counter(rows.labels)
+    named = rows.answers if form.answers in {"label", "labels", "tags"} else []
+    counts = Counter(label for answer in named for label in labels_in(answer))
     labels = _label_set(rows, counts, min_rows)
     rare = {label: n for label, n in sorted(counts.items()) if label not in labels}
-    if len(labels) < 2:
-        raise _one_class(table.label, labels, rare, min_rows)
+    if _teaches_nothing(form, labels, rows):
+        raise _one_class(table.label, labels or _values(rows), rare, min_rows)
     usable = _only(rows, labels=labels)
     split_rows = Counter(usable.splits)
     for name in SPLITS:
@@ -85,6 +94,8 @@ def describe(
         traceparent=source.traceparent,
         linked_traces=_linked_traces(latest, source),
         created_at=source.at,
+        task=task,
+        label_separator=label_separator,
     )
 
 
@@ -94,30 +105,60 @@ def load_rows(dataset: DatasetVersion, split: str | None = None) -> Rows:
         Path(dataset.uri), project=dataset.project, key="", text=dataset.text, label=dataset.label
     )
     latest = table.read(dataset.version, columns=["_key", dataset.text, dataset.label])
-    rows, _ = _labelled(latest, table, dataset.split)
+    rows, _ = _labelled(latest, table, dataset.split, dataset.form, dataset.label_separator)
     return _only(rows, labels=dataset.labels, split=split)
 
 
 def _labelled(
-    latest: pa.Table, table: DeltaFeatureTable, split: Mapping[str, float]
+    latest: pa.Table,
+    table: DeltaFeatureTable,
+    split: Mapping[str, float],
+    form: TaskForm,
+    separator: str,
 ) -> tuple[Rows, int]:
-    """Rows with text and label, and how many wait for their label."""
+    """Rows with input and answer, and how many wait for their answer."""
     if table.text not in latest.column_names:
-        return Rows(keys=[], texts=[], labels=[], splits=[]), latest.num_rows
+        return Rows(keys=[], inputs=[], answers=[], splits=[]), latest.num_rows
     if table.label not in latest.column_names:
         latest = latest.append_column(table.label, pa.nulls(latest.num_rows, pa.string()))
     labels = _as_text(latest[table.label])
     is_labelled = pc.and_(
         pc.not_equal(pc.utf8_trim_whitespace(labels), ""), pc.is_valid(latest[table.text])
     ).fill_null(False)
+    keys: list[str] = latest["_key"].filter(is_labelled).to_pylist()
     texts: list[str] = latest[table.text].filter(is_labelled).to_pylist()
+    cells: list[str] = labels.filter(is_labelled).to_pylist()
     rows = Rows(
-        keys=latest["_key"].filter(is_labelled).to_pylist(),
-        texts=texts,
-        labels=labels.filter(is_labelled).to_pylist(),
+        keys=keys,
+        inputs=_parsed(keys, texts, table.text, lambda cell: read_input(cell, form)),
+        answers=_parsed(keys, cells, table.label, lambda c: read_answer(c, form, separator)),
         splits=split_all(texts, validation=split["validation"], test=split["test"]),
     )
     return rows, latest.num_rows - len(rows)
+
+
+def _parsed(
+    keys: Sequence[str], cells: Sequence[str], column: str, read: Callable[[str], Any]
+) -> list[Any]:
+    """Rows are checked before they are stored, but by the task of their day."""
+    parsed = []
+    for key, cell in zip(keys, cells, strict=True):
+        try:
+            parsed.append(read(cell))
+        except ValueError as error:
+            raise DataError(
+                f"row {key}, column {column!r}: {error}.",
+                code="data.bad_answer",
+                next_step="Correct the row in its source, or model.task.",
+            ) from error
+    return parsed
+
+
+def labels_in(answer: Any) -> frozenset[str]:
+    """The labels that an answer names; none of a number."""
+    if isinstance(answer, str):
+        return frozenset((answer,))
+    return frozenset(() if isinstance(answer, float) else answer)
 
 
 def _as_text(labels: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -131,25 +172,38 @@ def _as_text(labels: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _label_set(rows: Rows, counts: Mapping[str, int], min_rows: int) -> tuple[str, ...]:
     """Labels with enough rows that can be learnt: one which training never sees has no place."""
-    in_train = {
-        label for label, split in zip(rows.labels, rows.splits, strict=True) if split == "train"
-    }
+    in_train: set[str] = set()
+    for answer, split in zip(rows.answers, rows.splits, strict=True):
+        if split == "train":
+            in_train |= labels_in(answer)
     return tuple(sorted(label for label in in_train if counts[label] >= min_rows))
 
 
+def _teaches_nothing(form: TaskForm, labels: Sequence[str], rows: Rows) -> bool:
+    if form.answers in {"number", "answer"}:
+        return len(set(rows.answers)) < 2
+    return len(labels) < (1 if form.answers == "labels" else 2)
+
+
+def _values(rows: Rows) -> list[str]:
+    return sorted({str(answer) for answer in rows.answers})[:1]
+
+
 def _only(rows: Rows, *, labels: Iterable[str], split: str | None = None) -> Rows:
+    """Rows of a split whose answer is made of `labels`; of a set of labels the others are left
+    out, since the row still tells of those that count.
+    """
     allowed = set(labels)
+    answers = [a & allowed if isinstance(a, frozenset) else a for a in rows.answers]
     at = [
         index
-        for index, (label, part) in enumerate(zip(rows.labels, rows.splits, strict=True))
-        if label in allowed and split in (None, part)
+        for index, (answer, part) in enumerate(zip(answers, rows.splits, strict=True))
+        if split in (None, part) and (not allowed or labels_in(answer) <= allowed)
     ]
-    if len(at) == len(rows):
-        return rows
     return Rows(
         keys=[rows.keys[index] for index in at],
-        texts=[rows.texts[index] for index in at],
-        labels=[rows.labels[index] for index in at],
+        inputs=[rows.inputs[index] for index in at],
+        answers=[answers[index] for index in at],
         splits=[rows.splits[index] for index in at],
     )
 
@@ -157,12 +211,16 @@ def _only(rows: Rows, *, labels: Iterable[str], split: str | None = None) -> Row
 def _content_digest(rows: Rows, labels: Sequence[str], split: Mapping[str, float]) -> str:
     hasher = hashlib.blake2b(digest_size=16)
     hasher.update(canonical([list(labels), dict(split)]))
-    for column in (rows.keys, rows.texts, rows.labels):
-        data = pa.array(column, pa.large_string())
+    for column in (rows.keys, rows.inputs, rows.answers):
+        data = pa.array(map(_as_cell, column), pa.large_string())
         for buffer in data.buffers()[1:]:  # ends of the values, then their bytes
             hasher.update(len(buffer).to_bytes(8, "big"))
             hasher.update(buffer)
     return hasher.hexdigest()
+
+
+def _as_cell(value: Any) -> str:
+    return value if isinstance(value, str) else canonical(answer_to_json(value)).decode()
 
 
 def _linked_traces(latest: pa.Table, source: Provenance) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ from autoglm.config.schema import Share, live
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
     metric: Annotated[
-        str, live("Evaluator, by name, that picks the best trial and gates the candidate.")
-    ] = "macro_f1"
+        str,
+        live("Evaluator, by name, that picks the best trial and gates. `auto`: the task's own."),
+    ] = "auto"
     margin: Annotated[
         Share, Ge(0), live("How far below stable the candidate's estimate may lie.")
     ] = 0.01

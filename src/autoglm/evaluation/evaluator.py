@@ -8,7 +8,7 @@ import numpy as np
 
 from autoglm.contracts.evaluation_report import PairedDifference, Score
 from autoglm.errors import PluginError
-from autoglm.evaluation.metrics import METRICS, as_indices, confusion
+from autoglm.evaluation.metrics import METRICS, Metric, metrics_of
 from autoglm.plugins import registry
 from autoglm.plugins.kinds import Evaluator
 
@@ -20,6 +20,7 @@ PLUGIN_RESAMPLES = 200
 class MetricEvaluator:
     """A metric by name with a 95 % bootstrap interval over rows; seeded, so equal for equal rows.
 
+    What the name means depends on what a row's truth is (evaluation.metrics).
     Raises: ValueError for an unknown name.
     """
 
@@ -27,56 +28,80 @@ class MetricEvaluator:
 
     def __init__(self, name: str) -> None:
         if name not in METRICS:
-            raise ValueError(f"no metric {name!r}; known: {', '.join(sorted(METRICS))}")
+            raise ValueError(f"no metric {name!r}; known: {', '.join(METRICS)}")
         self.name = name
-        self._metric = METRICS[name]
 
     def evaluate(
         self,
-        truth: Sequence[str],
-        prediction: Sequence[str],
+        truth: Sequence[Any],
+        prediction: Sequence[Any],
         rows: Sequence[Mapping[str, Any]] = (),
     ) -> Score:
-        """Score of `prediction`; `value` is None (undefined) for no rows."""
+        """Score of `prediction`; `value` is None (undefined) for no rows. Raises: ValueError when
+        the name means nothing for such rows.
+        """
         if not truth:
             return Score(value=None, low=None, high=None, rows=0)
-        (t, p), size = as_indices(truth, prediction)
-        value = self._metric(confusion(t, p, size))
-        draws = [self._metric(confusion(t, p, size, w)) for w in _weights(len(t))]
-        low, high = np.quantile([d for d in draws if d is not None], [0.025, 0.975])
-        return Score(value=value, low=float(low), high=float(high), rows=len(t))
+        metric = self._metric(truth)
+        statistics = metric.statistics(truth, prediction)
+        value = metric.of(statistics.sums())
+        draws = [metric.of(statistics.sums(weights)) for weights in _weights(len(truth))]
+        low, high = _interval([draw for draw in draws if draw is not None])
+        return Score(value=value, low=low, high=high, rows=len(truth))
 
     def compare(
-        self, truth: Sequence[str], candidate: Sequence[str], stable: Sequence[str]
+        self, truth: Sequence[Any], candidate: Sequence[Any], stable: Sequence[Any]
     ) -> PairedDifference:
         """Candidate minus stable, resampled with the same rows. Raises: ValueError on no rows."""
         if not truth:
             raise ValueError("a paired comparison needs at least one row")
-        (t, c, s), size = as_indices(truth, candidate, stable)
+        metric = self._metric(truth)
+        left, right = (metric.statistics(truth, said) for said in (candidate, stable))
 
         def difference(weights: Any) -> float:
-            left = self._metric(confusion(t, c, size, weights))
-            right = self._metric(confusion(t, s, size, weights))
-            return (left or 0.0) - (right or 0.0)
+            return (metric.of(left.sums(weights)) or 0.0) - (metric.of(right.sums(weights)) or 0.0)
 
-        draws = [difference(weights) for weights in _weights(len(t))]
-        low, high = np.quantile(draws, [0.025, 0.975])
-        right_c, right_s = c == t, s == t
+        low, high = _interval([difference(weights) for weights in _weights(len(truth))])
         return PairedDifference(
             value=difference(None),
-            low=float(low),
-            high=float(high),
-            wins=int((right_c & ~right_s).sum()),
-            losses=int((~right_c & right_s).sum()),
-            rows=len(t),
+            low=low if low is not None else 0.0,
+            high=high if high is not None else 0.0,
+            rows=len(truth),
+            **_wins(truth, candidate, stable),
         )
 
+    def _metric(self, truth: Sequence[Any]) -> Metric:
+        known = metrics_of(truth)
+        if self.name not in known:
+            raise ValueError(
+                f"{self.name} is no metric of such rows; these are: {', '.join(known)}"
+            )
+        return known[self.name]
 
-ACCURACY, MACRO_F1 = MetricEvaluator("accuracy"), MetricEvaluator("macro_f1")
+
+def _interval(draws: Sequence[float]) -> tuple[float | None, float | None]:
+    if not draws:
+        return None, None
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _wins(truth: Sequence[Any], candidate: Sequence[Any], stable: Sequence[Any]) -> dict[str, int]:
+    """Rows that only one of both answers rightly; of numbers, rows that one comes nearer to."""
+    if isinstance(truth[0], float):
+        triples = [
+            (abs(c - t), abs(s - t)) for t, c, s in zip(truth, candidate, stable, strict=True)
+        ]
+        return {"wins": sum(c < s for c, s in triples), "losses": sum(s < c for c, s in triples)}
+    pairs = [(c == t, s == t) for t, c, s in zip(truth, candidate, stable, strict=True)]
+    return {
+        "wins": sum(c and not s for c, s in pairs),
+        "losses": sum(s and not c for c, s in pairs),
+    }
 
 
 def paired(
-    evaluator: Evaluator, truth: Sequence[str], candidate: Sequence[str], stable: Sequence[str]
+    evaluator: Evaluator, truth: Sequence[Any], candidate: Sequence[Any], stable: Sequence[Any]
 ) -> PairedDifference:
     """Candidate minus stable with a 95 % interval, for any evaluator; both on the same rows."""
     if isinstance(evaluator, MetricEvaluator):
@@ -88,22 +113,27 @@ def paired(
         columns = ([column[i] for i in rows] for column in (truth, candidate, stable))
         draws.append(_difference(evaluator, *columns))
     low, high = np.quantile(draws, [0.025, 0.975])
-    pairs = list(zip(truth, candidate, stable, strict=True))
     return PairedDifference(
         value=whole,
         low=float(low),
         high=float(high),
-        wins=sum(c == t != s for t, c, s in pairs),
-        losses=sum(s == t != c for t, c, s in pairs),
         rows=len(truth),
+        **_wins(truth, candidate, stable),
     )
 
 
 def _difference(
-    evaluator: Evaluator, truth: Sequence[str], candidate: Sequence[str], stable: Sequence[str]
+    evaluator: Evaluator, truth: Sequence[Any], candidate: Sequence[Any], stable: Sequence[Any]
 ) -> float:
     left, right = evaluator.evaluate(truth, candidate), evaluator.evaluate(truth, stable)
     return (left.value or 0.0) - (right.value or 0.0)
+
+
+ACCURACY, MACRO_F1 = MetricEvaluator("accuracy"), MetricEvaluator("macro_f1")
+MICRO_F1, ENTITY_F1 = MetricEvaluator("micro_f1"), MetricEvaluator("entity_f1")
+EXACT_MATCH = MetricEvaluator("exact_match")
+R2, NEGATIVE_MAE = MetricEvaluator("r2"), MetricEvaluator("negative_mae")
+NEGATIVE_RMSE = MetricEvaluator("negative_rmse")
 
 
 def find_evaluator(name: str) -> Evaluator:

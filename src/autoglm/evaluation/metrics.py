@@ -1,69 +1,182 @@
-"""Metrics by name, computed from weighted confusion matrices so that resampling is cheap."""
+"""Metrics by name. Each is a function of sums over rows, so that resampling rows is cheap.
+
+A row's truth and prediction are a label (text), labels (frozenset), a number (float), or tags
+(tuple); what a name means depends on which.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Counts = NDArray[np.float64]  # (truth label, predicted label)
+Array = NDArray[np.float64]
 
 
-def _accuracy(counts: Counts) -> float | None:
-    total = counts.sum()
-    return float(np.trace(counts) / total) if total else None
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Numbers of rows, sparse: row `rows[i]` adds `values[i]` to the sum `columns[i]`."""
+
+    rows: NDArray[np.intp]
+    columns: NDArray[np.intp]
+    values: Array
+    size: int
+
+    def sums(self, weights: Any = None) -> Array:
+        """(size,) over all rows, each counted as often as `weights` (rows,) says."""
+        values = self.values if weights is None else self.values * weights[self.rows]
+        return np.bincount(self.columns, values, self.size).astype(np.float64)
 
 
-def _macro_f1(counts: Counts) -> float | None:
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`of` makes a value of the sums of `statistics`; None where it is undefined."""
+
+    statistics: Callable[[Sequence[Any], Sequence[Any]], Statistics]
+    of: Callable[[Array], float | None]
+
+    def __call__(self, truth: Sequence[Any], prediction: Sequence[Any]) -> float | None:
+        return self.of(self.statistics(truth, prediction).sums())
+
+
+def metrics_of(truth: Sequence[Any]) -> Mapping[str, Metric]:
+    """The metrics, by name, of rows like the first of `truth`."""
+    first = truth[0] if truth else ""
+    if isinstance(first, frozenset):
+        return OF_LABELS
+    if isinstance(first, tuple):
+        return OF_TAGS
+    return OF_LABEL if isinstance(first, str) else OF_NUMBER
+
+
+def _columns(*columns: Any) -> Statistics:
+    """Dense: one array (rows,) per sum."""
+    table = np.stack([np.asarray(column, np.float64) for column in columns])
+    rows = np.arange(table.shape[1])
+    return Statistics(
+        rows=np.tile(rows, len(columns)),
+        columns=np.repeat(np.arange(len(columns)), len(rows)),
+        values=table.ravel(),
+        size=len(columns),
+    )
+
+
+def _hits(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
+    return _columns([t == p for t, p in zip(truth, prediction, strict=True)], np.ones(len(truth)))
+
+
+def _per_label(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
+    """How often each label is said rightly; behind these, how often it is said or true."""
+    pairs = [
+        ((t,), (p,)) if isinstance(t, str) else (t, p)
+        for t, p in zip(truth, prediction, strict=True)
+    ]
+    names = {name for pair in pairs for side in pair for name in side}
+    code = {name: number for number, name in enumerate(sorted(names))}
+    rows: list[int] = []
+    columns: list[int] = []
+    for row, (t, p) in enumerate(pairs):
+        found = [code[n] for n in t if n in p]
+        found += [len(code) + code[n] for side in (t, p) for n in side]
+        rows += [row] * len(found)
+        columns += found
+    return Statistics(
+        rows=np.asarray(rows, np.intp),
+        columns=np.asarray(columns, np.intp),
+        values=np.ones(len(rows)),
+        size=2 * len(code),
+    )
+
+
+def _per_word(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
+    pairs = zip(truth, prediction, strict=True)
+    hits = [sum(a == b for a, b in zip(t, p, strict=True)) for t, p in pairs]
+    return _columns(hits, [len(t) for t in truth])
+
+
+def _per_entity(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
+    true, found = [entities(tags) for tags in truth], [entities(tags) for tags in prediction]
+    hits = [len(t & f) for t, f in zip(true, found, strict=True)]
+    return _columns(hits, [len(t) + len(f) for t, f in zip(true, found, strict=True)])
+
+
+def _errors(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
+    wanted, said = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
+    errors = said - wanted
+    # Taken from the mean, squares of large numbers do not cancel.
+    centred = wanted - (wanted.mean() if len(wanted) else 0.0)
+    return _columns(errors**2, np.abs(errors), centred, centred**2, np.ones(len(wanted)))
+
+
+def _share(sums: Array) -> float | None:
+    return float(sums[0] / sums[1]) if sums[1] else None
+
+
+def _f1(sums: Array) -> float | None:
+    return float(2 * sums[0] / sums[1]) if sums[1] else None
+
+
+def _halves(sums: Array) -> tuple[Array, Array]:
+    return sums[: len(sums) // 2], sums[len(sums) // 2 :]
+
+
+def _macro_f1(sums: Array) -> float | None:
     """Mean F1 over the labels that occur in truth or prediction."""
-    hits = np.diag(counts)
-    seen = counts.sum(axis=0) + counts.sum(axis=1)
+    hits, seen = _halves(sums)
     occurs = seen > 0
     return float((2 * hits[occurs] / seen[occurs]).mean()) if occurs.any() else None
 
 
-METRICS: dict[str, Callable[[Counts], float | None]] = {
-    "accuracy": _accuracy,
-    "macro_f1": _macro_f1,
+def _micro_f1(sums: Array) -> float | None:
+    hits, seen = _halves(sums)
+    return float(2 * hits.sum() / seen.sum()) if seen.sum() else None
+
+
+def _r2(sums: Array) -> float | None:
+    """1 - squared error / squared distance from the mean of these rows."""
+    squares, _, total, total_squares, rows = sums
+    spread = total_squares - total**2 / rows if rows else 0.0
+    return float(1 - squares / spread) if spread > 1e-12 * max(1.0, total_squares) else None
+
+
+OF_LABEL: Mapping[str, Metric] = {
+    "accuracy": Metric(_hits, _share),
+    "macro_f1": Metric(_per_label, _macro_f1),
+    "exact_match": Metric(_hits, _share),
 }
+OF_LABELS: Mapping[str, Metric] = {
+    "accuracy": Metric(_hits, _share),
+    "macro_f1": Metric(_per_label, _macro_f1),
+    "micro_f1": Metric(_per_label, _micro_f1),
+}
+OF_TAGS: Mapping[str, Metric] = {
+    "accuracy": Metric(_per_word, _share),
+    "entity_f1": Metric(_per_entity, _f1),
+}
+OF_NUMBER: Mapping[str, Metric] = {
+    "r2": Metric(_errors, _r2),
+    "negative_mae": Metric(_errors, lambda s: float(-s[1] / s[4]) if s[4] else None),
+    "negative_rmse": Metric(_errors, lambda s: float(-((s[0] / s[4]) ** 0.5)) if s[4] else None),
+}
+METRICS = sorted({*OF_LABEL, *OF_LABELS, *OF_TAGS, *OF_NUMBER})
 
 
-def confusion(
-    truth: NDArray[np.intp], prediction: NDArray[np.intp], size: int, weights: Any = None
-) -> Counts:
-    """Counts[t, p] of rows (or their weights)."""
-    flat = np.bincount(truth * size + prediction, weights=weights, minlength=size * size)
-    return flat.reshape(size, size).astype(np.float64)
-
-
-def as_indices(*columns: Sequence[str]) -> tuple[list[NDArray[np.intp]], int]:
-    """Label texts → shared integer codes."""
-    names = {name: code for code, name in enumerate(sorted({n for c in columns for n in c}))}
-    return [np.array([names[n] for n in c], dtype=np.intp) for c in columns], len(names)
-
-
-def entities(tags: Sequence[str], rows: Sequence[int]) -> set[tuple[int, int, str]]:
-    """(first, last, type) of the entities in BIO or IO tags; `rows` says to which row a word
-    belongs. As conlleval counts: an I- of another type, or behind an O, begins an entity.
+def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    """(first, last, type) of the entities in the BIO or IO tags of one row. As conlleval counts: an
+    I- of another type, or behind an O, begins an entity.
     Source: Tjong Kim Sang and De Meulder, CoNLL-2003.
     """
     found: set[tuple[int, int, str]] = set()
     begun, kind = -1, ""
     for place, tag in enumerate([*tags, "O"]):
         prefix, _, name = tag.partition("-")
-        goes_on = (prefix == "I" and name == kind and 0 < place < len(tags)) and rows[
-            place
-        ] == rows[place - 1]
+        goes_on = prefix == "I" and name == kind and 0 < place < len(tags)
         if kind and not goes_on:
             found.add((begun, place - 1, kind))
             kind = ""
         if prefix in {"B", "I"} and not goes_on:
             begun, kind = place, name
     return found
-
-
-def f1(hits: int, found: int, true: int) -> float | None:
-    """2 · hits / (found + true); None when there is nothing to find and nothing was said."""
-    return 2 * hits / (found + true) if found + true else None

@@ -10,6 +10,7 @@ from typing import Any
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.rollout import Rollout, RouteTable, Verdict
 from autoglm.contracts.run_spec import RunSpec
+from autoglm.contracts.task import answer_to_json
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
 from autoglm.loop.run_to_candidate import Candidate, plugin_steps
@@ -163,7 +164,7 @@ def _traffic(spec: RunSpec, app: App) -> Iterator[Callable[[], bool]]:
     rows = load_rows(spec.dataset, "test")
     traffic = ReplayedTraffic(
         app.gateway.address,
-        list(zip(rows.keys, rows.texts, rows.labels, strict=True)),
+        [(to_json(i), answer_to_json(a)) for i, a in zip(rows.inputs, rows.answers, strict=True)],
         seed=spec.seed,
         clients=app.project.settings.release.replay_clients,
     )

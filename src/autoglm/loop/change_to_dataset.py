@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoglm.contracts.dataset_version import DatasetVersion
+from autoglm.contracts.task import TASKS
 from autoglm.errors import DataError
 from autoglm.plugins import project_files, registry
 from autoglm.project import Project
@@ -39,13 +40,19 @@ def collect_changes(project: Project, cancel: threading.Event, on_event: OnEvent
         project=project.name,
         base=project.folder,
         batch_rows=data.batch_rows,
-        columns=(data.text, data.label),
+        columns=(data.input_column, data.answer_column),
     )
     broker = registry.get("broker", "sqlite")(
         project.state / "broker.db", partitions=data.partitions
     )
     table = project.table()
-    first = RowProcessor(text=data.text, label=data.label, max_text_bytes=data.max_text_bytes)
+    first = RowProcessor(
+        text=data.input_column,
+        label=data.answer_column,
+        max_text_bytes=data.max_text_bytes,
+        form=TASKS[project.settings.model.task],
+        label_separator=data.label_separator,
+    )
     processor = ProcessorChain([first, *_processors(project)])
     consumer = Consumer(
         broker,
@@ -95,5 +102,10 @@ def describe_dataset(project: Project) -> DatasetVersion:
             next_step="Check data.source, or `autoglm run` to collect.",
         )
     data = project.settings.data
-    split = {"validation": data.split.validation, "test": data.split.test}
-    return describe(table, min_rows=data.min_rows, split=split)
+    return describe(
+        table,
+        min_rows=data.min_rows,
+        split={"validation": data.split.validation, "test": data.split.test},
+        task=project.settings.model.task,
+        label_separator=data.label_separator,
+    )

@@ -13,13 +13,14 @@ from autoglm.contracts.trigger_event import Decision, TriggerEvent, TriggerKind
 from autoglm.loop.app import App
 from autoglm.observability.tracing import new_traceparent
 from autoglm.plugins.project_files import read_files
-from autoglm.settings import freeze, learning_digest
+from autoglm.settings import freeze, learning_digest, metric_of
 
 
 def dataset_to_run(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> Decision:
     """Ask admission for a run on `dataset`; the same cause gives the same run."""
     now = app.project.config  # one tree, also when it is changed meanwhile
     settings, (config, secrets) = now.settings, freeze(now)
+    config["evaluate"]["metric"] = metric_of(settings)
     files = read_files(app.project.folder, settings.imports)
     # Everything is read before admission's transaction, which holds the write lock of state.db.
     spec = RunSpec(

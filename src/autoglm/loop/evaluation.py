@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from autoglm.contracts.evaluation_report import EvaluationReport
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.datasets.dataset_version import load_rows
+from autoglm.contracts.task import TaskForm
+from autoglm.datasets.dataset_version import Rows, load_rows
 from autoglm.evaluation.evaluator import find_evaluator, paired
 from autoglm.evaluation.floors import linear_predictions, majority_predictions
-from autoglm.evaluation.metrics import METRICS
-from autoglm.modeling.onnx_classifier import OnnxClassifier
+from autoglm.modeling.onnx_model import OnnxModel
 from autoglm.plugins import project_files
 from autoglm.release import offline_gate
 from autoglm.settings import from_snapshot
@@ -23,30 +25,25 @@ def evaluate_candidate(spec: RunSpec, candidate: str, stable: str) -> Evaluation
     """`candidate` and `stable` are model folders; `stable` is empty for a first model."""
     settings = from_snapshot(spec.config)
     test, train = load_rows(spec.dataset, "test"), load_rows(spec.dataset, "train")
-    classifier = OnnxClassifier(Path(candidate), threads=0)
-    answers = _labels(classifier, test.texts)
-    stable_answers = _labels(OnnxClassifier(Path(stable), threads=0), test.texts) if stable else []
+    model, truth = OnnxModel(Path(candidate), threads=0), test.answers
+    answers = _answers(model, test.inputs)
+    stable_answers = _answers(OnnxModel(Path(stable), threads=0), test.inputs) if stable else []
     project_files.open_parts(spec)
-    names = dict.fromkeys([*METRICS, settings.evaluate.metric])
-    evaluators = {name: find_evaluator(name) for name in names}
     metric = settings.evaluate.metric
+    names = dict.fromkeys([*spec.dataset.form.metrics, metric])
+    evaluators = {name: find_evaluator(name) for name in names}
     gate = evaluators[metric]
-    # The floor reads what the model reads; what lies behind max_length is told apart.
-    read = classifier.seen(train.texts), classifier.seen(test.texts)
-    linear = linear_predictions(read[0], train.labels, read[1])
-    whole = None
-    if sum(map(len, read[0])) < WORTH_TELLING * sum(map(len, train.texts)):
-        answers_whole = linear_predictions(train.texts, train.labels, test.texts)
-        whole = gate.evaluate(test.labels, answers_whole).value
-    majority = majority_predictions(train.labels, len(test.labels))
-    floors = [gate.evaluate(test.labels, p).value or 0.0 for p in (majority, linear)]
-    difference = paired(gate, test.labels, answers, stable_answers) if stable else None
-    scores = {name: e.evaluate(test.labels, answers) for name, e in evaluators.items()}
+    floors = _Floors(model, spec.dataset.form, train, test.inputs)
+    majority = gate.evaluate(truth, floors.majority).value or 0.0
+    linear = gate.evaluate(truth, floors.linear).value or 0.0
+    whole = gate.evaluate(truth, floors.whole).value if floors.whole is not None else None
+    difference = paired(gate, truth, answers, stable_answers) if stable else None
+    scores = {name: e.evaluate(truth, answers) for name, e in evaluators.items()}
     if difference is None:
         value = scores[metric].value or 0.0
-        over_linear = paired(gate, test.labels, answers, linear)
+        over_linear = paired(gate, truth, answers, floors.linear)
         verdict, reason = offline_gate.judge_first(
-            value, floors[0], over_linear, margin=settings.evaluate.margin
+            value, majority, over_linear, margin=settings.evaluate.margin
         )
     else:
         verdict, reason = offline_gate.judge_quality(difference, settings.evaluate.margin)
@@ -56,19 +53,37 @@ def evaluate_candidate(spec: RunSpec, candidate: str, stable: str) -> Evaluation
         metric=metric,
         candidate=scores,
         stable={
-            name: e.evaluate(test.labels, stable_answers)
-            for name, e in evaluators.items()
-            if stable
+            name: e.evaluate(truth, stable_answers) for name, e in evaluators.items() if stable
         },
         difference=difference,
-        majority=floors[0],
-        linear_floor=floors[1],
+        majority=majority,
+        linear_floor=linear,
         linear_whole=whole,
-        test_rows=len(test.labels),
+        test_rows=len(truth),
         verdict=verdict,
         reason=reason,
     )
 
 
-def _labels(classifier: OnnxClassifier, texts: list[str]) -> list[str]:
-    return [answer.label for answer in classifier.predict(texts)]
+class _Floors:
+    """What needs no model of ours. The linear one reads what the model reads; `whole` is set where
+    much of the texts lies behind max_length.
+    """
+
+    def __init__(
+        self, model: OnnxModel, form: TaskForm, train: Rows, inputs: Sequence[Any]
+    ) -> None:
+        self.majority = majority_predictions(train.answers, inputs, form)
+        whole = train.inputs, train.answers, inputs, form
+        self.whole: list[Any] | None = None
+        if form.reads != "text":
+            self.linear = linear_predictions(*whole)
+            return
+        read = model.seen(train.inputs), model.seen(inputs)
+        self.linear = linear_predictions(read[0], train.answers, read[1], form)
+        if sum(map(len, read[0])) < WORTH_TELLING * sum(map(len, train.inputs)):
+            self.whole = linear_predictions(*whole)
+
+
+def _answers(model: OnnxModel, inputs: Sequence[Any]) -> list[Any]:
+    return [answer.label for answer in model.predict(inputs)]

@@ -6,18 +6,18 @@ from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 from autoglm.config.config_loader import Config
+from autoglm.contracts.task import METRICS_OF, TASKS
 from autoglm.errors import ConfigError, PluginError
 from autoglm.loop.run_to_candidate import searchable_keys
 from autoglm.plugins import project_files, registry
 from autoglm.plugins.kinds import KINDS
 from autoglm.search.space import read_space
-from autoglm.settings import Layers, Settings
+from autoglm.settings import Layers, Settings, metric_of
 from autoglm.triggers.cron import next_tick
 
 # Steps of a run after which a `step` plugin may stand.
 STEPS = ("search", "export", "evaluate", "register", "release")
 NAMED = {
-    "evaluate.metric": "evaluator",
     "model.head": "head",
     "search.sampler": "sampler",
     "training.optimizer": "optimizer",
@@ -48,6 +48,8 @@ def check_names(
     if settings.trigger.cron:
         next_tick(settings.trigger.cron, settings.trigger.time_zone, datetime.now(UTC))
     read_space(settings.search.space, searchable_keys())
+    _check_task(settings)
+    _sound("evaluator", metric_of(settings), "evaluate.metric", kinds)
     for key, kind in NAMED.items():
         section, _, field = key.partition(".")
         _sound(kind, getattr(getattr(settings, section), field), key, kinds)
@@ -68,6 +70,32 @@ def check_names(
             )
         for name in names:
             _sound("step", str(name), f"plugins.steps.{after}", kinds)
+
+
+# What a task reads and answers → the key of data that names its column.
+COLUMNS = {
+    "text": "text", "tokens": "tokens", "image": "image",
+    "label": "label", "labels": "label", "number": "label", "answer": "label", "tags": "tags",
+}  # fmt: skip
+
+
+def _check_task(settings: Settings) -> None:
+    """Whether the columns are those that the task wants, and the metric one that it has."""
+    name, form = settings.model.task, TASKS[settings.model.task]
+    for what in (form.reads, form.answers):
+        if not getattr(settings.data, COLUMNS[what]):
+            raise ConfigError(
+                f"model.task = {name!r} needs data.{COLUMNS[what]}.",
+                code="config.wrong_value",
+                next_step=f"Name the column in data.{COLUMNS[what]}, or choose another model.task.",
+            )
+    metric, known = metric_of(settings), form.metrics
+    if metric not in known and any(metric in names for names in METRICS_OF.values()):
+        raise ConfigError(
+            f"evaluate.metric = {metric!r} says nothing of {name}.",
+            code="config.wrong_value",
+            next_step=f"Known for it: {', '.join(known)}.",
+        )
 
 
 def judge(where: Layers) -> Callable[[Config[Settings]], None]:

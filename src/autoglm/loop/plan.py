@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.errors import StorageError
@@ -45,7 +46,7 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     settings = project.settings
     dimensions = read_space(settings.search.space, searchable_keys())
     backbone = resolve_backbone(settings.model.backbone, project.folder)
-    texts = load_rows(dataset, "train").texts
+    texts = [_as_text(row) for row in load_rows(dataset, "train").inputs]
     sample = texts[:: max(1, len(texts) // SAMPLED_TEXTS)][:SAMPLED_TEXTS]
     per_text = sum(count_tokens(backbone, sample, settings.data.max_length)) / len(sample)
     trials = min(settings.search.trials, num_points(dimensions) or settings.search.trials)
@@ -68,6 +69,10 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
         disk_bytes=4 * weights_bytes,
         backbone=settings.model.backbone,
     )
+
+
+def _as_text(row: Any) -> str:
+    return row if isinstance(row, str) else " ".join(row)
 
 
 def _size(backbone: Path) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Backbones, classifier, export. `backbone_ref` and `onnx_classifier` load no torch."""
+"""Backbones, classifier, export. `backbone_ref` and `onnx_model` load no torch."""

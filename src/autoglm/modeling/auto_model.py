@@ -40,11 +40,13 @@ def load_model(
     labels: Sequence[str],
     problem_type: str = "single_label_classification",
     is_per_token: bool = False,
+    unit: tuple[float, float] = (0.0, 1.0),
     sample: Sequence[Sequence[int]] = (),
     max_length: int = 0,
 ) -> AutoGLMForSequenceClassification:
     """A backbone with a new head, in eval mode. `folder` is a backbone or an exported version;
-    `settings` the section `model`. `sample` are rows of token ids by which pruning judges;
+    `settings` the section `model`. `unit` is where numbers to be answered lie: their mean and
+    deviation. `sample` are rows of token ids by which pruning judges;
     `max_length` is the longest row that will come.
 
     Attention dropout is 0: it would switch the fast attention kernel off.
@@ -76,6 +78,8 @@ def load_model(
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
         problem_type=problem_type,
+        output_shift=unit[0],
+        output_scale=unit[1],
     )
     made = _head(head, int(backbone.config.hidden_size), len(labels))
     model = AutoGLMForSequenceClassification(config, backbone=backbone, head=made)

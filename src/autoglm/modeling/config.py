@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from autoglm.config.schema import Key, live
+from autoglm.contracts.task import TaskName
 from autoglm.modeling.surgery.config import StructureConfig
 
 
@@ -13,7 +14,7 @@ class ModelConfig:
     backbone: Annotated[
         str, live("A folder, or `package:NAME[/FILE]`: weights of a package (docs/backbones.md).")
     ]
-    task: Annotated[Literal["text-classification"], live("What the model learns to do.")] = (
+    task: Annotated[TaskName, live("What the model learns to do (docs/tasks.md).")] = (
         "text-classification"
     )
     attention: Annotated[

@@ -22,7 +22,7 @@ from autoglm.errors import ModelError
 from autoglm.modeling.attention import registry as attentions
 from autoglm.modeling.carried_code import TABLE, carried_files
 from autoglm.modeling.modeling_autoglm import BUILT_IN_HEADS, AutoGLMForSequenceClassification
-from autoglm.modeling.onnx_classifier import OnnxClassifier
+from autoglm.modeling.onnx_model import OnnxModel
 from autoglm.plugins import registry
 from autoglm.reuse.prefix_cache import pad_ids
 
@@ -34,7 +34,9 @@ NO_PARTS, WITH_PARTS = "PARTS: dict[str, Any] = {}", f"from .{TABLE} import PART
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """`parity` is the largest logit difference between torch and the graph on real rows."""
+    """`parity` is the largest logit difference between torch and the graph on real rows (of numbers
+    to be answered: in the unit of what was learnt).
+    """
 
     folder: str
     labels: tuple[str, ...]
@@ -52,9 +54,10 @@ def export_folder(
     labels: Sequence[str],
     max_length: int,
     pad_id: int,
-    texts: Sequence[str],
+    inputs: Sequence[Any],
+    task: str = "text-classification",
 ) -> Exported:
-    """Write the folder at `target` (a rename: whole or absent). `texts` are rows for parity.
+    """Write the folder at `target` (a rename: whole or absent). `inputs` are rows for parity.
 
     Raises: ModelError model.export_parity, model.export_failed.
     """
@@ -78,7 +81,10 @@ def export_folder(
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
         "model_type": model.config.model_type,
+        "output_scale": model.config.output_scale,
+        "output_shift": model.config.output_shift,
         "pooling": model.config.pooling,
+        "problem_type": model.config.problem_type,
     }
     _write_json(staging / "config.json", config)
     state = {n: t.contiguous() for n, t in sorted(model.state_dict().items())}
@@ -89,6 +95,7 @@ def export_folder(
             shutil.copy(tokenizer / name, staging / name)
     _write_graph(model, staging / "model.onnx")
     facts = {
+        "task": task,
         "labels": list(labels),
         "max_length": max_length,
         "pad_id": pad_id,
@@ -96,7 +103,7 @@ def export_folder(
         "opens_with": "transformers+code",
     }
     _write_json(staging / "autoglm.json", facts)
-    parity = _parity(model, staging, texts, pad_id)
+    parity = _parity(model, staging, inputs, pad_id)
     if parity > MAX_PARITY:
         raise ModelError(
             f"the graph's logits differ by {parity:.2g} from the model's.",
@@ -178,9 +185,13 @@ def _write_graph(model: AutoGLMForSequenceClassification, path: Path) -> None:
 
 @torch.no_grad()
 def _parity(
-    model: AutoGLMForSequenceClassification, folder: Path, texts: Sequence[str], pad_id: int
+    model: AutoGLMForSequenceClassification, folder: Path, inputs: Sequence[Any], pad_id: int
 ) -> float:
-    graph = OnnxClassifier(folder, threads=0)
-    encodings = graph.encode(list(texts))
-    wanted = [model(*pad_ids([ids], pad_id)).logits[0].numpy() for ids in encodings]
-    return float(np.abs(graph.logits(encodings) - np.stack(wanted)).max()) if wanted else 0.0
+    graph = OnnxModel(folder, threads=0)
+    rows = [encoding.ids for encoding in graph.encode(inputs)]
+    wanted = [model(*pad_ids([ids], pad_id)).logits[0].numpy() for ids in rows]
+    pairs = zip(graph.logits(rows), wanted, strict=True)
+    # Of numbers near 1e6 no float32 keeps 1e-4.
+    unit = max(1.0, abs(model.config.output_scale), abs(model.config.output_shift))
+    largest = max((float(np.abs(said - true).max()) for said, true in pairs), default=0.0)
+    return largest / unit

@@ -30,7 +30,8 @@ BUILT_IN_HEADS = ("linear", "mlp")
 class AutoGLMConfig(PretrainedConfig):  # type: ignore[misc]
     """`backbone_config` is the backbone's own. `pooling` is `mean`, `cls`, `last`, `max`,
     `attention`, or `none` (one answer per token). `attention` and `head` name what it was trained
-    with; `attention_options` go with the name. `problem_type` as in transformers.
+    with; `attention_options` go with the name. `problem_type` as in transformers. Outputs are what
+    the head says times `output_scale`, plus `output_shift`: the unit of numbers to be answered.
     """
 
     model_type = "autoglm_text_classifier"
@@ -43,6 +44,8 @@ class AutoGLMConfig(PretrainedConfig):  # type: ignore[misc]
         attention_options: dict[str, Any] | None = None,
         head: str = "linear",
         head_dropout: float = 0.0,
+        output_scale: float = 1.0,
+        output_shift: float = 0.0,
         **kwargs: Any,
     ) -> None:
         self.backbone_config = backbone_config or {}
@@ -51,6 +54,8 @@ class AutoGLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.attention_options = attention_options or {}
         self.head = head
         self.head_dropout = head_dropout
+        self.output_scale = output_scale
+        self.output_shift = output_shift
         super().__init__(**kwargs)
 
 
@@ -162,7 +167,10 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
 
     def classify(self, pooled: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.dropout(pooled))
-        return logits
+        if self.config.output_scale == 1.0 and self.config.output_shift == 0.0:
+            return logits
+        numbers: Tensor = logits * self.config.output_scale + self.config.output_shift
+        return numbers
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.config.problem_type == "regression":

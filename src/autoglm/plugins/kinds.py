@@ -271,10 +271,10 @@ class HeadFactory(Protocol):
 
 
 class Task(Protocol):
-    """What is learnt: the loss of a batch, and how outputs become answers."""
+    """What is learnt: the loss of a batch, and how outputs become answers, one per row."""
 
     def loss(self, outputs: Any, batch: Any) -> Any: ...
-    def predict(self, outputs: Any) -> Sequence[Any]: ...
+    def predict(self, outputs: Any, batch: Any) -> Sequence[Any]: ...
 
 
 class Notifier(Protocol):

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -20,10 +21,12 @@ class ReplayReport:
 
 
 class ReplayedTraffic:
-    """`clients` ask one after the other, endlessly, in seeded order, until stopped."""
+    """`clients` ask one after the other, endlessly, in seeded order, until stopped. `rows` are
+    (input, answer) as JSON has them: a text or a list of tokens, and what is true of it.
+    """
 
     def __init__(
-        self, address: str, rows: Sequence[tuple[str, str, str]], *, seed: int, clients: int
+        self, address: str, rows: Sequence[tuple[Any, Any]], *, seed: int, clients: int
     ) -> None:
         self._address, self._rows, self._seed, self._clients = address, list(rows), seed, clients
         self._stop = threading.Event()
@@ -55,21 +58,22 @@ class ReplayedTraffic:
         async with httpx.AsyncClient(base_url=self._address, timeout=60) as client:
             await asyncio.gather(*(self._client(client, requests) for _ in range(self._clients)))
 
-    def _endless(self) -> Iterator[tuple[str, str]]:
+    def _endless(self) -> Iterator[tuple[Any, Any]]:
         order = random.Random(self._seed)
         while True:
             rows = order.sample(self._rows, len(self._rows))
-            yield from ((text, label) for _, text, label in rows)
+            yield from rows
 
     async def _client(
-        self, client: httpx.AsyncClient, requests: Iterator[tuple[int, tuple[str, str]]]
+        self, client: httpx.AsyncClient, requests: Iterator[tuple[int, tuple[Any, Any]]]
     ) -> None:
         while not self._stop.is_set():
-            number, (text, label) = next(requests)
+            number, (asked, label) = next(requests)
             self._sent += 1
             headers = {"x-autoglm-key": f"replay-{number}", "x-autoglm-replayed": "1"}
             try:
-                reply = await client.post("/api/v1/predict", json={"text": text}, headers=headers)
+                body = {"text" if isinstance(asked, str) else "tokens": asked}
+                reply = await client.post("/api/v1/predict", json=body, headers=headers)
                 if reply.status_code != 200:
                     continue
                 answer = reply.json()

@@ -112,9 +112,10 @@ class Gateway:
         return worker is not None and worker.is_warm
 
     async def predict(
-        self, texts: list[str], *, override: str, key: str, is_replayed: bool, traceparent: str
+        self, inputs: list[Any], *, override: str, key: str, is_replayed: bool, traceparent: str
     ) -> tuple[str, str, str, list[dict[str, Any]]]:
-        """(request id, version, model trace, answers). One retry on stable if the candidate fails.
+        """(request id, version, model trace, answers) of texts or lists of tokens. One retry on
+        stable if the candidate fails.
 
         Raises: ServingError serving.no_model, serving.unknown_version, or the last failure.
         """
@@ -134,14 +135,14 @@ class Gateway:
         started, is_retried = time.perf_counter(), False
         deadline = started + self.config.timeout.total_seconds()
         try:
-            answers = await self._ask(version, texts, deadline)
+            answers = await self._ask(version, inputs, deadline)
         except ServingError as error:
             self._failed(version, error)
             if version == routes.stable and error.code != "serving.worker_died":
                 raise
             version, is_retried = routes.stable, True
             started = time.perf_counter()  # the candidate's time is not stable's latency
-            answers = await self._ask(version, texts, deadline)
+            answers = await self._ask(version, inputs, deadline)
         seconds = time.perf_counter() - started
         if version != routes.stable:
             self._errors_in_a_row = 0
@@ -157,7 +158,7 @@ class Gateway:
                 status=200,
                 latency_ms=seconds * 1000,
                 text_digest=hashlib.blake2b(
-                    texts[0].encode("utf-8", "replace"), digest_size=8
+                    _as_text(inputs[0]).encode("utf-8", "replace"), digest_size=8
                 ).hexdigest(),
                 is_replayed=is_replayed,
                 is_retried=is_retried,
@@ -168,7 +169,7 @@ class Gateway:
         )
         return request_id, version, trace, answers
 
-    def feedback(self, request_id: str, label: str) -> None:
+    def feedback(self, request_id: str, label: Any) -> None:
         self.signals.labelled(request_id, label)
         self._log.add(
             Feedback(
@@ -184,14 +185,14 @@ class Gateway:
             await worker.stop()
         self._log.close()
 
-    async def _ask(self, version: str, texts: list[str], deadline: float) -> list[dict[str, Any]]:
+    async def _ask(self, version: str, inputs: list[Any], deadline: float) -> list[dict[str, Any]]:
         worker = self._workers.get(version)
         if worker is None:
             raise ServingError("the version is leaving.", code="serving.worker_died")
         # The first try may take half of the time: the retry needs its own.
         is_candidate = self.routes is not None and version == self.routes.candidate
         left = max(0.01, deadline - time.perf_counter())
-        return await worker.ask(texts, left / 2 if is_candidate else left)
+        return await worker.ask(inputs, left / 2 if is_candidate else left)
 
     def _failed(self, version: str, error: ServingError) -> None:
         self.signals.failed(version, error.code)
@@ -203,6 +204,10 @@ class Gateway:
                 # Only towards stable; the generation stays, so control's next table is newer.
                 self.routes = replace(routes, candidate_weight=0)
                 self._logger.error("fuse: candidate taken out", version=version[:12])
+
+
+def _as_text(one: Any) -> str:
+    return one if isinstance(one, str) else " ".join(one)
 
 
 def _write_durably(path: Path, content: str) -> None:

@@ -40,9 +40,9 @@ def public_app(gateway: Gateway, control_socket: Path | None) -> Starlette:
     async def predict(request: Request) -> Response:
         traceparent = request_trace(request.headers.get("traceparent", ""))
         try:
-            texts, is_single = _texts(await _body(request))
+            inputs, is_single = _inputs(await _body(request))
             request_id, version, trace, answers = await gateway.predict(
-                texts,
+                inputs,
                 override=request.headers.get("x-autoglm-version", ""),
                 key=request.headers.get("x-autoglm-key", ""),
                 is_replayed=request.headers.get("x-autoglm-replayed") == "1",
@@ -63,12 +63,7 @@ def public_app(gateway: Gateway, control_socket: Path | None) -> Starlette:
     async def feedback(request: Request) -> Response:
         try:
             body = await _body(request)
-            if not isinstance(body.get("request_id"), str) or not isinstance(
-                body.get("label"), str
-            ):
-                raise DataError("request_id and label must be text.", code="api.invalid")
-            if not _is_utf8(body["request_id"] + body["label"]):
-                raise DataError("half a surrogate pair is no text.", code="data.not_utf8")
+            _check_feedback(body)
         except AutoGLMError as error:
             return _problem(error, request.headers.get("traceparent", ""))
         gateway.feedback(body["request_id"], body["label"])
@@ -186,18 +181,41 @@ async def _body(request: Request) -> dict[str, Any]:
     return body
 
 
-def _texts(body: dict[str, Any]) -> tuple[list[str], bool]:
-    is_single = "text" in body
-    texts = [body["text"]] if is_single else body.get("texts")
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-        raise DataError('give {"text": TEXT} or {"texts": [TEXT, …]}.', code="api.invalid")
-    if len(texts) > MAX_TEXTS:
+def _inputs(body: dict[str, Any]) -> tuple[list[Any], bool]:
+    """Texts, or lists of tokens, and whether it is one alone."""
+    is_single = "text" in body or "tokens" in body
+    found = [body.get("text", body.get("tokens"))] if is_single else body.get("texts")
+    if not isinstance(found, list) or not found or not all(map(_is_input, found)):
+        raise DataError(
+            'give {"text": TEXT}, {"tokens": [TOKEN, …]} or {"texts": [TEXT or TOKENS, …]}.',
+            code="api.invalid",
+        )
+    if len(found) > MAX_TEXTS:
         raise DataError(f"at most {MAX_TEXTS} texts in one request.", code="api.invalid")
-    if not all(t.strip() for t in texts):
-        raise DataError("a text is empty.", code="data.empty_text")
-    if not all(map(_is_utf8, texts)):
-        raise DataError("a text holds half a surrogate pair.", code="data.not_utf8")
-    return texts, is_single
+    for one in found:
+        text = one if isinstance(one, str) else " ".join(one)
+        if not text.strip():
+            raise DataError("a text is empty.", code="data.empty_text")
+        if not _is_utf8(text):
+            raise DataError("a text holds half a surrogate pair.", code="data.not_utf8")
+    return found, is_single
+
+
+def _is_input(one: Any) -> bool:
+    return isinstance(one, str) or isinstance(one, list) and all(isinstance(t, str) for t in one)
+
+
+def _check_feedback(body: dict[str, Any]) -> None:
+    label = body.get("label")
+    is_number = isinstance(label, (int, float)) and not isinstance(label, bool)
+    if not isinstance(body.get("request_id"), str) or not (_is_input(label) or is_number):
+        raise DataError(
+            "request_id must be text, label a text, a list of texts or a number.",
+            code="api.invalid",
+        )
+    words = label if isinstance(label, list) else [str(label)]
+    if not all(map(_is_utf8, [body["request_id"], *words])):
+        raise DataError("half a surrogate pair is no text.", code="data.not_utf8")
 
 
 def _is_utf8(text: str) -> bool:

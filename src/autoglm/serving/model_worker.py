@@ -1,7 +1,8 @@
 """One model version answering on a Unix socket: JSON lines in and out, batched by padded tokens.
 
-`{"id", "texts"}` → `{"id", "answers": [{label, score}]}` or `{"id", "error"}`. The socket appears
-once the model is warm; when standard input ends, the parent is gone and so is this process.
+`{"id", "inputs"}` (texts, or lists of tokens) → `{"id", "answers": [{label, score}]}` or
+`{"id", "error"}`. The socket appears once the model is warm; when standard input ends, the parent
+is gone and so is this process.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from autoglm.modeling.onnx_classifier import OnnxClassifier
+from autoglm.modeling.onnx_model import OnnxModel
 from autoglm.observability import logging as logs
 
 MAX_LINE = 4 * 2**20
@@ -25,20 +26,20 @@ MAX_LINE = 4 * 2**20
 class Batcher:
     """Waiting requests are answered together as far as the token budget goes; no timer."""
 
-    def __init__(self, classifier: OnnxClassifier, token_budget: int, max_queue: int) -> None:
-        self._classifier, self._token_budget = classifier, token_budget
+    def __init__(self, model: OnnxModel, token_budget: int, max_queue: int) -> None:
+        self._model, self._token_budget = model, token_budget
         self._max_queue = max_queue
-        self._waiting: deque[tuple[list[str], asyncio.Future[Any]]] = deque()
+        self._waiting: deque[tuple[list[Any], asyncio.Future[Any]]] = deque()
         self._num_waiting = 0
         self._arrived = asyncio.Event()
 
-    async def answer(self, texts: list[str]) -> list[dict[str, Any]]:
+    async def answer(self, inputs: list[Any]) -> list[dict[str, Any]]:
         """Raises: RuntimeError when the queue is full."""
-        if self._waiting and self._num_waiting + len(texts) > self._max_queue:
+        if self._waiting and self._num_waiting + len(inputs) > self._max_queue:
             raise RuntimeError("queue_full")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((texts, future))
-        self._num_waiting += len(texts)
+        self._waiting.append((inputs, future))
+        self._num_waiting += len(inputs)
         self._arrived.set()
         answers: list[dict[str, Any]] = await future
         return answers
@@ -62,26 +63,28 @@ class Batcher:
                 self._arrived.clear()
 
     def _take(self) -> list[tuple[list[str], asyncio.Future[Any]]]:
-        """A rough count is enough: four characters make a token."""
+        """A rough count is enough."""
         taken = [self._waiting.popleft()]
-        room = self._token_budget - sum(len(t) // 4 for t in taken[0][0])
+        room = self._token_budget - sum(map(_about_tokens, taken[0][0]))
         while self._waiting and room > 0:
-            room -= sum(len(text) // 4 for text in self._waiting[0][0])
+            room -= sum(map(_about_tokens, self._waiting[0][0]))
             if room > 0:
                 taken.append(self._waiting.popleft())
-        self._num_waiting -= sum(len(texts) for texts, _ in taken)
+        self._num_waiting -= sum(len(inputs) for inputs, _ in taken)
         return taken
 
-    def _predict(self, groups: list[list[str]]) -> list[list[dict[str, Any]]]:
-        answers = iter(self._classifier.predict([text for group in groups for text in group]))
-        return [
-            [{"label": a.label, "score": a.score} for _, a in zip(group, answers, strict=False)]
-            for group in groups
-        ]
+    def _predict(self, groups: list[list[Any]]) -> list[list[dict[str, Any]]]:
+        answers = iter(self._model.predict([one for group in groups for one in group]))
+        return [[next(answers).to_json() for _ in group] for group in groups]
 
 
-async def serve(classifier: OnnxClassifier, arguments: argparse.Namespace) -> None:
-    batcher = Batcher(classifier, arguments.token_budget, arguments.max_queue)
+def _about_tokens(one: Any) -> int:
+    """Four characters of a text make a token."""
+    return len(one) // 4 if isinstance(one, str) else len(one)
+
+
+async def serve(model: OnnxModel, arguments: argparse.Namespace) -> None:
+    batcher = Batcher(model, arguments.token_budget, arguments.max_queue)
     running = asyncio.create_task(batcher.run())
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -100,7 +103,7 @@ async def serve(classifier: OnnxClassifier, arguments: argparse.Namespace) -> No
 
 async def _reply(batcher: Batcher, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
     try:
-        answer = {"id": request["id"], "answers": await batcher.answer(request["texts"])}
+        answer = {"id": request["id"], "answers": await batcher.answer(request["inputs"])}
     except Exception as error:
         answer = {"id": request["id"], "error": str(error)}
     if not writer.is_closing():
@@ -120,9 +123,9 @@ def main() -> None:
     arguments = parser.parse_args()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logs.configure("model_worker", project=arguments.project, folder=arguments.logs)
-    classifier = OnnxClassifier(arguments.folder, threads=arguments.threads)
-    classifier.warm()
-    asyncio.run(serve(classifier, arguments))
+    model = OnnxModel(arguments.folder, threads=arguments.threads)
+    model.warm()
+    asyncio.run(serve(model, arguments))
 
 
 def _end_with_parent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -62,7 +63,7 @@ class Signals:
         if routes.candidate:
             self._weight.labels(self._project, routes.candidate[:12]).set(routes.candidate_weight)
 
-    def answered(self, version: str, seconds: float, request_id: str, label: str) -> None:
+    def answered(self, version: str, seconds: float, request_id: str, label: Any) -> None:
         window = self._windows.setdefault(version, _Window())
         window.requests += 1
         window.latencies.append(seconds * 1000)
@@ -78,12 +79,16 @@ class Signals:
         window.errors += 1
         self._requests.labels(self._project, version[:12], status).inc()
 
-    def labelled(self, request_id: str, label: str) -> bool:
-        """The true label of an answer; says whether the answer is still known."""
+    def labelled(self, request_id: str, label: Any) -> bool:
+        """The true label of an answer; says whether the answer is still known. A number is near or
+        far, not right or wrong: it is not counted.
+        """
         known = self._answers.pop(request_id, None)
         if known is None:
             return False
         version, answered = known
+        if isinstance(answered, float):
+            return True
         window = self._windows.setdefault(version, _Window())
         window.labelled += 1
         window.correct += answered == label

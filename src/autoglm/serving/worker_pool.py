@@ -87,7 +87,7 @@ class Worker:
             next_step=f"See {self._logs / 'model_worker.stderr'}.",
         )
 
-    async def ask(self, texts: list[str], timeout: float) -> list[dict[str, Any]]:
+    async def ask(self, inputs: list[Any], timeout: float) -> list[dict[str, Any]]:
         """Answers in order. Raises: ServingError serving.worker_died | timeout | queue_full."""
         if not self.is_warm:
             await self.start()
@@ -96,7 +96,7 @@ class Worker:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._pending[number] = future
         try:
-            self._writer.write(json.dumps({"id": number, "texts": texts}).encode() + b"\n")
+            self._writer.write(json.dumps({"id": number, "inputs": inputs}).encode() + b"\n")
             answer = await asyncio.wait_for(future, timeout)
         except TimeoutError as error:
             raise ServingError("the worker took too long.", code="serving.timeout") from error

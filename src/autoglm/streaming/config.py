@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Len
 
 from autoglm.config.schema import Address, Key, Share, live
 
@@ -43,8 +43,20 @@ class SplitConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     source: Annotated[SourceConfig, Key("Where rows change.")]
-    text: Annotated[str, Key("Column with the text.")]
-    label: Annotated[str, Key("Column with the label; a row without one waits.")]
+    text: Annotated[str, Key("Column with the text.")] = ""
+    label: Annotated[
+        str, Key("Column with the label, the labels or the number; a row without one waits.")
+    ] = ""
+    tokens: Annotated[
+        str, Key("token-classification: column with the tokens, in place of text.")
+    ] = ""
+    tags: Annotated[str, Key("token-classification: column with a tag per token, for label.")] = ""
+    image: Annotated[
+        str, Key("image-classification: column with the image (a path, or base64), for text.")
+    ] = ""
+    label_separator: Annotated[
+        str, Len(1), live("What stands between labels; a JSON list needs none.")
+    ] = ","
     max_length: Annotated[int, Ge(8), live("Tokens kept of a text.")] = 128
     min_rows: Annotated[int, Ge(1), live("Rows a label needs to join the label set.")] = 2
     max_text_bytes: Annotated[int, Gt(0), Key("A longer text becomes a dead letter.")] = 1_048_576
@@ -59,3 +71,22 @@ class DataConfig:
     split: Annotated[SplitConfig, live("Held-out shares, by hash of the text.")] = field(
         default_factory=SplitConfig
     )
+
+    def __post_init__(self) -> None:
+        for names in (("text", "tokens", "image"), ("label", "tags")):
+            said = [name for name in names if getattr(self, name)]
+            shown = ", ".join(f"data.{name}" for name in names)
+            if not said:
+                raise ValueError(f"one of {shown} is needed: which column is it")
+            if len(said) > 1:
+                raise ValueError(f"one of {shown} is enough, {' and '.join(said)} are said")
+
+    @property
+    def input_column(self) -> str:
+        """What the model reads."""
+        return self.text or self.tokens or self.image
+
+    @property
+    def answer_column(self) -> str:
+        """What it is to answer."""
+        return self.label or self.tags

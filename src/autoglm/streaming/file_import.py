@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import IO, Any
 from sqlalchemy import column, inspect, select
 from sqlalchemy import table as sql_table
 
+from autoglm.contracts.task import TASKS, TaskForm
 from autoglm.errors import DataError, SourceError
 from autoglm.streaming.collectors.database import (
     column_names,
@@ -31,6 +32,13 @@ from autoglm.streaming.collectors.database import (
 SAMPLE_ROWS = 2000
 CURSOR = "changed_at"
 TEXT_NAMES = ("text", "body", "content", "sentence", "review", "question", "message", "title")
+INPUT_NAMES = {"tokens": ("tokens", "words"), "image": ("image", "path", "file", "img")}
+ANSWER_NAMES = {
+    "tags": ("tags", "ner_tags", "pos_tags", "labels"),
+    "labels": ("labels", "tags", "topics", "categories"),
+    "number": ("score", "rating", "stars", "value", "price"),
+    "answer": ("answer", "completion", "response", "output"),
+}
 LABEL_NAMES = ("label", "topic", "category", "class", "target", "sentiment", "intent", "emotion")
 Row = dict[str, Any]
 
@@ -155,6 +163,7 @@ def guess_columns(
     label: str | None = None,
     key: str | None = None,
     where: str = "the data",
+    form: TaskForm = TASKS["text-classification"],
 ) -> Columns:
     """Which columns hold text and label, and whether one names the row (key `""`: none does).
 
@@ -173,14 +182,22 @@ def guess_columns(
                 else f"There are: {', '.join(names)}.",
             )
     values = {name: [r[name] for r in sample if r.get(name) is not None] for name in names}
+    label = label or _named(ANSWER_NAMES.get(form.answers, ()), values)
+    text = text or _named(INPUT_NAMES.get(form.reads, ()), values)
     label = label or _guess_label(values, text, where)
     text = text or _guess_text(values, label, where)
-    _check_labels(values[label], label, where)
+    if form.answers == "label":
+        _check_labels(values[label], label, where)
     if key is None:
         ids = values.get("id", [])
         is_key = len(ids) == len(sample) and len(set(map(str, ids))) == len(ids)
         key = "id" if is_key and "id" not in (text, label) else ""
     return Columns(text=text, label=label, key=key, cursor="")
+
+
+def _named(names: Sequence[str], values: Mapping[str, list[Any]]) -> str | None:
+    """The first column of one of these names that has values."""
+    return next((n for w in names for n in values if n.lower() == w and values[n]), None)
 
 
 def _guess_label(values: dict[str, list[Any]], text: str | None, where: str) -> str:
@@ -246,6 +263,7 @@ def import_file(
     text: str | None,
     label: str | None,
     key: str | None,
+    task: str = "text-classification",
 ) -> tuple[Columns, int]:
     """Write the rows of `file` into a new SQLite file: whole, or not at all.
 
@@ -256,7 +274,8 @@ def import_file(
     sample = list(islice(rows, SAMPLE_ROWS))
     if not sample:
         raise SourceError(f"{file} has no rows.", code="source.no_rows")
-    columns = guess_columns(sample, text=text, label=label, key=key, where=str(file))
+    asked = {"text": text, "label": label, "key": key}
+    columns = guess_columns(sample, **asked, where=str(file), form=TASKS[task])
     names = list(dict.fromkeys(name for row in sample for name in row if name != CURSOR))
     _refuse_twins([*names, CURSOR], str(file))
     is_new = not database.parent.exists()
@@ -382,6 +401,7 @@ def inspect_source(
     label: str | None,
     key: str | None,
     cursor: str | None,
+    task: str = "text-classification",
 ) -> Columns:
     """Columns of a table in an existing database, from a sample. Raises: SourceError, DataError."""
     engine, where = open_database(url, base), f"table {table}"
@@ -398,7 +418,8 @@ def inspect_source(
     sample = [{n: plain(v) for n, v in zip(names, row, strict=True)} for row in rows]
     if not sample:
         raise SourceError(f"{where} has no rows yet.", code="source.no_rows")
-    guessed = guess_columns(sample, text=text, label=label, key=key, where=where)
+    asked = {"text": text, "label": label, "key": key}
+    guessed = guess_columns(sample, **asked, where=where, form=TASKS[task])
     found = guessed.key or (primary[0] if len(primary) == 1 else "")
     if key is None and len(primary) == 1:
         found = primary[0]

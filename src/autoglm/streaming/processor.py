@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter
+from autoglm.contracts.task import TASKS, TaskForm
+from autoglm.datasets.cells import problem_of
 from autoglm.errors import AutoGLMError, PluginError
 from autoglm.plugins.kinds import Processed, Processor
 
@@ -39,18 +42,35 @@ class ProcessorChain:
 class RowProcessor:
     """Port Processor. A row without a label passes: it waits in the table until its label comes."""
 
-    def __init__(self, *, text: str, label: str, max_text_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        text: str,
+        label: str,
+        max_text_bytes: int,
+        form: TaskForm = TASKS["text-classification"],
+        label_separator: str = ",",
+    ) -> None:
         self._text, self._label, self._max_text_bytes = text, label, max_text_bytes
+        self._form, self._separator = form, label_separator
 
     def process(self, batch: Sequence[ChangeEvent]) -> Processed:
         rows, dead = [], []
         for event in batch:
             problem = self._problem(event) if event.op == "upsert" else None
             if problem is None:
-                rows.append(event)
+                rows.append(self._typed(event))
             else:
                 dead.append(self._dead(event, *problem))
         return Processed(rows=rows, dead=dead)
+
+    def _typed(self, event: ChangeEvent) -> ChangeEvent:
+        """Numbers to learn are stored as such: 4, 4.5 and "4.5" are one column."""
+        if self._form.answers != "number" or event.op != "upsert":
+            return event
+        answer = event.row[self._label]
+        is_there = answer is not None and str(answer).strip()
+        return replace(event, row={**event.row, self._label: float(answer) if is_there else None})
 
     def _problem(self, event: ChangeEvent) -> tuple[str, str] | None:
         """(code, cause), None when the row can be used."""
@@ -73,7 +93,7 @@ class RowProcessor:
                 f"column {self._text!r} has {size:,} bytes; data.max_text_bytes is"
                 f" {self._max_text_bytes:,}",
             )
-        return None
+        return problem_of(text, event.row[self._label], self._form, self._separator)
 
     def _dead(self, event: ChangeEvent, code: str, cause: str) -> DeadLetter:
         return DeadLetter(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from autoglm.modeling.encoding import word_starts, words_read
+
+# The target of a token that nobody answers for.
+IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +35,50 @@ class Encoded:
         return {"labels": torch.cat([self.targets[i] for i in rows])}
 
     @property
+    def unit(self) -> tuple[float, float]:
+        """Mean and deviation of the training rows' numbers."""
+        assert isinstance(self.targets, Tensor), "a number per row"
+        numbers = self.targets[: self.num_train].double()
+        return float(numbers.mean()), deviation_of(numbers)
+
+    @property
     def train(self) -> range:
         return range(self.num_train)
 
     @property
     def validation(self) -> range:
         return range(self.num_train, len(self.ids))
+
+
+def targets_of(
+    answers: Sequence[Any], encodings: Sequence[Any], labels: Sequence[str]
+) -> Tensor | list[Tensor]:
+    """What the trainer learns for answers (contracts.task): see `Encoded.targets`. `encodings` are
+    the tokenizer's, of the same rows.
+    """
+    index = {label: number for number, label in enumerate(labels)}
+    if isinstance(answers[0], float):
+        return torch.tensor(answers)
+    if isinstance(answers[0], frozenset):
+        table = torch.zeros(len(answers), len(labels))
+        for row, names in enumerate(answers):
+            table[row, [index[name] for name in names]] = 1.0
+        return table
+    if isinstance(answers[0], tuple):
+        return [_per_token(e, tags, index) for e, tags in zip(encodings, answers, strict=True)]
+    return torch.tensor([index[label] for label in answers])
+
+
+def _per_token(encoding: Any, tags: Sequence[str], index: Mapping[str, int]) -> Tensor:
+    target = torch.full((len(encoding.ids),), IGNORED)
+    for place, word in zip(word_starts(encoding), words_read(encoding), strict=True):
+        target[place] = index[tags[word]]
+    return target
+
+
+def deviation_of(numbers: Tensor) -> float:
+    """1 where all are equal: it divides."""
+    return float(numbers.double().std(correction=0)) or 1.0
 
 
 def batches(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> list[list[int]]:

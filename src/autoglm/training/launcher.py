@@ -235,7 +235,9 @@ def _incompatible(start: Path | None, backbone: Path, spec: RunSpec) -> str:
     if start is None or not (start / "autoglm.json").is_file():
         return "there is no stable model version"
     facts = json.loads((start / "autoglm.json").read_text(encoding="utf-8"))
-    if tuple(facts["labels"]) != tuple(spec.dataset.labels):
+    if facts.get("task", "text-classification") != spec.config["model"]["task"]:
+        return "its task is another"
+    if tuple(facts["labels"]) != spec.dataset.outputs:
         return "its labels are others"
     inner, outer = _config_of(start).get("backbone_config", {}), _config_of(backbone)
     shape = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")

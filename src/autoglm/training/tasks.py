@@ -10,16 +10,35 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoglm.evaluation.metrics import METRICS, confusion, entities, f1
+from autoglm.evaluation.metrics import metrics_of
+from autoglm.training.closed_form import ridge_head
+from autoglm.training.data import IGNORED, deviation_of
 
-IGNORED = -100
+
+class _Task:
+    """`truth` and `predict` give a label, labels, a number or tags per row (contracts.task)."""
+
+    def truth(self, batch: Mapping[str, Tensor]) -> list[Any]:
+        raise NotImplementedError
+
+    def predict(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> list[Any]:
+        raise NotImplementedError
+
+    def ridge(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a linear head that answers `targets` as well as one can."""
+        raise NotImplementedError
+
+    def scores(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics by name on these rows; NaN where one is undefined."""
+        truth, said = self.truth(batch), self.predict(outputs, batch)
+        values = {name: metric(truth, said) for name, metric in metrics_of(truth).items()}
+        return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-class _Labelled:
+class _Labelled(_Task):
     """What tasks with labels are made of; `_weights` are set by `see`."""
 
     def __init__(self, label_names: Sequence[str], training: Mapping[str, Any]) -> None:
@@ -46,20 +65,16 @@ class Classification(_Labelled):
             outputs, batch["labels"], weight=self._weights, label_smoothing=self._smoothing
         )
 
-    def predict(self, outputs: Tensor) -> list[str]:
+    def ridge(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = nn.functional.one_hot(targets, len(self.label_names))
+        return ridge_head(features, wanted, lambda said: nn.functional.cross_entropy(said, targets))
+
+    def predict(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> list[Any]:
+        del batch
         return [self.label_names[i] for i in outputs.argmax(-1).tolist()]
 
-    def truth(self, batch: Mapping[str, Tensor]) -> list[str]:
+    def truth(self, batch: Mapping[str, Tensor]) -> list[Any]:
         return [self.label_names[i] for i in batch["labels"].tolist()]
-
-    def scores(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        """Metrics by name on these rows; NaN where one is undefined."""
-        counts = confusion(
-            batch["labels"].numpy().astype(np.intp),
-            outputs.argmax(1).numpy().astype(np.intp),
-            len(self.label_names),
-        )
-        return {name: _number(metric(counts)) for name, metric in METRICS.items()}
 
 
 class MultiLabel(_Labelled):
@@ -79,61 +94,61 @@ class MultiLabel(_Labelled):
             outputs, wanted, pos_weight=self._weights
         )
 
-    def predict(self, outputs: Tensor) -> list[list[str]]:
+    def ridge(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = targets.double()
+
+        def loss(said: Tensor) -> Tensor:
+            return nn.functional.binary_cross_entropy_with_logits(said, wanted)
+
+        return ridge_head(features, wanted, loss, centre=0.5)
+
+    def predict(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> list[Any]:
+        del batch
         return [self._names(row) for row in (outputs > 0).tolist()]
 
-    def truth(self, batch: Mapping[str, Tensor]) -> list[list[str]]:
+    def truth(self, batch: Mapping[str, Tensor]) -> list[Any]:
         return [self._names(row) for row in (batch["labels"] > 0.5).tolist()]
 
-    def _names(self, said: Sequence[bool]) -> list[str]:
-        return [name for name, is_said in zip(self.label_names, said, strict=True) if is_said]
-
-    def scores(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        said, wanted = outputs > 0, batch["labels"] > 0.5
-        hits = (said & wanted).sum(0).double()
-        sizes = (said.sum(0) + wanted.sum(0)).double()
-        per_label = (2 * hits / sizes)[sizes > 0]
-        return {
-            "accuracy": float((said == wanted).all(1).double().mean()),
-            "micro_f1": _number(float(2 * hits.sum() / sizes.sum()) if sizes.sum() else None),
-            "macro_f1": _number(float(per_label.mean()) if len(per_label) else None),
-        }
+    def _names(self, said: Sequence[bool]) -> frozenset[str]:
+        pairs = zip(self.label_names, said, strict=True)
+        return frozenset(name for name, is_said in pairs if is_said)
 
 
-class Regression:
-    """A number per row. `r2` is 1 - squared error / variance; greater is better in all scores."""
+class Regression(_Task):
+    """A number per row. The loss is the squared error in units of the training rows' variance, so
+    that a rate means the same for prices and for stars.
+    """
 
     problem_type, is_per_token = "regression", False
 
     def __init__(self, label_names: Sequence[str], training: Mapping[str, Any]) -> None:
         del training
         self.label_names = tuple(label_names)
+        self._deviation = 1.0
 
     def see(self, targets: Tensor) -> None:
-        del targets
+        self._deviation = deviation_of(targets)
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        return nn.functional.mse_loss(outputs.squeeze(-1), batch["labels"].to(outputs.dtype))
+        errors = outputs.squeeze(-1) - batch["labels"].to(outputs.dtype)
+        return (errors / self._deviation).square().mean()
 
-    def predict(self, outputs: Tensor) -> list[float]:
-        numbers: list[float] = outputs.squeeze(-1).tolist()
-        return numbers
+    def ridge(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = targets.double()
+        wanted = ((numbers - numbers.mean()) / self._deviation)[:, None]
+        return ridge_head(features, wanted, lambda s: (s - wanted).square().mean(), scales=(1.0,))
 
-    def truth(self, batch: Mapping[str, Tensor]) -> list[float]:
-        numbers: list[float] = batch["labels"].tolist()
-        return numbers
+    def predict(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> list[Any]:
+        del batch
+        return list(outputs.squeeze(-1).tolist())
 
-    def scores(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        said, wanted = outputs.squeeze(-1).double(), batch["labels"].double()
-        errors = said - wanted
-        spread = (wanted - wanted.mean()).square().sum()
-        r2 = float(1 - errors.square().sum() / spread) if spread else None
-        return {"r2": _number(r2), "negative_mae": -float(errors.abs().mean())}
+    def truth(self, batch: Mapping[str, Tensor]) -> list[Any]:
+        return list(batch["labels"].tolist())
 
 
 class Tagging(Classification):
-    """A tag per word, on its first token (-100 elsewhere). `entity_f1` counts whole entities:
-    the same type, first and last word.
+    """A tag per word, on its first token (-100 elsewhere); answers are a tuple per row, of the
+    words that the model reads. `batch["row_of"]` says of which row a token is.
     """
 
     is_per_token = True
@@ -147,20 +162,16 @@ class Tagging(Classification):
             ignore_index=IGNORED,
         )
 
-    def scores(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        labels = batch["labels"]
-        is_word = labels != IGNORED
-        said = self.predict(outputs[is_word])
-        wanted = [self.label_names[i] for i in labels[is_word].tolist()]
-        hits = sum(s == w for s, w in zip(said, wanted, strict=True))
-        # Rows are divided by a word that nobody tags, so that no entity reaches over an end.
-        rows = batch["row_of"][is_word].tolist()
-        found, true = entities(said, rows), entities(wanted, rows)
-        return {
-            "accuracy": hits / len(wanted) if wanted else math.nan,
-            "entity_f1": _number(f1(len(found & true), len(found), len(true))),
-        }
+    def predict(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> list[Any]:
+        return self._rows(outputs.argmax(-1), batch)
 
+    def truth(self, batch: Mapping[str, Tensor]) -> list[Any]:
+        return self._rows(batch["labels"], batch)
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+    def _rows(self, codes: Tensor, batch: Mapping[str, Tensor]) -> list[Any]:
+        is_word = batch["labels"] != IGNORED
+        rows: dict[int, list[str]] = {row: [] for row in batch["row_of"].tolist()}
+        words = zip(codes[is_word].tolist(), batch["row_of"][is_word].tolist(), strict=True)
+        for code, row in words:
+            rows[row].append(self.label_names[code])
+        return [tuple(tags) for tags in rows.values()]

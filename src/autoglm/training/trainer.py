@@ -50,8 +50,7 @@ from autoglm.plugins import registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import checkpoint, gradients, memory, precision
-from autoglm.training.closed_form import ridge_head
-from autoglm.training.data import Encoded, batches, pieces
+from autoglm.training.data import IGNORED, Encoded, batches, pieces
 from autoglm.training.decisions import Decisions
 from autoglm.training.diagnosis import diverged
 from autoglm.training.forward import Forward, set_training_mode
@@ -60,6 +59,8 @@ from autoglm.training.record import Record
 from autoglm.training.state import TrainingState
 
 OnEvent = Callable[[Mapping[str, Any]], None]
+# What a head for tokens starts from: enough to find 400 directions, little enough to solve.
+HEAD_TOKENS, HEAD_ROWS = 30_000, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ class Trainer:
         make = registry.get("optimizer", name)
         with _speaking_for(f"optimizer:{name}"):
             optimizer = make(groups, lr=float(self._settings["lr"]))
-        if not self._reads_backbone():
+        if not self._reads_backbone() and not self._task.is_per_token:
             self._forward.keep_features()
         per_epoch = math.ceil(self._data.num_train / int(self._settings["batch_size"]))
         return TrainingState(
@@ -254,18 +255,38 @@ class Trainer:
             record.tell(state)
 
     def _start_head(self, state: TrainingState) -> None:
-        """Ridge regression on pooled features, where a linear head picks one of several labels."""
+        """Ridge regression on what the backbone says at the start, where the head is linear."""
         head = self._model.classifier
-        is_plain = self._task.problem_type == "single_label_classification"
-        if not is_plain or self._task.is_per_token or not isinstance(head, nn.Linear):
+        if not isinstance(head, nn.Linear) or not hasattr(self._task, "ridge"):
             return
-        assert isinstance(self._data.targets, Tensor), "one label per row"
-        pooled = self._forward.all_features()[: self._data.num_train]
-        labels = self._data.targets[: self._data.num_train]
-        weight, bias = ridge_head(pooled, labels, len(self._data.label_names))
+        weight, bias = self._task.ridge(*self._known())
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
+
+    @torch.no_grad()
+    def _known(self) -> tuple[Tensor, Tensor]:
+        """Features and targets of the training rows; of tokens, of the first rows that hold
+        `HEAD_TOKENS`.
+        """
+        if not self._task.is_per_token:
+            assert isinstance(self._data.targets, Tensor), "an answer per row"
+            known = slice(0, self._data.num_train)
+            return self._forward.all_features()[known], self._data.targets[known]
+        self._model.eval()
+        features, targets, left = [], [], HEAD_TOKENS
+        for start in range(0, self._data.num_train, HEAD_ROWS):
+            rows = range(start, min(start + HEAD_ROWS, self._data.num_train))
+            longest_first = sorted(rows, key=lambda i: -len(self._data.ids[i]))
+            labels = self._data.batch(longest_first)["labels"]
+            is_word = labels != IGNORED
+            features.append(self._forward.features(longest_first)[is_word])
+            targets.append(labels[is_word])
+            left -= len(labels)
+            self._stop_if_asked()
+            if left <= 0:
+                break
+        return torch.cat(features), torch.cat(targets)
 
     def _reads_backbone(self) -> bool:
         learning = {n for n, p in self._model.named_parameters() if p.requires_grad}
@@ -305,7 +326,7 @@ class Trainer:
         scores: dict[str, float] = self._task.scores(whole, batch)
         if self._metric not in scores:
             score = find_evaluator(self._metric).evaluate(
-                self._task.truth(batch), self._task.predict(whole)
+                self._task.truth(batch), self._task.predict(whole, batch)
             )
             scores[self._metric] = math.nan if score.value is None else float(score.value)
         return {**scores, "loss": float(self._task.loss(whole, batch))}

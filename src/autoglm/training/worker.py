@@ -30,6 +30,7 @@ from autoglm.datasets.dataset_version import load_rows
 from autoglm.errors import AutoGLMError, TrainingError
 from autoglm.modeling.adapters import load_trained
 from autoglm.modeling.auto_model import load_model
+from autoglm.modeling.encoding import encode, open_tokenizer
 from autoglm.modeling.export import export_folder
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.surgery.config import StructureConfig
@@ -38,7 +39,7 @@ from autoglm.plugins import project_files, registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import parts, stages
-from autoglm.training.data import Encoded
+from autoglm.training.data import Encoded, targets_of
 from autoglm.training.decisions import Decisions
 from autoglm.training.trainer import Trainer
 
@@ -81,7 +82,7 @@ class Worker:
         self._spec, self._start, self._base = spec, start, Path(request["base"])
         project_files.open_parts(spec)
         self._models = {}
-        self._data, self._texts = self._encode(spec, start)
+        self._data, self._inputs = self._encode(spec, start)
         self._model_of(spec.config["model"])  # what cannot be opened is told before any trial
         self._opened = name
         logs.get_logger().info("opened", run_id=spec.run_id, rows=len(self._data.ids))
@@ -95,9 +96,10 @@ class Worker:
             made = load_model(
                 self._start,
                 settings,
-                labels=self._spec.dataset.labels,
+                labels=self._spec.dataset.outputs,
                 problem_type=task.problem_type,
                 is_per_token=task.is_per_token,
+                unit=self._data.unit if task.problem_type == "regression" else (0.0, 1.0),
                 sample=self._data.ids[: min(SAMPLE_ROWS, self._data.num_train)],
                 max_length=int(self._spec.config["data"]["max_length"]),
             )
@@ -106,22 +108,18 @@ class Worker:
             self._models[key] = made
         return self._models[key]
 
-    def _encode(self, spec: RunSpec, folder: Path) -> tuple[Encoded, list[str]]:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(int(spec.config["data"]["max_length"]))
+    def _encode(self, spec: RunSpec, folder: Path) -> tuple[Encoded, list[Any]]:
+        tokenizer = open_tokenizer(folder, int(spec.config["data"]["max_length"]))
         train, validation = (load_rows(spec.dataset, name) for name in ("train", "validation"))
-        texts = [*train.texts, *validation.texts]
-        index = {label: i for i, label in enumerate(spec.dataset.labels)}
+        encodings = encode(tokenizer, [*train.inputs, *validation.inputs])
+        answers = [*train.answers, *validation.answers]
         data = Encoded(
-            ids=[encoding.ids for encoding in tokenizer.encode_batch(texts)],
-            targets=torch.tensor([index[n] for n in (*train.labels, *validation.labels)]),
+            ids=[encoding.ids for encoding in encodings],
+            targets=targets_of(answers, encodings, spec.dataset.labels),
             num_train=len(train),
-            label_names=tuple(spec.dataset.labels),
+            label_names=spec.dataset.outputs,
         )
-        return data, validation.texts[:PARITY_ROWS]
+        return data, validation.inputs[:PARITY_ROWS]
 
     def _do_advance(self, request: Mapping[str, Any]) -> Any:
         chain = from_json(StageChain, request["chain"])
@@ -204,10 +202,11 @@ class Worker:
             model,
             self._start,
             Path(request["folder"]),
-            labels=self._spec.dataset.labels,
+            labels=self._spec.dataset.outputs,
             max_length=int(self._spec.config["data"]["max_length"]),
             pad_id=int(getattr(model.backbone.config, "pad_token_id", 0) or 0),
-            texts=self._texts,
+            inputs=self._inputs,
+            task=settings["task"],
         )
         return asdict(exported)
 

@@ -31,20 +31,23 @@ class TriggerAnswer(BaseModel):
 
 
 class PredictBody(BaseModel):
-    """One text or several."""
+    """One text or several. `tokens` (or a list among `texts`) for token-classification."""
 
     model_config = ConfigDict(extra="forbid")
     text: str | None = None
-    texts: list[str] | None = None
+    tokens: list[str] | None = None
+    texts: list[str | list[str]] | None = None
 
 
 class PredictAnswer(BaseModel):
-    """`label` and `score` for one text, `results` for several."""
+    """`label` and `score` for one text, `results` for several. `label` is a text, or what the task
+    answers: a list of labels, a tag per token, a number (then without a score).
+    """
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     request_id: str
     model_version: str
-    label: str | None = None
+    label: str | list[str] | float | None = None
     score: float | None = None
     results: list[dict[str, Any]] | None = None
 

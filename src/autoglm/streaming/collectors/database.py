@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -106,10 +107,14 @@ def _nearest(name: str, options: Sequence[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A driver's value as JSON knows it: numbers and text stay, the rest becomes text."""
+    """A driver's value as JSON knows it: numbers and text stay, lists and maps
+    become JSON, the rest text.
+    """
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).decode("utf-8", "surrogateescape")
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
     isoformat = getattr(value, "isoformat", None)
     return isoformat() if isoformat else str(value)

@@ -1,0 +1,47 @@
+"""Inputs → token ids, alike in training and serving. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def open_tokenizer(folder: Path, max_length: int) -> Any:
+    """The folder's tokenizer: cuts at `max_length`, never pads."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+def encode(tokenizer: Any, inputs: Sequence[Any]) -> list[Any]:
+    """One encoding per text, or per tuple of tokens, in order."""
+    if inputs and not isinstance(inputs[0], str):
+        found: list[Any] = tokenizer.encode_batch(list(map(list, inputs)), is_pretokenized=True)
+        return found
+    return list(tokenizer.encode_batch(list(inputs)))
+
+
+def word_starts(encoding: Any) -> list[int]:
+    """Place of the first token of each word that was read. A word without any token has none, so
+    words are told apart by their number: see `tags_of`.
+    """
+    return [place for place, _ in _starts(encoding)]
+
+
+def words_read(encoding: Any) -> list[int]:
+    """Number of each word that `word_starts` gives a place of."""
+    return [word for _, word in _starts(encoding)]
+
+
+def _starts(encoding: Any) -> list[tuple[int, int]]:
+    seen: set[int] = set()
+    found = []
+    for place, word in enumerate(encoding.word_ids):
+        if word is not None and word not in seen:
+            seen.add(word)
+            found.append((place, word))
+    return found

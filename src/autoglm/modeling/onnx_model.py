@@ -1,0 +1,173 @@
+"""A model version answering by its graph: tokenizers + ONNX Runtime, no torch.
+
+The folder: config.json, model.safetensors, tokenizer.json, model.onnx, autoglm.json {task, labels,
+max_length, pad_id, pooling, opens_with, parity}, modeling_autoglm.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoglm.contracts.task import TASKS, TaskForm, answer_to_json
+from autoglm.errors import ModelError
+from autoglm.modeling.encoding import encode, open_tokenizer, word_starts, words_read
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NEEDED = ("autoglm.json", "model.onnx", "tokenizer.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """`label` is what the task answers (contracts.task). `score` is the model's probability of it:
+    of a label; of the least sure one of labels; on average, of tags; None of a number.
+    """
+
+    label: Any
+    score: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"label": answer_to_json(self.label), "score": self.score}
+
+
+class OnnxModel:
+    """Opens a model folder. `threads` 0 takes the cores there are.
+
+    Raises: ModelError model.folder_incomplete.
+    """
+
+    def __init__(self, folder: Path, *, threads: int) -> None:
+        missing = [name for name in NEEDED if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(
+                f"{folder} lacks {', '.join(missing)}.",
+                code="model.folder_incomplete",
+                next_step="Export the model version again.",
+            )
+        facts = json.loads((folder / "autoglm.json").read_text(encoding="utf-8"))
+        self.labels: tuple[str, ...] = tuple(facts["labels"])
+        self.form: TaskForm = TASKS[facts.get("task", "text-classification")]
+        self._pad_id = int(facts["pad_id"])
+        self._tokenizer = open_tokenizer(folder, int(facts["max_length"]))
+        self._session = _session(folder / "model.onnx", threads or os.cpu_count() or 1)
+
+    def encode(self, inputs: Sequence[Any]) -> list[Any]:
+        """The tokenizer's encoding of each input, cut at the folder's max_length."""
+        return encode(self._tokenizer, inputs)
+
+    def seen(self, texts: Sequence[str]) -> list[str]:
+        """Each text as far as the model reads it: up to the end of its last token."""
+        ends = [max((end for _, end in e.offsets), default=0) for e in self.encode(texts)]
+        return [text[:end] for text, end in zip(texts, ends, strict=True)]
+
+    def logits(
+        self, rows: Sequence[Sequence[int]], *, token_budget: int = 4096
+    ) -> list[NDArray[np.float32]]:
+        """(labels,) per row of token ids, in order; (length, labels) where each token is answered
+        for. Batches have at most `token_budget` padded tokens, of rows of like length.
+        """
+        import numpy as np
+
+        out: list[Any] = [None] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for batch in _batches(order, [len(row) for row in rows], token_budget):
+            length = max(len(rows[i]) for i in batch)
+            ids = np.full((len(batch), length), self._pad_id, np.int64)
+            mask = np.zeros((len(batch), length), np.int64)
+            for row, i in enumerate(batch):
+                ids[row, : len(rows[i])] = rows[i]
+                mask[row, : len(rows[i])] = 1
+            said = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+            for row, i in enumerate(batch):
+                out[i] = said[row, : len(rows[i])] if said.ndim == 3 else said[row]
+        return out
+
+    def predict(self, inputs: Sequence[Any]) -> list[Answer]:
+        """One answer per input (a text, or tokens), in order. A text for a task of tokens is
+        divided at white space; tokens for a task of texts are joined by it.
+        """
+        inputs = [self._as_read(one) for one in inputs]
+        encodings = self.encode(inputs)
+        logits = self.logits([encoding.ids for encoding in encodings])
+        if self.form.answers == "tags":
+            rows = zip(inputs, encodings, logits, strict=True)
+            return [self._tags(len(tokens), e, scores) for tokens, e, scores in rows]
+        answering = {"labels": self._labels, "number": self._number}
+        make = answering.get(self.form.answers, self._label)
+        return [make(scores) for scores in logits]
+
+    def _as_read(self, one: Any) -> Any:
+        if self.form.reads == "tokens":
+            return tuple(one.split() if isinstance(one, str) else one)
+        return one if isinstance(one, str) else " ".join(one)
+
+    def _label(self, logits: NDArray[np.float32]) -> Answer:
+        shares = _softmax(logits)
+        best = int(shares.argmax())
+        return Answer(label=self.labels[best], score=float(shares[best]))
+
+    def _labels(self, logits: NDArray[np.float32]) -> Answer:
+        import numpy as np
+
+        said = logits > 0
+        sure = 1 / (1 + np.exp(-np.abs(logits.astype(np.float64))))
+        names = (name for name, is_said in zip(self.labels, said, strict=True) if is_said)
+        return Answer(label=frozenset(names), score=float(sure.min()))
+
+    def _number(self, logits: NDArray[np.float32]) -> Answer:
+        return Answer(label=float(logits[0]), score=None)
+
+    def _tags(self, num_tokens: int, encoding: Any, logits: NDArray[np.float32]) -> Answer:
+        """A token that was not read (behind max_length, or without any id) is outside."""
+        outside = "O" if "O" in self.labels else self.labels[0]
+        tags, shares = [outside] * num_tokens, _softmax(logits)
+        starts = word_starts(encoding)
+        best = shares[starts].argmax(axis=1)
+        for word, code in zip(words_read(encoding), best, strict=True):
+            tags[word] = self.labels[code]
+        score = float(shares[starts].max(axis=1).mean()) if starts else 0.0
+        return Answer(label=tuple(tags), score=score)
+
+    def warm(self) -> None:
+        """Answer once, so that the first user does not pay for it."""
+        self.predict(["warm"])
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    import numpy as np
+
+    wide = logits.astype(np.float64)
+    shares: NDArray[np.float64] = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _batches(order: list[int], lengths: list[int], budget: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for i in order:
+        # `order` is sorted: the newest text is the longest of its batch.
+        if not batches or (len(batches[-1]) + 1) * lengths[i] > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads would burn a core while nobody asks.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(
+        str(path), sess_options=options, providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,105 @@
+"""Each task goes the whole way: rows → dataset → trial → export → gate → answers."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import FILLER, WORDS
+
+DRAW = random.Random(2)
+
+
+def autoglm(*arguments: str | Path, code: int = 0) -> str:
+    command = [sys.executable, "-m", "autoglm.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + (done.stderr if code else "")
+
+
+def words(count: int) -> list[str]:
+    kinds = [DRAW.choice([*WORDS.values(), FILLER, FILLER]) for _ in range(count)]
+    return [DRAW.choice(kind) for kind in kinds]
+
+
+def tagging_row() -> dict[str, Any]:
+    tokens = words(8)
+    kind = {w: name for name, ws in WORDS.items() for w in ws}
+    return {"tokens": tokens, "tags": [f"B-{kind[t]}" if t in kind else "O" for t in tokens]}
+
+
+def labels_row() -> dict[str, Any]:
+    tokens = words(6)
+    found = [name for name, ws in WORDS.items() if any(t in ws for t in tokens)]
+    return {"text": " ".join(tokens), "labels": found}
+
+
+def number_row() -> dict[str, Any]:
+    tokens = words(8)
+    money = sum(t in WORDS["money"] for t in tokens)
+    return {"text": " ".join(tokens), "score": 1000 + 50 * money}
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "asked", "metric"),
+    [
+        ("token-classification", tagging_row, ["the striker said"], "entity_f1"),
+        ("multi-label-classification", labels_row, ["goal market the"], "micro_f1"),
+        ("regression", number_row, ["bank market shares profit trade euro loan price"], "r2"),
+    ],
+)
+def test_a_task_is_learnt_gated_and_answered_in_its_own_form(
+    tmp_path: Path, tiny_backbone: Path, task: str, make: Any, asked: list[str], metric: str
+) -> None:
+    rows = [make() for _ in range(300)]
+    broken = {
+        "token-classification": {**rows[0], "tags": ["O"]},
+        "regression": {**rows[0], "score": "?"},
+    }
+    rows += [broken[task]] if task in broken else []
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    project = tmp_path / "project"
+    autoglm(
+        "init",
+        project,
+        "--from",
+        tmp_path / "rows.jsonl",
+        "--backbone",
+        tiny_backbone,
+        "--task",
+        task,
+    )
+    document = json.loads(
+        autoglm(
+            "run", project, "--json", "--set", "search.trials=1", "--set", "training.epochs=4",
+            "--set", "search.space={lr: {loguniform: [1e-3, 3e-3]}}", "--set", "training.threads=1",
+            "--set", "training.trainable_layers=2", "--set", "evaluate.margin=100%",
+        )
+    )  # fmt: skip
+    assert document["status"] == "succeeded", document
+    best = document["best"]
+    assert best["metric"] == metric
+    assert best["value"] > 0.5, best
+    (answer,) = map(json.loads, autoglm("predict", project, *asked, "--json").splitlines())
+    if task == "token-classification":
+        assert answer["label"] == ["O", "B-sport", "O"]
+        refused = autoglm("run", project, "--set", "evaluate.metric=r2", code=2)
+        assert "says nothing of token-classification" in refused
+        assert "entity_f1" in refused
+        refused = autoglm("run", project, "--set", "model.task=regression", code=2)
+        assert "needs data.text" in refused
+    elif task == "regression":
+        assert answer["label"] > 1100
+        assert answer["score"] is None
+    else:
+        assert set(answer["label"]) <= {"money", "sport"}
+        assert 0.5 <= answer["score"] <= 1
+    facts = json.loads(
+        (next((project / ".autoglm/default/models").glob("*/autoglm.json"))).read_text()
+    )
+    assert facts["task"] == task
