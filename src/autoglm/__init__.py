@@ -10,8 +10,12 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"Project": "autoglm.project", "register": "autoglm.plugins.registry"}
-__all__ = ["Project", "__version__", "register"]
+_PUBLIC = {
+    "Project": "autoglm.project",
+    "Trainer": "autoglm.loop.stations",
+    "register": "autoglm.plugins.registry",
+}
+__all__ = ["Project", "Trainer", "__version__", "register"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from autoglm import __version__
-from autoglm.cli import config, doctor, init, models, plugins, predict, release, run, runs, up
+from autoglm.cli import (
+    config,
+    doctor,
+    init,
+    models,
+    plugins,
+    predict,
+    release,
+    run,
+    runs,
+    stations,
+    up,
+)
 
 app = typer.Typer(
     name="autoglm",
@@ -32,6 +44,8 @@ def _root(
 app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("up")(up.up)
+app.command("train")(stations.train)
+app.command("evaluate")(stations.evaluate)
 app.command("predict")(predict.predict)
 app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")

@@ -83,7 +83,7 @@ def trip(
             on_event=progress.on_event,
             replay=replay and project.settings.release.replay,
         )
-        _cancel_on_signals(app.cancel)
+        cancel_on_signals(app.cancel)
         runs = None
         try:
             runs = open_runs(app)
@@ -103,7 +103,7 @@ def trip(
         raise typer.Exit(1)
 
 
-def _cancel_on_signals(cancel: threading.Event) -> None:
+def cancel_on_signals(cancel: threading.Event) -> None:
     def on_signal(number: int, _frame: Any) -> None:
         if cancel.is_set():  # the second time somebody means it
             os._exit(128 + number)

@@ -25,7 +25,7 @@ from autoglm.triggers.admission import Admission
 OnEvent = Callable[[Mapping[str, Any]], None]
 
 
-def _ignore(_event: Mapping[str, Any]) -> None:
+def ignore(_event: Mapping[str, Any]) -> None:
     """Nobody is watching."""
 
 
@@ -48,7 +48,7 @@ class App:
     project: Project
     clock: Clock = field(default_factory=SystemClock)
     cancel: threading.Event = field(default_factory=threading.Event)
-    on_event: OnEvent = _ignore
+    on_event: OnEvent = ignore
     replay: bool = True
     gateway: GatewayAddress | None = None
     admin: GatewayClient | None = None

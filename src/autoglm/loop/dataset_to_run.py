@@ -18,28 +18,8 @@ from autoglm.settings import freeze, learning_digest, metric_of
 
 def dataset_to_run(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> Decision:
     """Ask admission for a run on `dataset`; the same cause gives the same run."""
-    now = app.project.config  # one tree, also when it is changed meanwhile
-    settings, (config, secrets) = now.settings, freeze(now)
-    config["evaluate"]["metric"] = metric_of(settings)
-    files = read_files(app.project.folder, settings.imports)
     # Everything is read before admission's transaction, which holds the write lock of state.db.
-    spec = RunSpec(
-        project=app.project.name,
-        run_id="",
-        cause=trigger.cause,
-        trigger=trigger.trigger,
-        dataset=dataset,
-        config=config,
-        secrets=secrets,
-        config_digest=learning_digest(settings, files),
-        seed=settings.training.seed,
-        stable=app.registry.aliases().get("stable", ""),
-        folder="",
-        traceparent=trigger.traceparent,
-        tuning="project" if files else "default",
-        imports=files,
-        created_at=app.clock.now(),
-    )
+    spec = draft_spec(trigger, dataset, app)
 
     def name(run_id: str) -> RunSpec:
         return replace(spec, run_id=run_id, folder=str(app.project.state / "runs" / run_id))
@@ -57,6 +37,31 @@ def dataset_to_run(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> 
             },
         )
     return decision
+
+
+def draft_spec(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> RunSpec:
+    """The spec of a run that has no name yet: the settings in force, frozen."""
+    now = app.project.config  # one tree, also when it is changed meanwhile
+    settings, (config, secrets) = now.settings, freeze(now)
+    config["evaluate"]["metric"] = metric_of(settings)
+    files = read_files(app.project.folder, settings.imports)
+    return RunSpec(
+        project=app.project.name,
+        run_id="",
+        cause=trigger.cause,
+        trigger=trigger.trigger,
+        dataset=dataset,
+        config=config,
+        secrets=secrets,
+        config_digest=learning_digest(settings, files),
+        seed=settings.training.seed,
+        stable=app.registry.aliases().get("stable", ""),
+        folder="",
+        traceparent=trigger.traceparent,
+        tuning="project" if files else "default",
+        imports=files,
+        created_at=app.clock.now(),
+    )
 
 
 def data_cause(dataset: DatasetVersion, app: App) -> str:

@@ -94,7 +94,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             defaults=_said(spec),
             metric=settings.evaluate.metric,
             seed=spec.seed,
-            runner=_open_trainer(spec, app),
+            runner=open_trainer(spec, app),
             log=app.log,
             clock=app.clock,
             on_event=app.on_event,
@@ -122,7 +122,8 @@ def _at(tree: Mapping[str, Any], key: str) -> Any:
     return tree
 
 
-def _open_trainer(spec: RunSpec, app: App) -> Any:
+def open_trainer(spec: RunSpec, app: App) -> Any:
+    """The warm worker, opened on the spec's rows and start."""
     trainer = app.trainer()
     stable = app.registry.get(spec.stable) if spec.stable else None
     trainer.open(
@@ -135,7 +136,7 @@ def _open_trainer(spec: RunSpec, app: App) -> Any:
 
 def export(spec: RunSpec, settings: Settings, study: StudyResult, app: App) -> Any:
     """The best trial as a model folder with a graph that answers alike."""
-    trainer = _open_trainer(spec, app)
+    trainer = open_trainer(spec, app)
     chain = trainer.plan(study.best.params)
     # Idempotent: the stored stage is found, or trained again if its files are gone.
     trainer.advance(chain, chain.num_steps, cancel=app.cancel)

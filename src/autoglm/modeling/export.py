@@ -194,4 +194,4 @@ def _parity(
     # Of numbers near 1e6 no float32 keeps 1e-4.
     unit = max(1.0, abs(model.config.output_scale), abs(model.config.output_shift))
     largest = max((float(np.abs(said - true).max()) for said, true in pairs), default=0.0)
-    return largest / unit
+    return float(largest / unit)

@@ -72,7 +72,7 @@ def _flat(space: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Mapping
 
 
 def _dimension(name: str, said: Mapping[str, Any], keys: Sequence[str]) -> Dimension:
-    key = _resolve(name, keys)
+    key = resolve(name, keys)
     ((kind, arguments),) = said.items()
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1)
@@ -87,7 +87,8 @@ def _dimension(name: str, said: Mapping[str, Any], keys: Sequence[str]) -> Dimen
     return Dimension(key=key, kind=kind, arguments=values)
 
 
-def _resolve(name: str, keys: Sequence[str]) -> str:
+def resolve(name: str, keys: Sequence[str]) -> str:
+    """The config key of this name, or of this unique last part. Raises: SearchError."""
     if name in keys:
         return name
     matches = [key for key in keys if key.endswith("." + name)]

@@ -1,0 +1,121 @@
+"""`autoglm train`, `autoglm evaluate`: one station of the way alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoglm.cli.options import AsJson, Folder, open_project, project_command
+from autoglm.cli.output import number, print_json, print_pairs, print_table
+from autoglm.cli.progress import Progress, stream_for
+
+
+@project_command
+def train(
+    folder: Folder = Path(),
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to write the model to; it must not exist.")
+    ] = Path("model"),
+    as_json: AsJson = False,
+) -> None:
+    """Train once on the newest dataset version, without search or release.
+
+    Stopped and called again, it goes on from its last checkpoint.
+
+    Examples:
+      autoglm train news --out first
+
+      autoglm train news --out deeper --set training.trainable_layers=6 --set training.lr=5e-5
+
+    """
+    from autoglm.contracts.record import to_json
+    from autoglm.loop.stations import train as train_once
+
+    trained = _alone(
+        folder, "autoglm train", as_json, lambda app: to_json(train_once(app, out, {}))
+    )
+    if as_json:
+        print_json(trained)
+        return
+    scores = " ".join(f"{name} {number(value)}" for name, value in trained["metrics"].items())
+    print_pairs(
+        {
+            "model": trained["folder"],
+            "validation rows": scores,
+            "optimizer steps": trained["num_steps"],
+            "CPU seconds": number(trained["cpu_seconds"], 1),
+            "dataset version": trained["dataset_version"],
+            "opens with": trained["opens_with"],
+        }
+    )
+    typer.echo(f"next: autoglm evaluate {folder} {trained['folder']}")
+
+
+@project_command
+def evaluate(
+    folder: Folder = Path(),
+    model: Annotated[
+        str, typer.Argument(help="A model folder, stable, previous, a number, or a digest.")
+    ] = "stable",
+    against: Annotated[
+        str, typer.Option("--against", help="A second model, paired on the same rows.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on the test rows of the newest dataset version; nothing is released.
+
+    Examples:
+      autoglm evaluate news
+
+      autoglm evaluate news ./first --against stable --json
+
+    """
+    from autoglm.contracts.record import to_json
+    from autoglm.loop.stations import evaluate as evaluate_once
+
+    report = _alone(
+        folder,
+        "autoglm evaluate",
+        as_json,
+        lambda app: to_json(evaluate_once(app, model, against)),
+    )
+    if as_json:
+        print_json(report)
+        return
+    rows = [
+        (
+            name + (" (gate)" if name == report["metric"] else ""),
+            number(score["value"]),
+            f"{number(score['low'])} – {number(score['high'])}",
+            number(report["stable"].get(name, {}).get("value")),
+        )
+        for name, score in report["candidate"].items()
+    ]
+    print_table((f"on {report['test_rows']} test rows", "model", "95 %", against or "—"), rows)
+    floors = f"majority {number(report['majority'])}, linear {number(report['linear_floor'])}"
+    typer.echo(f"floors for {report['metric']}: {floors}")
+    if report["difference"]:
+        found = report["difference"]
+        interval = f"{number(found['low'])} – {number(found['high'])}"
+        typer.echo(f"difference {number(found['value'])} ({interval}): {report['reason']}")
+
+
+def _alone(folder: Path, what: str, as_json: bool, work: Callable[[Any], Any]) -> Any:
+    """Own the project, do `work`, let go. A second Ctrl-C ends at once."""
+    from autoglm.cli.run import cancel_on_signals
+    from autoglm.loop.app import App
+    from autoglm.observability import logging as logs
+
+    project, progress = open_project(folder), Progress(stream_for(as_json))
+    with project.own(what):
+        logs.configure("control", project=project.name, folder=project.logs)
+        app = App(project=project, on_event=progress.on_event)
+        cancel_on_signals(app.cancel)
+        try:
+            return work(app)
+        finally:
+            progress.close()
+            app.close()
