@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
@@ -57,7 +59,7 @@ def load_model(
     said, head = settings["attention"], str(settings["head"])
     chosen = attentions.find(said)
     try:
-        backbone = _backbone(folder, attentions.use(said))
+        backbone, old_head = _opened(folder, attentions.use(said))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: {error}.", code="model.no_backbone") from error
     structure = from_json(StructureConfig, settings.get("structure", {}))
@@ -83,24 +85,69 @@ def load_model(
     )
     made = _head(head, int(backbone.config.hidden_size), len(labels))
     model = AutoGLMForSequenceClassification(config, backbone=backbone, head=made)
+    model.known_outputs = _keep_rows(model, old_head) if problem_type != "regression" else []
     model.eval()
     return model
 
 
-def _backbone(folder: Path, attention: str) -> Any:
+def _keep_rows(model: AutoGLMForSequenceClassification, old: _OldHead | None) -> list[int]:
+    """Give the new head what the old one knew; the numbers of the outputs that it knew.
+
+    Nothing is taken from a head of another name, or one whose tensors do not fit.
+    """
+    if old is None or old.name != model.config.head:
+        return []
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    pairs = [(i, old.labels.index(name)) for i, name in enumerate(labels) if name in old.labels]
+    new = dict(model.classifier.named_parameters())
+    if set(new) != set(old.weights) or not pairs:
+        return []
+    to, taken = (list(side) for side in zip(*pairs, strict=True))
+    fits = {}
+    for name, tensor in new.items():
+        was = old.weights[name]
+        has_rows = was.shape[0] == len(old.labels) and tensor.shape[0] == len(labels)
+        if was.shape[1:] != tensor.shape[1:] or not (has_rows or was.shape == tensor.shape):
+            return []
+        fits[name] = has_rows
+    with torch.no_grad():
+        for name, tensor in new.items():
+            if fits[name]:
+                tensor[to] = old.weights[name][taken]
+            else:
+                tensor.copy_(old.weights[name])
+    return to
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OldHead:
+    name: str
+    labels: tuple[str, ...]
+    weights: dict[str, Tensor]
+
+
+def _opened(folder: Path, attention: str) -> tuple[Any, _OldHead | None]:
+    """The backbone; of an exported version its head too."""
     quiet = {"attn_implementation": attention, "local_files_only": True, "dtype": torch.float32}
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if raw.get("model_type") == AutoGLMConfig.model_type:
         config = AutoGLMConfig.from_pretrained(folder)
         config.attention, config.attention_options = attention, {}
-        config.head = "linear"  # the head is made anew
+        name, config.head = config.head, "linear"  # its own would need a part that may be gone
         whole = AutoGLMForSequenceClassification.from_pretrained(folder, config=config, **quiet)
-        return whole.backbone
+        stored = load_file(folder / "model.safetensors")
+        head = {
+            n.removeprefix("classifier."): t
+            for n, t in stored.items()
+            if n.startswith("classifier.")
+        }
+        labels = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
+        return whole.backbone, _OldHead(name=name, labels=labels, weights=head)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for name in ("attention_probs_dropout_prob", "attention_dropout"):
         if isinstance(getattr(config, name, None), float):
             setattr(config, name, 0.0)
-    return AutoModel.from_pretrained(folder, config=config, **quiet)
+    return AutoModel.from_pretrained(folder, config=config, **quiet), None
 
 
 def linear_head(hidden_size: int, num_outputs: int) -> nn.Module:

@@ -32,5 +32,8 @@ class ModelConfig:
     )
     start_from: Annotated[
         Literal["auto", "backbone", "stable"],
-        live("Where training starts. `auto`: from stable when labels and backbone are the same."),
+        live(
+            "Where training starts. `auto`: from stable when labels and backbone are the same;"
+            " `stable` keeps what its head knows of labels that are still there."
+        ),
     ] = "auto"

@@ -124,6 +124,8 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "backbone"
     _supports_sdpa = True
     backbone: Any
+    # Outputs whose rows of the head were trained before; the others start anew.
+    known_outputs: list[int] = []  # noqa: RUF012  # replaced, never changed
 
     def __init__(
         self,

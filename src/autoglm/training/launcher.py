@@ -100,10 +100,12 @@ class TrainingWorker:
 
     def _start_from(self, spec: RunSpec, start_folder: Path | None, base: Path) -> Path:
         wanted = spec.config["model"]["start_from"]
+        # Asked for by name, stable's head keeps the rows of labels that are still there.
+        needs_labels = wanted != "stable"
         backbone = resolve_backbone(spec.config["model"]["backbone"], base)
         if wanted == "backbone" or (start_folder is None and wanted == "auto"):
             return backbone
-        reason = _incompatible(start_folder, backbone, spec)
+        reason = _incompatible(start_folder, backbone, spec, needs_labels=needs_labels)
         if not reason:
             assert start_folder is not None, "an absent folder is incompatible"
             return start_folder
@@ -230,14 +232,14 @@ def _weights_stamp(folder: Path) -> str:
     return str(sorted((p.name, p.stat().st_size) for p in folder.glob("*.safetensors")))
 
 
-def _incompatible(start: Path | None, backbone: Path, spec: RunSpec) -> str:
+def _incompatible(start: Path | None, backbone: Path, spec: RunSpec, *, needs_labels: bool) -> str:
     """Why training cannot start from the folder `start`; empty when it can."""
     if start is None or not (start / "autoglm.json").is_file():
         return "there is no stable model version"
     facts = json.loads((start / "autoglm.json").read_text(encoding="utf-8"))
     if facts.get("task", "text-classification") != spec.config["model"]["task"]:
         return "its task is another"
-    if tuple(facts["labels"]) != spec.dataset.outputs:
+    if needs_labels and tuple(facts["labels"]) != spec.dataset.outputs:
         return "its labels are others"
     inner, outer = _config_of(start).get("backbone_config", {}), _config_of(backbone)
     shape = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")

@@ -255,14 +255,19 @@ class Trainer:
             record.tell(state)
 
     def _start_head(self, state: TrainingState) -> None:
-        """Ridge regression on what the backbone says at the start, where the head is linear."""
+        """Ridge regression on what the backbone says at the start, where the head is linear; what
+        the head knew before stays.
+        """
         head = self._model.classifier
         if not isinstance(head, nn.Linear) or not hasattr(self._task, "ridge"):
             return
+        new = sorted({*range(head.out_features)} - {*self._model.known_outputs})
+        if not new:
+            return
         weight, bias = self._task.ridge(*self._known())
         with torch.no_grad():
-            head.weight.copy_(weight)
-            head.bias.copy_(bias)
+            head.weight[new] = weight[new]
+            head.bias[new] = bias[new]
 
     @torch.no_grad()
     def _known(self) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,51 @@
+"""Training that starts from a model version keeps what its head knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoglm.modeling.auto_model import load_model
+from tests.training import toy
+
+SETTINGS = {"attention": "sdpa", "head": "linear", "pooling": "mean", "structure": {}}
+
+
+def exported(folder: Path, head: str = "linear") -> torch.nn.Module:
+    model = toy.model(3, head=head)
+    model.config.id2label = dict(enumerate("abc"))
+    model.save_pretrained(folder)
+    return model.classifier
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_rows_of_labels_that_are_still_there_are_kept(tmp_path: Path, head: str) -> None:
+    old = [*exported(tmp_path, head).parameters()]
+    model = load_model(tmp_path, {**SETTINGS, "head": head}, labels=("b", "d", "a"))
+    new = [*model.classifier.parameters()]
+    assert model.known_outputs == [0, 2]
+    for before, after in zip(old[-2:], new[-2:], strict=True):
+        assert torch.equal(after[[0, 2]], before[[1, 0]])
+    assert not torch.equal(new[-2][1], old[-2][2])
+    for before, after in zip(old[:-2], new[:-2], strict=True):
+        assert torch.equal(before, after)
+
+
+def test_a_head_of_another_kind_or_without_a_known_label_starts_anew(tmp_path: Path) -> None:
+    exported(tmp_path)
+    assert load_model(tmp_path, {**SETTINGS, "head": "mlp"}, labels=("a", "b")).known_outputs == []
+    assert load_model(tmp_path, SETTINGS, labels=("x", "y")).known_outputs == []
+
+
+def test_the_trainer_starts_only_new_rows_from_the_closed_form() -> None:
+    start = toy.model(3)
+    start.known_outputs = [0, 2]
+    kept = start.classifier.weight.detach().clone()
+    trainer = toy.trainer(start=start)
+    trainer._begin()
+    trainer._start_head(None)  # type: ignore[arg-type]
+    weight = trainer._model.classifier.weight
+    assert torch.equal(weight[[0, 2]], kept[[0, 2]])
+    assert not torch.equal(weight[1], kept[1])
