@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.training import toy
 
 from autoglm.modeling.auto_model import load_model
-from tests.training import toy
 
 SETTINGS = {"attention": "sdpa", "head": "linear", "pooling": "mean", "structure": {}}
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -24,7 +24,8 @@ class RunSpec:
     `config` is the whole tree in force (section → key → value); `secrets` are the keys whose value
     is not kept in it: who needs one reads it from the layers (settings.unfreeze). `stable` is the
     digest of the model version in service when the run began, `""` when there was none. `folder`
-    is the run's own workspace.
+    is the run's own workspace. `tuning` is `default`, `project` (own files in `imports`) or
+    `source` (files of this package, with their SHA-256 in `changed_source`).
     """
 
     project: str
@@ -42,3 +43,4 @@ class RunSpec:
     created_at: datetime
     imports: tuple[ProjectFile, ...] = ()
     secrets: tuple[str, ...] = ()
+    changed_source: Mapping[str, str] = field(default_factory=dict)

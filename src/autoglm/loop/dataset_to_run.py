@@ -11,6 +11,7 @@ from autoglm.contracts.record import digest
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trigger_event import Decision, TriggerEvent, TriggerKind
 from autoglm.loop.app import App
+from autoglm.loop.tuning import changed_files, tuning_of
 from autoglm.observability.tracing import new_traceparent
 from autoglm.plugins.project_files import read_files
 from autoglm.settings import freeze, learning_digest, metric_of
@@ -58,7 +59,8 @@ def draft_spec(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> RunS
         stable=app.registry.aliases().get("stable", ""),
         folder="",
         traceparent=trigger.traceparent,
-        tuning="project" if files else "default",
+        tuning=tuning_of(len(files)),
+        changed_source=changed_files(),
         imports=files,
         created_at=app.clock.now(),
     )
