@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,3 +113,47 @@ def rows_file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in learnable_rows(200)))
     return path
+
+
+# One thread: in a toy two of them only wait for each other.
+FAST = [
+    "--set", "search.trials=2",
+    "--set", "search.space={trainable_layers: {choice: [0, 1]}}",
+    "--set", "training.epochs=1",
+    "--set", "training.threads=1",
+    "--set", "release.min_requests=5",
+    "--set", "release.pause_above_mean_latency=60s",
+    "--set", "evaluate.margin=10%",
+]  # fmt: skip
+
+
+class RoundTrip:
+    """A project that went round the loop once by `FAST`, and what `run --json` said of it.
+
+    A run is 25 s of CPU: tests that begin with a released model share this one. Each gets it back
+    as it was, in the same place, since its records hold whole paths.
+    """
+
+    def __init__(self, folder: Path, rows: Path, backbone: Path) -> None:
+        self._folder, self._kept = folder, folder.with_name("kept")
+        autoglm = [sys.executable, "-m", "autoglm.cli"]
+        init = [*autoglm, "init", str(folder), "--from", str(rows), "--backbone", str(backbone)]
+        subprocess.run(init, check=True)
+        run = [*autoglm, "run", str(folder), "--json", *FAST]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.first: dict[str, Any] = json.loads(done.stdout)
+        shutil.copytree(folder, self._kept)
+
+    def project(self) -> Path:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.copytree(self._kept, self._folder)
+        return self._folder
+
+
+@pytest.fixture(scope="session")
+def round_trip(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> RoundTrip:
+    folder = tmp_path_factory.mktemp("round")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in learnable_rows(200)))
+    return RoundTrip(folder / "project", rows, tiny_backbone)

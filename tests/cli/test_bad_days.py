@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from conftest import learnable_rows
+from conftest import FAST, RoundTrip, learnable_rows
 
-FAST = [
+FASTER = [
     "--set", "search.trials=1",
     "--set", "search.space={trainable_layers: {choice: [0]}}",
     "--set", "training.epochs=1",
+    "--set", "training.threads=1",
 ]  # fmt: skip
 
 
@@ -28,8 +29,8 @@ def autoglm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def run(project: Path) -> dict[str, Any]:
-    done = autoglm("run", project, "--json", *FAST)
+def run(project: Path, said: list[str] = FASTER) -> dict[str, Any]:
+    done = autoglm("run", project, "--json", *said)
     assert done.returncode == 0, done.stderr + done.stdout
     document: dict[str, Any] = json.loads(done.stdout)
     return document
@@ -68,23 +69,21 @@ def test_a_full_disk_loses_no_row_and_the_run_is_made_when_there_is_room(
     )
     for left in (0, 100_000, 1_000_000):
         fill(small_disk / "filler", left=left)
-        assert is_refused(autoglm("run", project, *FAST), "storage.")
+        assert is_refused(autoglm("run", project, *FASTER), "storage.")
     (small_disk / "filler").unlink()
     document = run(project)
     assert (document["status"], document["dataset_version"]["rows"]) == ("succeeded", 200)
 
 
 def test_a_source_that_vanishes_is_named_and_its_return_is_no_change(
-    tmp_path: Path, rows_file: Path, tiny_backbone: Path
+    tmp_path: Path, round_trip: RoundTrip
 ) -> None:
-    project = tmp_path / "project"
-    autoglm("init", project, "--from", rows_file, "--backbone", tiny_backbone)
-    run(project)
+    project = round_trip.project()
     (project / "data.db").rename(tmp_path / "away.db")
     assert is_refused(autoglm("run", project, *FAST), "source.missing")
     assert not (project / "data.db").exists(), "looking for it must not make an empty one"
     (tmp_path / "away.db").rename(project / "data.db")
-    assert run(project)["status"] == "unchanged"
+    assert run(project, FAST)["status"] == "unchanged"
     assert autoglm("doctor", project).returncode == 0
 
 
@@ -115,7 +114,7 @@ def test_a_run_whose_reader_went_away_still_stops_in_order_and_can_be_resumed(
 ) -> None:
     project = tmp_path / "project"
     autoglm("init", project, "--from", rows_file, "--backbone", tiny_backbone)
-    command = [sys.executable, "-m", "autoglm.cli", "run", str(project), "--json", *FAST]
+    command = [sys.executable, "-m", "autoglm.cli", "run", str(project), "--json", *FASTER]
     slow = [
         "--set",
         "training.epochs=2000",

@@ -32,6 +32,7 @@ def test_structure_adapters_and_attention_are_searched_and_exported(
         autoglm(
             "run", project, "--json", "--set", "search.trials=2",
             "--set", "search.space={num_layers: {choice: [1, 2]}}", "--set", "training.epochs=2",
+            "--set", "training.threads=1",
             "--set", "evaluate.margin=100%",
         )
     )  # fmt: skip
@@ -47,5 +48,6 @@ def test_structure_adapters_and_attention_are_searched_and_exported(
     answers = autoglm("predict", project, "the striker scored a goal", "--json")
     assert json.loads(answers.splitlines()[0])["label"] in ("sport", "money")
     refused = autoglm("run", project, "--set", "model.structure.feed_forward=0", "--set",
-                      "data.max_length=500", "--set", "training.seed=3", code=1)  # fmt: skip
+                      "data.max_length=500", "--set", "training.seed=3",
+                      "--set", "training.threads=1", code=1)  # fmt: skip
     assert "model.too_long" in refused or "search" in refused

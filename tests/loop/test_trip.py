@@ -14,16 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import learnable_rows
-
-FAST = [
-    "--set", "search.trials=2",
-    "--set", "search.space={trainable_layers: {choice: [0, 1]}}",
-    "--set", "training.epochs=1",
-    "--set", "release.min_requests=5",
-    "--set", "release.pause_above_mean_latency=60s",
-    "--set", "evaluate.margin=10%",
-]  # fmt: skip
+from conftest import FAST, RoundTrip, learnable_rows
 
 
 def autoglm(*arguments: str | Path, code: int = 0) -> str:
@@ -63,9 +54,9 @@ def stored_keys(project: Path) -> list[str]:
 
 
 def test_changed_rows_become_a_released_model_and_nothing_changed_makes_no_run(
-    project: Path,
+    round_trip: RoundTrip,
 ) -> None:
-    first = run(project)
+    project, first = round_trip.project(), round_trip.first
     assert first["status"] == "succeeded"
     assert (first["rollout"]["verdict"], first["rollout"]["reason"]) == (
         "Successful",
@@ -94,8 +85,10 @@ def test_changed_rows_become_a_released_model_and_nothing_changed_makes_no_run(
     assert second["trace_id"] in trace_ids
 
 
-def test_the_exported_folder_gives_the_logits_of_predict(project: Path, tmp_path: Path) -> None:
-    run(project)
+def test_the_exported_folder_gives_the_logits_of_predict(
+    round_trip: RoundTrip, tmp_path: Path
+) -> None:
+    project = round_trip.project()
     inputs = tmp_path / "in.jsonl"
     texts = [row["text"] for row in learnable_rows(20, seed=5)]
     inputs.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, " "]))
@@ -135,13 +128,15 @@ def test_the_exported_folder_gives_the_logits_of_predict(project: Path, tmp_path
 
 @pytest.mark.parametrize("moment", ["search", "release"])
 def test_kill_of_the_whole_process_group_is_resumed_without_loss(
-    project: Path, moment: str
+    request: pytest.FixtureRequest, moment: str
 ) -> None:
     if moment == "release":
-        run(project)
+        project = request.getfixturevalue("round_trip").project()
         add_rows(project, 60, seed=1)
-    slow = ["--set", "training.epochs=40"] if moment == "search" else []
-    command = [sys.executable, "-m", "autoglm.cli", "run", str(project), *FAST, *slow]
+    else:
+        project = request.getfixturevalue("project")
+    # The worker loads torch after the line `run`: a kill then comes before the first trial's end.
+    command = [sys.executable, "-m", "autoglm.cli", "run", str(project), *FAST]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert child.stdout is not None
     wanted = "run " if moment == "search" else "release "
@@ -156,7 +151,7 @@ def test_kill_of_the_whole_process_group_is_resumed_without_loss(
     assert resumed["status"] == "succeeded"
     keys = stored_keys(project)
     assert len(keys) == len(set(keys)) == resumed["dataset_version"]["rows"]
-    assert run(project, *slow)["status"] == "unchanged"
+    assert run(project)["status"] == "unchanged"
 
 
 def test_a_second_run_on_a_held_project_ends_with_code_2_and_names_the_pid(project: Path) -> None:
@@ -169,8 +164,8 @@ def test_a_second_run_on_a_held_project_ends_with_code_2_and_names_the_pid(proje
     assert str(os.getpid()) in done.stderr
 
 
-def test_without_replay_there_is_no_verdict_for_the_candidate(project: Path) -> None:
-    first = run(project)
+def test_without_replay_there_is_no_verdict_for_the_candidate(round_trip: RoundTrip) -> None:
+    project, first = round_trip.project(), round_trip.first
     add_rows(project, 60, seed=1)
     second = run(project, "--no-replay")
     assert second["rollout"]["verdict"] == "Inconclusive"

@@ -15,6 +15,9 @@ FAST = [
     "--set", "search.trials=1",
     "--set", "search.space={trainable_layers: {choice: [1]}}",
     "--set", "training.epochs=1",
+    "--set", "training.threads=1",
+    "--set", "release.min_requests=5",
+    "--set", "release.pause_above_mean_latency=60s",
     "--set", "evaluate.margin=10%",
 ]  # fmt: skip
 

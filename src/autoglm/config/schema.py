@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from autoglm.config.masking import AddressText, SecretText
 from autoglm.config.paths import canonical
+from autoglm.contracts.record_schema import Guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +42,15 @@ class Unit:
     name: str
 
 
-class _Guarded:
-    """pydantic makes the field's text one of `made`, whose `repr` tells nothing secret."""
-
-    made: type[str]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_after_validator_function(self.made, handler(source))
-
-
 @dataclass(frozen=True, slots=True)
-class Masked(_Guarded):
+class Masked(Guard):
     """The field's value is shown as `***` wherever people look."""
 
     made = SecretText
 
 
 @dataclass(frozen=True, slots=True)
-class Addressed(_Guarded):
+class Addressed(Guard):
     """The field is an address; its password is shown as `***`."""
 
     made = AddressText
@@ -84,7 +74,7 @@ def fields_of(section: Any) -> Mapping[str, tuple[str, Any]]:
                 f"{section.__name__}.{field.name} and .{fields[name][0]} are one key, {name!r}"
             )
         fields[name] = (field.name, hints[field.name])
-        # pydantic would evaluate each annotation once more, for a tenth of the first load.
+        # Else each would be evaluated once more for the validator, a tenth of the first load.
         field.type = hints[field.name]
     return fields
 

@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar
 
+from autoglm.contracts.record_schema import UnknownTypeError, validator_of
+
 T = TypeVar("T")
 _building = threading.RLock()
 
@@ -38,14 +40,19 @@ def to_json(record: Any) -> Any:
 
 def from_json(kind: type[T], value: Any) -> T:
     """Validate `value` (as `to_json` wrote it) into `kind`. Raises: pydantic.ValidationError."""
-    adapter = _adapter(kind)  # type: ignore[arg-type]
-    record: T = adapter.validate_python(value)
+    validator = _validator(kind)  # type: ignore[arg-type]
+    record: T = validator.validate_python(value)
     return record
 
 
 @cache
-def _adapter(kind: Any) -> Any:
-    from pydantic import TypeAdapter  # 0.1 s of import that `autoglm --help` need not pay
+def _validator(kind: Any) -> Any:
+    """The plain types of our own records need the core alone; what a plugin's section may have
+    beside them is pydantic's to read.
+    """
+    with contextlib.suppress(UnknownTypeError):
+        return validator_of(kind)
+    from pydantic import TypeAdapter
 
     with _without_plugins():
         return TypeAdapter(kind)

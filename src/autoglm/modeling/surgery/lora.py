@@ -6,7 +6,6 @@ import re
 import warnings
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from autoglm.modeling.surgery.families import refused
@@ -20,6 +19,11 @@ def add_lora(backbone: Any, rank: int, alpha: float, dropout: float = 0.0) -> An
     The function is the same before the first step (one of the two factors is 0).
     Raises: ModelError model.structure for a rank below 1 or a backbone without such layers.
     """
+    from peft import (  # half a second that a worker without it need not pay
+        LoraConfig,
+        get_peft_model,
+    )
+
     if rank < 1:
         raise refused(f"lora_rank {rank}: an adapter has a rank of at least 1")
     config = LoraConfig(
