@@ -20,6 +20,7 @@ from autoglm.contracts.record import from_json
 from autoglm.errors import ModelError
 from autoglm.modeling.attention import registry as attentions
 from autoglm.modeling.attention.probe import probe
+from autoglm.modeling.backbones import own_models
 from autoglm.modeling.modeling_autoglm import (
     AutoGLMConfig,
     AutoGLMForSequenceClassification,
@@ -42,10 +43,12 @@ def load_model(
     is_per_token: bool = False,
     sample: Sequence[Sequence[int]] = (),
     max_length: int = 0,
+    seed: int | None = None,
 ) -> AutoGLMForSequenceClassification:
     """A backbone with a new head, in eval mode. `folder` is a backbone or an exported version;
     `settings` the section `model`. `sample` are rows of token ids by which pruning judges;
-    `max_length` is the longest row that will come.
+    `max_length` is the longest row that will come. `seed` draws the weights of a backbone that
+    begins at random (its folder's seed when None).
 
     Attention dropout is 0: it would switch the fast attention kernel off.
     Raises: ModelError model.no_backbone when the weights cannot be opened, model.broken_part, and
@@ -55,7 +58,7 @@ def load_model(
     said, head = settings["attention"], str(settings["head"])
     chosen = attentions.find(said)
     try:
-        backbone = _backbone(folder, attentions.use(said))
+        backbone = _backbone(folder, attentions.use(said), settings, seed)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: {error}.", code="model.no_backbone") from error
     structure = from_json(StructureConfig, settings.get("structure", {}))
@@ -83,7 +86,7 @@ def load_model(
     return model
 
 
-def _backbone(folder: Path, attention: str) -> Any:
+def _backbone(folder: Path, attention: str, settings: Mapping[str, Any], seed: int | None) -> Any:
     quiet = {"attn_implementation": attention, "local_files_only": True, "dtype": torch.float32}
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if raw.get("model_type") == AutoGLMConfig.model_type:
@@ -91,7 +94,10 @@ def _backbone(folder: Path, attention: str) -> Any:
         config.attention, config.attention_options = attention, {}
         config.head = "linear"  # the head is made anew
         whole = AutoGLMForSequenceClassification.from_pretrained(folder, config=config, **quiet)
-        return whole.backbone
+        is_own = own_models.is_own(whole.backbone)
+        return own_models.resized(whole.backbone, settings) if is_own else whole.backbone
+    if own_models.is_own(raw):
+        return own_models.start_of(raw, settings, seed)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for name in ("attention_probs_dropout_prob", "attention_dropout"):
         if isinstance(getattr(config, name, None), float):
@@ -160,8 +166,12 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
 def freeze_below(model: AutoGLMForSequenceClassification, trainable_layers: int) -> int:
     """Let the head and the top layers learn; returns how many layers are frozen.
 
-    As many layers as there are, or more: everything learns, embeddings too (returns 0).
+    As many layers as there are, or more: everything learns, embeddings too (returns 0). So does a
+    backbone of ours, which began at random.
     """
+    if own_models.is_own(model.backbone):
+        model.requires_grad_(True)
+        return 0
     layers = layers_of(model.backbone)
     num_frozen = max(0, len(layers) - trainable_layers)
     model.requires_grad_(num_frozen == 0)

@@ -1,4 +1,4 @@
-"""A model version answering by its graph: tokenizers + ONNX Runtime, no torch.
+"""A model version answering by its graph: tokenizers or Pillow, ONNX Runtime, no torch.
 
 The folder: config.json, model.safetensors, tokenizer.json, model.onnx, autoglm.json {labels,
 max_length, pad_id, pooling, opens_with, parity}, modeling_autoglm.py.
@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoglm.errors import ModelError
+from autoglm.modeling.images import PREPROCESSOR, Preprocessor
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-NEEDED = ("autoglm.json", "model.onnx", "tokenizer.json")
+NEEDED = ("autoglm.json", "model.onnx")
+IMAGES_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +39,9 @@ class OnnxClassifier:
     """
 
     def __init__(self, folder: Path, *, threads: int) -> None:
-        missing = [name for name in NEEDED if not (folder / name).is_file()]
+        is_of_images = (folder / PREPROCESSOR).is_file()
+        needed = (*NEEDED, PREPROCESSOR if is_of_images else "tokenizer.json")
+        missing = [name for name in needed if not (folder / name).is_file()]
         if missing:
             raise ModelError(
                 f"{folder} lacks {', '.join(missing)}.",
@@ -47,27 +51,34 @@ class OnnxClassifier:
         facts = json.loads((folder / "autoglm.json").read_text(encoding="utf-8"))
         self.labels: tuple[str, ...] = tuple(facts["labels"])
         self._pad_id, self._max_length = int(facts["pad_id"]), int(facts["max_length"])
-        self._tokenizer = _tokenizer(folder, self._max_length)
+        self._preprocessor = Preprocessor.of(folder) if is_of_images else None
+        self._tokenizer: Any = None if is_of_images else _tokenizer(folder, self._max_length)
         self._session = _session(folder / "model.onnx", threads or os.cpu_count() or 1)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, cut at the folder's max_length."""
+    def encode(self, texts: Sequence[Any]) -> list[Any]:
+        """Token ids of each text, cut at the folder's max_length; pixels of each image, which is
+        given as bytes or as a path. Raises: DataError data.not_an_image.
+        """
+        if self._preprocessor is not None:
+            return [self._preprocessor.pixels(image) for image in texts]
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
     def seen(self, texts: Sequence[str]) -> list[str]:
         """Each text as far as the model reads it: up to the end of its last token."""
+        if self._preprocessor is not None:
+            return list(texts)
         encodings = self._tokenizer.encode_batch(list(texts))
         ends = [max((end for _, end in e.offsets), default=0) for e in encodings]
         return [text[:end] for text, end in zip(texts, ends, strict=True)]
 
-    def logits(
-        self, encodings: Sequence[Sequence[int]], *, token_budget: int = 4096
-    ) -> NDArray[np.float32]:
+    def logits(self, encodings: Sequence[Any], *, token_budget: int = 4096) -> NDArray[np.float32]:
         """(texts, labels) in the order of `encodings`; batches of at most `token_budget` padded
-        tokens, made of texts of like length.
+        tokens, made of texts of like length; images by a fixed number.
         """
         import numpy as np
 
+        if self._preprocessor is not None:
+            return self._logits_of_pixels(encodings)
         out = np.empty((len(encodings), len(self.labels)), np.float32)
         order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
         for batch in _batches(order, [len(e) for e in encodings], token_budget):
@@ -80,7 +91,16 @@ class OnnxClassifier:
             out[batch] = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
         return out
 
-    def predict(self, texts: Sequence[str]) -> list[Answer]:
+    def _logits_of_pixels(self, encodings: Sequence[Any]) -> NDArray[np.float32]:
+        import numpy as np
+
+        out = np.empty((len(encodings), len(self.labels)), np.float32)
+        for start in range(0, len(encodings), IMAGES_AT_ONCE):
+            pixels = np.stack(list(encodings[start : start + IMAGES_AT_ONCE]))
+            out[start : start + len(pixels)] = self._session.run(None, {"pixel_values": pixels})[0]
+        return out
+
+    def predict(self, texts: Sequence[Any]) -> list[Answer]:
         """One answer per text, in order."""
         import numpy as np
 
@@ -92,7 +112,16 @@ class OnnxClassifier:
 
     def warm(self) -> None:
         """Answer once, so that the first user does not pay for it."""
-        self.predict(["warm"])
+        from io import BytesIO
+
+        if self._preprocessor is None:
+            self.predict(["warm"])
+            return
+        from PIL import Image
+
+        dot = BytesIO()
+        Image.new("L", (1, 1)).save(dot, "PNG")
+        self.predict([dot.getvalue()])
 
 
 def _batches(order: list[int], lengths: list[int], budget: int) -> list[list[int]]:
