@@ -40,6 +40,16 @@ def test_a_wrong_space_is_refused_with_the_nearest_name(space: dict[str, Any], w
     assert caught.value.exit_code == 2
 
 
+def test_a_short_name_is_the_structures_before_a_backbones_own() -> None:
+    keys = ["model.structure.num_layers", "model.conv.num_layers", "model.conv.channels"]
+    said = {"num_layers": {"choice": [1]}, "conv.num_layers": {"choice": [2]},
+            "channels": {"choice": [8]}}  # fmt: skip
+    found = {d.key: d.arguments for d in read_space(said, keys)}
+    assert found == {
+        "model.structure.num_layers": (1,), "model.conv.num_layers": (2,), "model.conv.channels": (8,)
+    }  # fmt: skip
+
+
 def test_a_finite_space_knows_its_size() -> None:
     assert (
         num_points(

@@ -69,6 +69,7 @@ def _packages() -> Iterator[dict[str, Any]]:
 def _project(folder: Path) -> Iterator[dict[str, Any]]:
     from autoglm.errors import AutoGLMError
     from autoglm.modeling.backbone_ref import resolve_backbone
+    from autoglm.modeling.backbones.own import OWN
     from autoglm.streaming.file_import import inspect_source
 
     try:
@@ -79,7 +80,8 @@ def _project(folder: Path) -> Iterator[dict[str, Any]]:
         return
     settings = project.settings
     try:
-        resolve_backbone(settings.model.backbone, project.folder)
+        if settings.model.backbone not in OWN:
+            resolve_backbone(settings.model.backbone, project.folder)
         yield _check("backbone", settings.model.backbone)
     except AutoGLMError as error:
         yield _check("backbone", error.message, False, error.next_step)
@@ -89,8 +91,9 @@ def _project(folder: Path) -> Iterator[dict[str, Any]]:
             data.source.url,
             data.source.table,
             project.folder,
-            text=data.text,
-            label=data.label,
+            text=data.input_column,
+            label=data.answer_column,
+            task=settings.model.task,
             key=data.source.key,
             cursor=data.source.cursor or None,
         )

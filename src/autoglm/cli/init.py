@@ -89,9 +89,9 @@ def init(
     task: Annotated[
         str, typer.Option("--task", help="What is learnt; docs/tasks.md names them.")
     ] = "text-classification",
-    backbone: Annotated[str, typer.Option("--backbone", help="Folder or package:NAME.")] = (
-        DEFAULT_BACKBONE
-    ),
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="Folder, package:NAME, conv or recurrent.")
+    ] = (DEFAULT_BACKBONE),
     plugin: Annotated[
         tuple[str, str] | None,
         typer.Option(
@@ -113,6 +113,7 @@ def init(
 
     """
     from autoglm.modeling.backbone_ref import resolve_backbone
+    from autoglm.modeling.backbones.own import OWN
 
     if plugin is not None:
         _plugin(*plugin, folder, as_json)
@@ -135,7 +136,8 @@ def init(
             next_step="Choose another folder, or edit that file.",
         )
     backbone = _stored_path(backbone, folder)
-    resolve_backbone(backbone, folder)
+    if backbone not in OWN:
+        resolve_backbone(backbone, folder)
     is_new = not folder.exists()
     if from_file is not None:
         asked = {"text": text, "label": label, "key": key, "task": task}
@@ -209,9 +211,14 @@ def _max_length(file: Path | None, text: str, backbone: str, folder: Path) -> in
     from tokenizers import Tokenizer
 
     from autoglm.modeling.backbone_ref import max_tokens, resolve_backbone
+    from autoglm.modeling.backbones.own import OWN
     from autoglm.streaming.file_import import read_rows
 
+    if backbone in OWN:
+        return SHORT
     model = resolve_backbone(backbone, folder)
+    if not (model / "tokenizer.json").is_file():
+        return SHORT
     limit = max_tokens(model) or LONG
     if file is None:
         return min(SHORT, limit)

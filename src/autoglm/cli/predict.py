@@ -44,7 +44,7 @@ def predict(
       autoglm predict news --input new.jsonl --json
 
     """
-    texts = list(arguments or [])
+    texts: list[Any] = list(arguments or [])
     if texts and (Path(texts[0]) / "autoglm.yaml").is_file():
         folder = Path(texts.pop(0))
     project = open_project(folder)
@@ -60,9 +60,23 @@ def predict(
             next_step="Give TEXT arguments, or --input FILE.",
         )
     answering = _answering(project)
+    if project.settings.data.image:
+        answering = _of_images(answering)
     for batch in _batches(rows):
         for text, answer in zip(batch, _answers(batch, answering), strict=True):
             _print(text, answer, as_json)
+
+
+def _of_images(answering: Answering) -> Answering:
+    """Asks for the file at a path: whoever calls this command says which file it is."""
+    from autoglm.modeling.images import LONGEST_PATH, cell_of
+
+    def image(value: str) -> str:
+        path = Path(value)
+        is_path = len(value) < LONGEST_PATH and path.is_file()
+        return cell_of(path.name, path.parent) if is_path else value
+
+    return lambda texts: answering([image(text) for text in texts])
 
 
 def _print(text: str | None, answer: Mapping[str, Any], as_json: bool) -> None:

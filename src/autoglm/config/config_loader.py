@@ -230,7 +230,7 @@ def _require(
         key = prefix + each.name
         if is_section(annotation) and (each.name in tree or not has_default):
             _require(bare(annotation), tree.get(each.name, {}), layers, key + ".")
-        elif each.name not in tree and not has_default:
+        elif each.name not in tree and (not has_default or _is_needed(annotation, tree)):
             asked = ["defaults (no value)"]
             for layer in layers:
                 name = variable(next(iter(layer.prefixes), ""), key)
@@ -241,6 +241,12 @@ def _require(
                 code="config.missing",
                 next_step=f"Set it in autoglm.yaml or by --set {key}=….",
             )
+
+
+def _is_needed(annotation: Any, tree: Mapping[str, Any]) -> bool:
+    """Whether the key may only be left out where another is said, and none of these is."""
+    extra = extra_of(annotation, Key)
+    return bool(extra and extra.unless) and not any(name in tree for name in extra.unless)
 
 
 def _validated(schema: Any, tree: Mapping[str, Any], said: Lines, values: _Values) -> Any:

@@ -1,6 +1,6 @@
 """What the columns of a task hold, for everything that does not train: no torch in here.
 
-text · tokens · image   ─► model ─►   label · labels · number · tags · answer
+text · tokens · image   ─► model ─►   label · labels · number · tags
 
 A label is a text; labels are a set of texts; a number is a float; tags are a tuple with a text per
 token. In JSON they are a text, a sorted list, a number and a list.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Reads = Literal["text", "tokens", "image"]
-Answers = Literal["label", "labels", "number", "tags", "answer"]
+Answers = Literal["label", "labels", "number", "tags"]
 TaskName = Literal[
     "text-classification",
     "multi-label-classification",
@@ -21,17 +21,15 @@ TaskName = Literal[
     "regression",
     "image-classification",
     "sequence-modeling",
-    "causal-lm",
 ]
 
 
 # What is told of answers of each form, by name (evaluation.metrics computes them).
 METRICS_OF: Mapping[str, tuple[str, ...]] = {
-    "label": ("accuracy", "macro_f1", "exact_match"),
+    "label": ("accuracy", "macro_f1"),
     "labels": ("accuracy", "macro_f1", "micro_f1"),
     "tags": ("accuracy", "entity_f1"),
     "number": ("r2", "negative_mae", "negative_rmse"),
-    "answer": ("accuracy", "macro_f1", "exact_match"),
 }
 
 
@@ -55,7 +53,6 @@ TASKS: Mapping[str, TaskForm] = {
     "regression": TaskForm(reads="text", answers="number", metric="r2"),
     "image-classification": TaskForm(reads="image", answers="label", metric="accuracy"),
     "sequence-modeling": TaskForm(reads="text", answers="label", metric="macro_f1"),
-    "causal-lm": TaskForm(reads="text", answers="answer", metric="exact_match"),
 }
 
 

@@ -131,7 +131,6 @@ def _difference(
 
 ACCURACY, MACRO_F1 = MetricEvaluator("accuracy"), MetricEvaluator("macro_f1")
 MICRO_F1, ENTITY_F1 = MetricEvaluator("micro_f1"), MetricEvaluator("entity_f1")
-EXACT_MATCH = MetricEvaluator("exact_match")
 R2, NEGATIVE_MAE = MetricEvaluator("r2"), MetricEvaluator("negative_mae")
 NEGATIVE_RMSE = MetricEvaluator("negative_rmse")
 

@@ -145,7 +145,6 @@ def _r2(sums: Array) -> float | None:
 OF_LABEL: Mapping[str, Metric] = {
     "accuracy": Metric(_hits, _share),
     "macro_f1": Metric(_per_label, _macro_f1),
-    "exact_match": Metric(_hits, _share),
 }
 OF_LABELS: Mapping[str, Metric] = {
     "accuracy": Metric(_hits, _share),

@@ -52,6 +52,7 @@ def collect_changes(project: Project, cancel: threading.Event, on_event: OnEvent
         max_text_bytes=data.max_text_bytes,
         form=TASKS[project.settings.model.task],
         label_separator=data.label_separator,
+        base=project.folder,
     )
     processor = ProcessorChain([first, *_processors(project)])
     consumer = Consumer(

@@ -76,7 +76,11 @@ class _Floors:
         self.majority = majority_predictions(train.answers, inputs, form)
         whole = train.inputs, train.answers, inputs, form
         self.whole: list[Any] | None = None
-        if form.reads != "text":
+        if form.reads == "image":
+            pixels = [model.pixels(rows) for rows in (train.inputs, inputs)]
+            self.linear = linear_predictions(pixels[0], train.answers, pixels[1], form)
+            return
+        if form.reads == "tokens":
             self.linear = linear_predictions(*whole)
             return
         read = model.seen(train.inputs), model.seen(inputs)

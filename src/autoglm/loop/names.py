@@ -75,7 +75,7 @@ def check_names(
 # What a task reads and answers → the key of data that names its column.
 COLUMNS = {
     "text": "text", "tokens": "tokens", "image": "image",
-    "label": "label", "labels": "label", "number": "label", "answer": "label", "tags": "tags",
+    "label": "label", "labels": "label", "number": "label", "tags": "tags",
 }  # fmt: skip
 
 

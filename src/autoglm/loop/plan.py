@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from autoglm.project import Project
 SAMPLED_TEXTS = 400
 # A trial costs at most three forward passes over its rows (forward once, backward twice).
 PASSES = 3
+# Where the first layer of `conv` looks at an image of 28 by 28; the layers behind it see less.
+CONV_PIXELS = 784
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +48,11 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
 
     settings = project.settings
     dimensions = read_space(settings.search.space, searchable_keys())
-    backbone = resolve_backbone(settings.model.backbone, project.folder)
-    texts = [_as_text(row) for row in load_rows(dataset, "train").inputs]
+    texts = load_rows(dataset, "train").inputs
     sample = texts[:: max(1, len(texts) // SAMPLED_TEXTS)][:SAMPLED_TEXTS]
-    per_text = sum(count_tokens(backbone, sample, settings.data.max_length)) / len(sample)
+    per_text, (num_params, weights_bytes) = _measure(dataset, sample, project)
     trials = min(settings.search.trials, num_points(dimensions) or settings.search.trials)
     tokens = int(per_text * dataset.rows)
-    num_params, weights_bytes = _size(backbone)
     flops = 2.0 * num_params * per_text * len(texts) * PASSES * settings.training.epochs
     search_seconds = min(
         trials * flops / _flops_per_second(), settings.search.budget.total_seconds()
@@ -71,8 +72,26 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     )
 
 
-def _as_text(row: Any) -> str:
-    return row if isinstance(row, str) else " ".join(row)
+def _measure(
+    dataset: DatasetVersion, sample: Sequence[Any], project: Project
+) -> tuple[float, tuple[int, int]]:
+    """Tokens (or patches) of a row on average, and the backbone's size (see `_size`)."""
+    model = project.settings.model
+    if model.backbone == "conv":
+        return CONV_PIXELS, (model.conv.channels**2 * model.conv.kernel_size**2, 10**6)
+    rows = [row if isinstance(row, str) else " ".join(row) for row in sample]
+    if model.backbone == "recurrent":
+        sizes = model.recurrent
+        weights = 4 * sizes.hidden_size * (sizes.hidden_size + sizes.embedding_size)
+        words = sum(len(row.split()) for row in rows) / len(rows)
+        return words, (weights * sizes.num_layers * (1 + sizes.bidirectional), 10**7)
+    backbone = resolve_backbone(model.backbone, project.folder)
+    if dataset.form.reads == "image":
+        config = json.loads((backbone / "config.json").read_text())
+        side = int(config.get("image_size", 224)) // int(config.get("patch_size", 16))
+        return 1 + side * side, _size(backbone)
+    max_length = project.settings.data.max_length
+    return sum(count_tokens(backbone, rows, max_length)) / len(rows), _size(backbone)
 
 
 def _size(backbone: Path) -> tuple[int, int]:

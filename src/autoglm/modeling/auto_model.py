@@ -22,6 +22,7 @@ from autoglm.contracts.record import from_json
 from autoglm.errors import ModelError
 from autoglm.modeling.attention import registry as attentions
 from autoglm.modeling.attention.probe import probe
+from autoglm.modeling.backbones import own_models
 from autoglm.modeling.modeling_autoglm import (
     AutoGLMConfig,
     AutoGLMForSequenceClassification,
@@ -45,11 +46,13 @@ def load_model(
     unit: tuple[float, float] = (0.0, 1.0),
     sample: Sequence[Sequence[int]] = (),
     max_length: int = 0,
+    seed: int | None = None,
 ) -> AutoGLMForSequenceClassification:
     """A backbone with a new head, in eval mode. `folder` is a backbone or an exported version;
     `settings` the section `model`. `unit` is where numbers to be answered lie: their mean and
-    deviation. `sample` are rows of token ids by which pruning judges;
-    `max_length` is the longest row that will come.
+    deviation. `sample` are rows of token ids by which pruning judges; `max_length` is the longest
+    row that will come. `seed` draws the weights of a backbone that begins at random (its folder's
+    seed when None).
 
     Attention dropout is 0: it would switch the fast attention kernel off.
     Raises: ModelError model.no_backbone when the weights cannot be opened, model.broken_part, and
@@ -59,7 +62,7 @@ def load_model(
     said, head = settings["attention"], str(settings["head"])
     chosen = attentions.find(said)
     try:
-        backbone, old_head = _opened(folder, attentions.use(said))
+        backbone, old_head = _opened(folder, attentions.use(said), settings, seed)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: {error}.", code="model.no_backbone") from error
     structure = from_json(StructureConfig, settings.get("structure", {}))
@@ -126,7 +129,9 @@ class _OldHead:
     weights: dict[str, Tensor]
 
 
-def _opened(folder: Path, attention: str) -> tuple[Any, _OldHead | None]:
+def _opened(
+    folder: Path, attention: str, settings: Mapping[str, Any], seed: int | None
+) -> tuple[Any, _OldHead | None]:
     """The backbone; of an exported version its head too."""
     quiet = {"attn_implementation": attention, "local_files_only": True, "dtype": torch.float32}
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -135,6 +140,9 @@ def _opened(folder: Path, attention: str) -> tuple[Any, _OldHead | None]:
         config.attention, config.attention_options = attention, {}
         name, config.head = config.head, "linear"  # its own would need a part that may be gone
         whole = AutoGLMForSequenceClassification.from_pretrained(folder, config=config, **quiet)
+        backbone = whole.backbone
+        if own_models.is_own(backbone):
+            backbone = own_models.resized(backbone, settings)
         stored = load_file(folder / "model.safetensors")
         head = {
             n.removeprefix("classifier."): t
@@ -142,7 +150,9 @@ def _opened(folder: Path, attention: str) -> tuple[Any, _OldHead | None]:
             if n.startswith("classifier.")
         }
         labels = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
-        return whole.backbone, _OldHead(name=name, labels=labels, weights=head)
+        return backbone, _OldHead(name=name, labels=labels, weights=head)
+    if own_models.is_own(raw):
+        return own_models.start_of(raw, settings, seed), None
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for name in ("attention_probs_dropout_prob", "attention_dropout"):
         if isinstance(getattr(config, name, None), float):
@@ -211,8 +221,12 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
 def freeze_below(model: AutoGLMForSequenceClassification, trainable_layers: int) -> int:
     """Let the head and the top layers learn; returns how many layers are frozen.
 
-    As many layers as there are, or more: everything learns, embeddings too (returns 0).
+    As many layers as there are, or more: everything learns, embeddings too (returns 0). So does a
+    backbone of ours, which began at random.
     """
+    if own_models.is_own(model.backbone):
+        model.requires_grad_(True)
+        return 0
     layers = layers_of(model.backbone)
     num_frozen = max(0, len(layers) - trainable_layers)
     model.requires_grad_(num_frozen == 0)

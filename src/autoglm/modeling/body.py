@@ -112,6 +112,32 @@ class Body:
         return reason
 
 
+class PixelBody:
+    """As `Body`, for pixels (channels, height, width) of one size: every image makes
+    `num_states` states, so there is nothing to pack. `example` is one image.
+    """
+
+    why_padded, is_cut = "", False
+
+    @torch.no_grad()
+    def __init__(self, backbone: Any, example: Any) -> None:
+        self._backbone = backbone
+        was_training = backbone.training
+        backbone.eval()
+        self.num_states = int(self._states([example]).shape[1])
+        backbone.train(was_training)
+
+    def whole(self, rows: Sequence[Any], layout: Layout) -> Tensor:
+        """(states of all rows, hidden)."""
+        del layout
+        return self._states(rows).flatten(0, 1)
+
+    def _states(self, rows: Sequence[Any]) -> Tensor:
+        pixels = torch.stack([torch.as_tensor(row) for row in rows])
+        states: Tensor = self._backbone(pixel_values=pixels)[0]
+        return states
+
+
 def _unpadded(hidden: Tensor, mask: Tensor) -> Tensor:
     return hidden.flatten(0, 1).index_select(0, mask.flatten().nonzero().flatten())
 

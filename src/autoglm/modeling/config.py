@@ -6,13 +6,18 @@ from typing import Annotated, Any, Literal
 
 from autoglm.config.schema import Key, live
 from autoglm.contracts.task import TaskName
+from autoglm.modeling.backbones.config import ConvConfig, RecurrentConfig
 from autoglm.modeling.surgery.config import StructureConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     backbone: Annotated[
-        str, live("A folder, or `package:NAME[/FILE]`: weights of a package (docs/backbones.md).")
+        str,
+        live(
+            "A folder, `package:NAME[/FILE]` (weights of a package), `conv` or `recurrent` "
+            "(docs/backbones.md)."
+        ),
     ]
     task: Annotated[TaskName, live("What the model learns to do (docs/tasks.md).")] = (
         "text-classification"
@@ -29,6 +34,12 @@ class ModelConfig:
     )
     structure: Annotated[StructureConfig, Key("What of the backbone's shape is changed.")] = field(
         default_factory=StructureConfig
+    )
+    conv: Annotated[ConvConfig, Key("Sizes of the backbone `conv`.")] = field(
+        default_factory=ConvConfig
+    )
+    recurrent: Annotated[RecurrentConfig, Key("Sizes of the backbone `recurrent`.")] = field(
+        default_factory=RecurrentConfig
     )
     start_from: Annotated[
         Literal["auto", "backbone", "stable"],

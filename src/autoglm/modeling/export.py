@@ -20,15 +20,22 @@ from torch import Tensor, nn
 
 from autoglm.errors import ModelError
 from autoglm.modeling.attention import registry as attentions
+from autoglm.modeling.backbones.own_models import MODELS
 from autoglm.modeling.carried_code import TABLE, carried_files
+from autoglm.modeling.images import PREPROCESSOR
 from autoglm.modeling.modeling_autoglm import BUILT_IN_HEADS, AutoGLMForSequenceClassification
 from autoglm.modeling.onnx_model import OnnxModel
+from autoglm.modeling.onnx_rnn import rnn_as_a_node
 from autoglm.plugins import registry
 from autoglm.reuse.prefix_cache import pad_ids
 
 MAX_PARITY = 1e-4
 LONG_EXAMPLE = 1025
 CODE = Path(__file__).with_name("modeling_autoglm.py")
+READERS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"),
+    PREPROCESSOR,
+)
 NO_PARTS, WITH_PARTS = "PARTS: dict[str, Any] = {}", f"from .{TABLE} import PARTS"
 
 
@@ -57,7 +64,8 @@ def export_folder(
     inputs: Sequence[Any],
     task: str = "text-classification",
 ) -> Exported:
-    """Write the folder at `target` (a rename: whole or absent). `inputs` are rows for parity.
+    """Write the folder at `target` (a rename: whole or absent). `inputs` are rows for parity:
+    texts, tokens, or images as bytes or paths. What reads them is copied from `tokenizer`.
 
     Raises: ModelError model.export_parity, model.export_failed.
     """
@@ -69,7 +77,7 @@ def export_folder(
         "architectures": [type(model).__name__],
         "auto_map": {
             "AutoConfig": "modeling_autoglm.AutoGLMConfig",
-            "AutoModelForSequenceClassification": (
+            f"AutoModelFor{'Image' if is_of_images(model) else 'Sequence'}Classification": (
                 "modeling_autoglm.AutoGLMForSequenceClassification"
             ),
         },
@@ -90,7 +98,7 @@ def export_folder(
     state = {n: t.contiguous() for n, t in sorted(model.state_dict().items())}
     save_file(state, staging / "model.safetensors", metadata={"format": "pt"})
     _write_code(model, staging)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+    for name in READERS:
         if (tokenizer / name).is_file():
             shutil.copy(tokenizer / name, staging / name)
     _write_graph(model, staging / "model.onnx")
@@ -128,6 +136,9 @@ def _write_code(model: AutoGLMForSequenceClassification, folder: Path) -> None:
         found["attention:" + model.config.attention] = attentions.find(
             model.config.attention
         ).function
+    kind = model.backbone.config.model_type
+    if kind in MODELS:
+        found[f"backbone:{kind}"] = MODELS[kind]
     if model.config.head not in BUILT_IN_HEADS:
         found["head:" + model.config.head] = registry.get("head", model.config.head)
     code = CODE.read_text(encoding="utf-8")
@@ -140,8 +151,20 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False), "utf-8")
 
 
-class _Logits(nn.Module):
+class _LogitsOfPixels(nn.Module):
     """The exporter wants tensors in and one tensor out."""
+
+    def __init__(self, model: AutoGLMForSequenceClassification) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        logits: Tensor = self._model(pixel_values=pixel_values).logits
+        return logits
+
+
+class _Logits(nn.Module):
+    """As above, of token ids."""
 
     def __init__(self, model: AutoGLMForSequenceClassification) -> None:
         super().__init__()
@@ -152,27 +175,47 @@ class _Logits(nn.Module):
         return logits
 
 
-def _write_graph(model: AutoGLMForSequenceClassification, path: Path) -> None:
+def is_of_images(model: AutoGLMForSequenceClassification) -> bool:
+    return bool(getattr(model.backbone, "main_input_name", "") == "pixel_values")
+
+
+def _graph_of(model: AutoGLMForSequenceClassification) -> tuple[nn.Module, dict[str, Any], Any]:
+    """What is exported, example inputs by name, and which of their axes may change."""
+    batch = torch.export.Dim("batch", max=65_536)
+    if is_of_images(model):
+        size = int(model.backbone.config.image_size)
+        pixels = torch.randn(2, int(model.backbone.config.num_channels), size, size)
+        return _LogitsOfPixels(model), {"pixel_values": pixels}, {"pixel_values": {0: batch}}
     longest = int(getattr(model.backbone.config, "max_position_embeddings", 512))
     # A sparse attention must see more than one of its blocks, or the graph has one for ever.
     is_plain = model.config.attention in attentions.BUILT_IN
     length = 8 if is_plain else min(longest, LONG_EXAMPLE)
     ids, mask = torch.randint(1, 100, (2, length)), torch.ones(2, length, dtype=torch.long)
     mask[1, 6:] = 0  # a padded row, so that the mask is no constant of the graph
-    axes = {0: torch.export.Dim("batch", max=65_536), 1: torch.export.Dim("length", max=longest)}
+    axes = {0: batch, 1: torch.export.Dim("length", max=longest)}
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return _Logits(model), inputs, dict.fromkeys(inputs, axes)
+
+
+def _write_graph(model: AutoGLMForSequenceClassification, path: Path) -> None:
+    whole, inputs, axes = _graph_of(model)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         # The exporter prints its progress and warns about its own internals.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            rnn_as_a_node(whole),
+        ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                _Logits(model).eval(),
-                (ids, mask),
+                whole.eval(),
+                tuple(inputs.values()),
                 dynamo=True,
-                input_names=["input_ids", "attention_mask"],
+                input_names=list(inputs),
                 output_names=["logits"],
-                dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+                dynamic_shapes=axes,
                 verbose=False,
             )
             assert program is not None, "the dynamo exporter returns a program"
@@ -188,8 +231,11 @@ def _parity(
     model: AutoGLMForSequenceClassification, folder: Path, inputs: Sequence[Any], pad_id: int
 ) -> float:
     graph = OnnxModel(folder, threads=0)
-    rows = [encoding.ids for encoding in graph.encode(inputs)]
-    wanted = [model(*pad_ids([ids], pad_id)).logits[0].numpy() for ids in rows]
+    rows = graph.rows(graph.encode(inputs))
+    if is_of_images(model):
+        wanted = [model(pixel_values=torch.tensor(x)[None]).logits[0].numpy() for x in rows]
+    else:
+        wanted = [model(*pad_ids([ids], pad_id)).logits[0].numpy() for ids in rows]
     pairs = zip(graph.logits(rows), wanted, strict=True)
     # Of numbers near 1e6 no float32 keeps 1e-4.
     unit = max(1.0, abs(model.config.output_scale), abs(model.config.output_shift))

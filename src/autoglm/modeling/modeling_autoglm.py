@@ -99,6 +99,17 @@ def make_head(name: str, hidden_size: int, num_outputs: int) -> nn.Module:
     return head
 
 
+def make_backbone(model_type: str, settings: Mapping[str, Any], attention: str) -> nn.Module:
+    """Of random weights, by transformers' own class, or one of `PARTS`."""
+    part = PARTS.get(f"backbone:{model_type}")
+    if part is not None:
+        own: nn.Module = part(part.config_class(**settings))
+        return own
+    config = AutoConfig.for_model(model_type, **settings)
+    made: nn.Module = AutoModel.from_config(config, attn_implementation=attention)
+    return made
+
+
 def use_attention(name: str, options: Mapping[str, Any]) -> str:
     """The name under which transformers knows an attention of `PARTS`; others by their own."""
     part = PARTS.get(f"attention:{name}")
@@ -116,8 +127,8 @@ def use_attention(name: str, options: Mapping[str, Any]) -> str:
 
 
 class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
-    """Logits (batch, labels) of token ids and their mask (batch, length); with pooling `none`
-    (batch, length, labels).
+    """Logits (batch, labels) of token ids and their mask (batch, length), or of pixels (batch,
+    channels, height, width); with pooling `none` (batch, length, labels).
     """
 
     config_class = AutoGLMConfig
@@ -137,8 +148,7 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         if backbone is None:
             inner = dict(config.backbone_config)
             attention = use_attention(config.attention, config.attention_options)
-            plain = AutoConfig.for_model(inner.pop("model_type"), **inner)
-            backbone = AutoModel.from_config(plain, attn_implementation=attention)
+            backbone = make_backbone(inner.pop("model_type"), inner, attention)
         self.backbone = backbone
         hidden_size = self.backbone.config.hidden_size
         self.dropout: nn.Module = nn.Dropout(config.head_dropout)
@@ -149,14 +159,20 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         **_unused: Any,
     ) -> SequenceClassifierOutput:
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask)[0]
+        if pixel_values is not None:
+            hidden = self.backbone(pixel_values=pixel_values)[0]
+            attention_mask = torch.ones_like(hidden[..., 0], dtype=torch.long)
+        else:
+            assert input_ids is not None, "token ids or pixels are given"
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask)[0]
         logits = self.classify(self.pooled(hidden, attention_mask))
         loss = None if labels is None else self._loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)

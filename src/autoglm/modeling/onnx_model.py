@@ -1,4 +1,4 @@
-"""A model version answering by its graph: tokenizers + ONNX Runtime, no torch.
+"""A model version answering by its graph: tokenizers or Pillow, ONNX Runtime, no torch.
 
 The folder: config.json, model.safetensors, tokenizer.json, model.onnx, autoglm.json {task, labels,
 max_length, pad_id, pooling, opens_with, parity}, modeling_autoglm.py.
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from autoglm.contracts.task import TASKS, TaskForm, answer_to_json
 from autoglm.errors import ModelError
 from autoglm.modeling.encoding import encode, open_tokenizer, word_starts, words_read
+from autoglm.modeling.images import DOT, PREPROCESSOR, Preprocessor, image_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-NEEDED = ("autoglm.json", "model.onnx", "tokenizer.json")
+NEEDED = ("autoglm.json", "model.onnx")
+IMAGES_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +46,9 @@ class OnnxModel:
     """
 
     def __init__(self, folder: Path, *, threads: int) -> None:
-        missing = [name for name in NEEDED if not (folder / name).is_file()]
+        is_of_images = (folder / PREPROCESSOR).is_file()
+        needed = (*NEEDED, PREPROCESSOR if is_of_images else "tokenizer.json")
+        missing = [name for name in needed if not (folder / name).is_file()]
         if missing:
             raise ModelError(
                 f"{folder} lacks {', '.join(missing)}.",
@@ -55,26 +59,41 @@ class OnnxModel:
         self.labels: tuple[str, ...] = tuple(facts["labels"])
         self.form: TaskForm = TASKS[facts.get("task", "text-classification")]
         self._pad_id = int(facts["pad_id"])
-        self._tokenizer = open_tokenizer(folder, int(facts["max_length"]))
+        self._preprocessor = Preprocessor.of(folder) if is_of_images else None
+        self._tokenizer: Any = (
+            None if is_of_images else open_tokenizer(folder, int(facts["max_length"]))
+        )
         self._session = _session(folder / "model.onnx", threads or os.cpu_count() or 1)
 
     def encode(self, inputs: Sequence[Any]) -> list[Any]:
-        """The tokenizer's encoding of each input, cut at the folder's max_length."""
+        """The tokenizer's encoding of each text or row of tokens, cut at the folder's max_length;
+        the pixels of each image, given as bytes or as a path. Raises: DataError data.not_an_image.
+        """
+        if self._preprocessor is not None:
+            return [self._preprocessor.pixels(image) for image in inputs]
         return encode(self._tokenizer, inputs)
+
+    def pixels(self, cells: Sequence[Any]) -> list[Any]:
+        """What the model sees of images in base64."""
+        return self.encode([image_of(cell) for cell in cells])
+
+    def rows(self, encodings: Sequence[Any]) -> list[Any]:
+        """What `logits` takes: token ids, or pixels."""
+        return list(encodings) if self._preprocessor is not None else [e.ids for e in encodings]
 
     def seen(self, texts: Sequence[str]) -> list[str]:
         """Each text as far as the model reads it: up to the end of its last token."""
         ends = [max((end for _, end in e.offsets), default=0) for e in self.encode(texts)]
         return [text[:end] for text, end in zip(texts, ends, strict=True)]
 
-    def logits(
-        self, rows: Sequence[Sequence[int]], *, token_budget: int = 4096
-    ) -> list[NDArray[np.float32]]:
+    def logits(self, rows: Sequence[Any], *, token_budget: int = 4096) -> list[NDArray[np.float32]]:
         """(labels,) per row of token ids, in order; (length, labels) where each token is answered
         for. Batches have at most `token_budget` padded tokens, of rows of like length.
         """
         import numpy as np
 
+        if self._preprocessor is not None:
+            return self._logits_of_pixels(rows)
         out: list[Any] = [None] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for batch in _batches(order, [len(row) for row in rows], token_budget):
@@ -89,13 +108,22 @@ class OnnxModel:
                 out[i] = said[row, : len(rows[i])] if said.ndim == 3 else said[row]
         return out
 
+    def _logits_of_pixels(self, rows: Sequence[Any]) -> list[NDArray[np.float32]]:
+        import numpy as np
+
+        out: list[Any] = []
+        for start in range(0, len(rows), IMAGES_AT_ONCE):
+            pixels = np.stack(list(rows[start : start + IMAGES_AT_ONCE]))
+            out += list(self._session.run(None, {"pixel_values": pixels})[0])
+        return out
+
     def predict(self, inputs: Sequence[Any]) -> list[Answer]:
         """One answer per input (a text, or tokens), in order. A text for a task of tokens is
         divided at white space; tokens for a task of texts are joined by it.
         """
         inputs = [self._as_read(one) for one in inputs]
         encodings = self.encode(inputs)
-        logits = self.logits([encoding.ids for encoding in encodings])
+        logits = self.logits(self.rows(encodings))
         if self.form.answers == "tags":
             rows = zip(inputs, encodings, logits, strict=True)
             return [self._tags(len(tokens), e, scores) for tokens, e, scores in rows]
@@ -104,6 +132,8 @@ class OnnxModel:
         return [make(scores) for scores in logits]
 
     def _as_read(self, one: Any) -> Any:
+        if self.form.reads == "image":
+            return image_of(one)
         if self.form.reads == "tokens":
             return tuple(one.split() if isinstance(one, str) else one)
         return one if isinstance(one, str) else " ".join(one)
@@ -137,7 +167,7 @@ class OnnxModel:
 
     def warm(self) -> None:
         """Answer once, so that the first user does not pay for it."""
-        self.predict(["warm"])
+        self.predict([DOT if self._preprocessor is not None else "warm"])
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -12,6 +12,8 @@ from autoglm.errors import SearchError
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+# Sections that one backbone reads: `num_layers` alone is the structure's, theirs `conv.num_layers`.
+OF_ONE_BACKBONE = ("model.conv.", "model.recurrent.")
 KINDS = ("choice", "uniform", "loguniform", "quniform", "randint")
 
 
@@ -92,6 +94,8 @@ def resolve(name: str, keys: Sequence[str]) -> str:
     if name in keys:
         return name
     matches = [key for key in keys if key.endswith("." + name)]
+    if len(matches) > 1:
+        matches = [k for k in matches if not k.startswith(OF_ONE_BACKBONE)] or matches
     if len(matches) == 1:
         return matches[0]
     if matches:

@@ -183,11 +183,13 @@ async def _body(request: Request) -> dict[str, Any]:
 
 def _inputs(body: dict[str, Any]) -> tuple[list[Any], bool]:
     """Texts, or lists of tokens, and whether it is one alone."""
-    is_single = "text" in body or "tokens" in body
-    found = [body.get("text", body.get("tokens"))] if is_single else body.get("texts")
+    single = next((body[name] for name in ("text", "tokens", "image") if name in body), None)
+    is_single = single is not None
+    found = [single] if is_single else body.get("texts")
     if not isinstance(found, list) or not found or not all(map(_is_input, found)):
         raise DataError(
-            'give {"text": TEXT}, {"tokens": [TOKEN, …]} or {"texts": [TEXT or TOKENS, …]}.',
+            'give {"text": TEXT}, {"tokens": [TOKEN, …]}, {"image": BASE64} or'
+            ' {"texts": [any of these, …]}.',
             code="api.invalid",
         )
     if len(found) > MAX_TEXTS:

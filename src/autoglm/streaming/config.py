@@ -43,9 +43,13 @@ class SplitConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     source: Annotated[SourceConfig, Key("Where rows change.")]
-    text: Annotated[str, Key("Column with the text.")] = ""
+    text: Annotated[str, Key("Column with the text.", unless=("tokens", "image"))] = ""
     label: Annotated[
-        str, Key("Column with the label, the labels or the number; a row without one waits.")
+        str,
+        Key(
+            "Column with the label, the labels or the number; a row without one waits.",
+            unless=("tags",),
+        ),
     ] = ""
     tokens: Annotated[
         str, Key("token-classification: column with the tokens, in place of text.")

@@ -37,7 +37,6 @@ ANSWER_NAMES = {
     "tags": ("tags", "ner_tags", "pos_tags", "labels"),
     "labels": ("labels", "tags", "topics", "categories"),
     "number": ("score", "rating", "stars", "value", "price"),
-    "answer": ("answer", "completion", "response", "output"),
 }
 LABEL_NAMES = ("label", "topic", "category", "class", "target", "sentiment", "intent", "emotion")
 Row = dict[str, Any]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter
 from autoglm.contracts.task import TASKS, TaskForm
 from autoglm.datasets.cells import problem_of
-from autoglm.errors import AutoGLMError, PluginError
+from autoglm.errors import AutoGLMError, DataError, PluginError
+from autoglm.modeling.images import cell_of
 from autoglm.plugins.kinds import Processed, Processor
 
 # Of a text that is too long only the beginning is kept as evidence.
@@ -50,19 +52,33 @@ class RowProcessor:
         max_text_bytes: int,
         form: TaskForm = TASKS["text-classification"],
         label_separator: str = ",",
+        base: Path = Path(),
     ) -> None:
         self._text, self._label, self._max_text_bytes = text, label, max_text_bytes
-        self._form, self._separator = form, label_separator
+        self._form, self._separator, self._base = form, label_separator, base
 
     def process(self, batch: Sequence[ChangeEvent]) -> Processed:
         rows, dead = [], []
         for event in batch:
-            problem = self._problem(event) if event.op == "upsert" else None
+            event, problem = self._with_image(event)
+            if problem is None and event.op == "upsert":
+                problem = self._problem(event)
             if problem is None:
                 rows.append(self._typed(event))
             else:
                 dead.append(self._dead(event, *problem))
         return Processed(rows=rows, dead=dead)
+
+    def _with_image(self, event: ChangeEvent) -> tuple[ChangeEvent, tuple[str, str] | None]:
+        """A path becomes the image: what was learnt from must not change with a file."""
+        value = event.row.get(self._text)
+        if self._form.reads != "image" or event.op != "upsert" or not isinstance(value, str):
+            return event, None
+        try:
+            row = {**event.row, self._text: cell_of(value, self._base)}
+        except DataError as error:
+            return event, (error.code, error.message)
+        return replace(event, row=row), None
 
     def _typed(self, event: ChangeEvent) -> ChangeEvent:
         """Numbers to learn are stored as such: 4, 4.5 and "4.5" are one column."""

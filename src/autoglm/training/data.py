@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoglm.modeling.encoding import word_starts, words_read
+from autoglm.modeling.images import Pixels
 
 # The target of a token that nobody answers for.
 IGNORED = -100
@@ -17,13 +19,14 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Rows as token ids; train rows come first, `num_train` of them, validation rows behind.
+    """Rows as token ids, or `Pixels` of images; train rows come first, `num_train` of them,
+    validation rows behind.
 
     `targets` is what the task wants: (rows) of label numbers or values, (rows, labels) of 0 and 1,
     or one tensor per row with a label number per token (-100 where there is none).
     """
 
-    ids: Sequence[Sequence[int]]
+    ids: Sequence[Any]
     targets: Tensor | Sequence[Tensor]
     num_train: int
     label_names: tuple[str, ...]
@@ -40,6 +43,15 @@ class Encoded:
         assert isinstance(self.targets, Tensor), "a number per row"
         numbers = self.targets[: self.num_train].double()
         return float(numbers.mean()), deviation_of(numbers)
+
+    @property
+    def are_images(self) -> bool:
+        return isinstance(self.ids, Pixels)
+
+    @cached_property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row; an image is as long as every other."""
+        return [1] * len(self.ids) if self.are_images else [len(row) for row in self.ids]
 
     @property
     def train(self) -> range:

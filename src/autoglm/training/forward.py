@@ -8,12 +8,14 @@ only the head learns        rows → backbone → pooling, once → head
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoglm.modeling.attention.packed import Layout, lay_out
-from autoglm.modeling.body import Body
+from autoglm.modeling.body import Body, PixelBody
+from autoglm.modeling.images import Pixels
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.observability.logging import get_logger
 from autoglm.reuse.prefix_cache import PrefixCache, TokenStates, encode_rows
@@ -27,7 +29,7 @@ class Forward:
     def __init__(
         self,
         model: AutoGLMForSequenceClassification,
-        ids: Sequence[Sequence[int]],
+        ids: Sequence[Any],
         *,
         num_frozen: int,
         cache: PrefixCache,
@@ -38,8 +40,15 @@ class Forward:
         self._cache, self._cache_key = cache, f"{cache_key}/{num_frozen}"
         self._hidden_size = int(model.backbone.config.hidden_size)
         pad_id = int(getattr(model.backbone.config, "pad_token_id", 0) or 0)
-        is_kept = num_frozen > 0 and cache.fits(sum(map(len, ids)), self._hidden_size)
-        self._body = Body(model.backbone, pad_id=pad_id, num_frozen=num_frozen if is_kept else 0)
+        self._body: Any
+        if isinstance(ids, Pixels):
+            self._body = PixelBody(model.backbone, ids[0])
+            self._lengths = [self._body.num_states] * len(ids)
+        else:
+            self._lengths = [len(row) for row in ids]
+            is_kept = num_frozen > 0 and cache.fits(sum(self._lengths), self._hidden_size)
+            num_cut = num_frozen if is_kept else 0
+            self._body = Body(model.backbone, pad_id=pad_id, num_frozen=num_cut)
         if self._body.why_padded:
             get_logger().info("rows are padded, not packed", reason=self._body.why_padded)
         self._states: TokenStates | None = None
@@ -83,12 +92,12 @@ class Forward:
         """
         if self._pooled is not None:
             return self._pooled[rows]
-        ids = [self._ids[i] for i in rows]
-        layout = lay_out([len(row) for row in ids])
+        layout = lay_out([self._lengths[i] for i in rows])
+        flat: Tensor
         if self._states is not None:
             flat = self._body.upper(self._states.of(rows), layout)
         else:
-            flat = self._body.whole(ids, layout)
+            flat = self._body.whole([self._ids[i] for i in rows], layout)
         if self._model.config.pooling == "none":
             return flat
         return self._model.pooled(*layout.padded(flat))
@@ -99,13 +108,14 @@ class Forward:
 
     def in_batches(self, rows: Sequence[int]) -> list[list[int]]:
         """`rows` in batches of like length, longest first."""
-        order = sorted(rows, key=lambda i: -len(self._ids[i]))
+        order = sorted(rows, key=lambda i: -self._lengths[i])
         return [order[start : start + EVAL_ROWS] for start in range(0, len(order), EVAL_ROWS)]
 
     def _lower(self, rows: Sequence[Sequence[int]]) -> Tensor:
         self._stop()
         layout: Layout = lay_out([len(row) for row in rows])
-        return self._body.lower(rows, layout)
+        states: Tensor = self._body.lower(rows, layout)
+        return states
 
 
 def set_training_mode(model: AutoGLMForSequenceClassification) -> None:

@@ -18,6 +18,7 @@ from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Cost, Progress, StageChain
 from autoglm.errors import CancelledError, ModelError, TrainingError, from_document
 from autoglm.modeling.backbone_ref import resolve_backbone
+from autoglm.modeling.backbones.own import OWN
 from autoglm.observability.logging import get_logger
 from autoglm.training import stages
 
@@ -95,14 +96,14 @@ class TrainingWorker:
         """
         start = self._start_from(spec, start_folder, base)
         self._spec = spec
-        self._start = digest(str(_config_of(start)), _weights_stamp(start))
+        self._start = _name_of(start, spec)
         self._call("open", spec=to_json(spec), start=str(start), base=str(base))
 
     def _start_from(self, spec: RunSpec, start_folder: Path | None, base: Path) -> Path:
         wanted = spec.config["model"]["start_from"]
         # Asked for by name, stable's head keeps the rows of labels that are still there.
         needs_labels = wanted != "stable"
-        backbone = resolve_backbone(spec.config["model"]["backbone"], base)
+        backbone = self._backbone(spec, base)
         if wanted == "backbone" or (start_folder is None and wanted == "auto"):
             return backbone
         reason = _incompatible(start_folder, backbone, spec, needs_labels=needs_labels)
@@ -117,6 +118,13 @@ class TrainingWorker:
             )
         get_logger().info("starts from the backbone", reason=reason)
         return backbone
+
+    def _backbone(self, spec: RunSpec, base: Path) -> Path:
+        """One of our own is made by the worker, from the run's rows, when it is opened."""
+        ref = spec.config["model"]["backbone"]
+        if ref not in OWN:
+            return resolve_backbone(ref, base)
+        return self._workspace / "starts" / _own_name(spec)
 
     def plan(self, params: Mapping[str, Any]) -> StageChain:
         return stages.plan(self._opened(), params, start=self._start)
@@ -219,6 +227,17 @@ class TrainingWorker:
         )
 
 
+def _own_name(spec: RunSpec) -> str:
+    return digest(spec.config["model"]["backbone"], spec.dataset.content_digest, spec.seed)
+
+
+def _name_of(start: Path, spec: RunSpec) -> str:
+    """What stages of this start are named by."""
+    if start.name == _own_name(spec):
+        return start.name
+    return digest(str(_config_of(start)), _weights_stamp(start))
+
+
 def _config_of(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config
@@ -241,7 +260,11 @@ def _incompatible(start: Path | None, backbone: Path, spec: RunSpec, *, needs_la
         return "its task is another"
     if needs_labels and tuple(facts["labels"]) != spec.dataset.outputs:
         return "its labels are others"
-    inner, outer = _config_of(start).get("backbone_config", {}), _config_of(backbone)
+    inner = _config_of(start).get("backbone_config", {})
+    if spec.config["model"]["backbone"] in OWN:
+        kind = f"autoglm_{spec.config['model']['backbone']}"
+        return "" if inner.get("model_type") == kind else "its backbone is another"
+    outer = _config_of(backbone)
     shape = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     if any(inner.get(name) != outer.get(name) for name in shape):
         return "its backbone is another"

@@ -49,7 +49,9 @@ class _Labelled(_Task):
 
 
 class Classification(_Labelled):
-    """One label of several. Class weights `balanced` are rows / (labels · rows of the label)."""
+    """One label of several, of a text or an image. Class weights `balanced` are rows / (labels ·
+    rows of the label).
+    """
 
     problem_type, is_per_token = "single_label_classification", False
 

@@ -170,7 +170,7 @@ class Trainer:
         )
 
     def _epoch(self, state: TrainingState, record: Record, timer: checkpoint.Due) -> None:
-        lengths = [len(self._data.ids[i]) for i in self._data.train]
+        lengths = self._data.lengths[: self._data.num_train]
         size = int(self._settings["batch_size"])
         order = batches(lengths, size, seed=self._seed, epoch=state.epoch)
         set_training_mode(self._model)
@@ -370,7 +370,7 @@ class Trainer:
 
     def _memory_plan(self, budget: int, is_checkpointed: bool) -> memory.MemoryPlan:
         learning = [p for p in self._model.parameters() if p.requires_grad]
-        longest = sorted(self._data.train, key=lambda i: -len(self._data.ids[i]))
+        longest = sorted(self._data.train, key=lambda i: -self._data.lengths[i])
 
         def activations(rows: Sequence[int], checkpointing: bool) -> int:
             self._forward.set_gradient_checkpointing(checkpointing)

@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,10 @@ from autoglm.datasets.dataset_version import load_rows
 from autoglm.errors import AutoGLMError, TrainingError
 from autoglm.modeling.adapters import load_trained
 from autoglm.modeling.auto_model import load_model
+from autoglm.modeling.backbones.own import OWN, make_backbone
 from autoglm.modeling.encoding import encode, open_tokenizer
 from autoglm.modeling.export import export_folder
+from autoglm.modeling.images import Pixels, Preprocessor, image_of
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.observability import logging as logs
@@ -81,6 +83,8 @@ class Worker:
         logs.set_trace(spec.traceparent)
         self._spec, self._start, self._base = spec, start, Path(request["base"])
         project_files.open_parts(spec)
+        if spec.config["model"]["backbone"] in OWN and not start.exists():
+            self._make_start(spec, start)
         self._models = {}
         self._data, self._inputs = self._encode(spec, start)
         self._model_of(spec.config["model"])  # what cannot be opened is told before any trial
@@ -100,7 +104,7 @@ class Worker:
                 problem_type=task.problem_type,
                 is_per_token=task.is_per_token,
                 unit=self._data.unit if task.problem_type == "regression" else (0.0, 1.0),
-                sample=self._data.ids[: min(SAMPLE_ROWS, self._data.num_train)],
+                sample=self._sample(),
                 max_length=int(self._spec.config["data"]["max_length"]),
             )
             for oldest in list(self._models)[: 1 - MODELS_KEPT]:
@@ -108,18 +112,41 @@ class Worker:
             self._models[key] = made
         return self._models[key]
 
+    def _make_start(self, spec: RunSpec, folder: Path) -> None:
+        """The start of a backbone of our own: its tokenizer comes from the training rows."""
+        name, rows = spec.config["model"]["backbone"], load_rows(spec.dataset, "train").inputs
+        if spec.dataset.form.reads == "image":
+            rows = list(map(image_of, rows))
+        staging = folder.with_name(f".{folder.name}")
+        shutil.rmtree(staging, ignore_errors=True)
+        make_backbone(name, spec.config["model"][name], staging, rows, seed=spec.seed)
+        staging.rename(folder)
+
+    def _sample(self) -> Any:
+        """Rows of token ids by which pruning judges; none of images."""
+        rows = range(min(SAMPLE_ROWS, self._data.num_train))
+        return [] if self._data.are_images else [self._data.ids[i] for i in rows]
+
     def _encode(self, spec: RunSpec, folder: Path) -> tuple[Encoded, list[Any]]:
-        tokenizer = open_tokenizer(folder, int(spec.config["data"]["max_length"]))
+        """Rows as the trainer takes them, and a few inputs for the exported graph's check."""
         train, validation = (load_rows(spec.dataset, name) for name in ("train", "validation"))
-        encodings = encode(tokenizer, [*train.inputs, *validation.inputs])
-        answers = [*train.answers, *validation.answers]
+        inputs, answers = [*train.inputs, *validation.inputs], [*train.answers, *validation.answers]
+        encodings: Sequence[Any]
+        if spec.dataset.form.reads == "image":
+            inputs = list(map(image_of, inputs))
+            ids: Any = Pixels(inputs, Preprocessor.of(folder))
+            encodings = ids
+        else:
+            tokenizer = open_tokenizer(folder, int(spec.config["data"]["max_length"]))
+            encodings = encode(tokenizer, inputs)
+            ids = [encoding.ids for encoding in encodings]
         data = Encoded(
-            ids=[encoding.ids for encoding in encodings],
+            ids=ids,
             targets=targets_of(answers, encodings, spec.dataset.labels),
             num_train=len(train),
             label_names=spec.dataset.outputs,
         )
-        return data, validation.inputs[:PARITY_ROWS]
+        return data, inputs[len(train) :][:PARITY_ROWS]
 
     def _do_advance(self, request: Mapping[str, Any]) -> Any:
         chain = from_json(StageChain, request["chain"])

@@ -31,11 +31,14 @@ class TriggerAnswer(BaseModel):
 
 
 class PredictBody(BaseModel):
-    """One text or several. `tokens` (or a list among `texts`) for token-classification."""
+    """One text or several. `tokens` (or a list among `texts`) for token-classification, `image`
+    (base64, also among `texts`) for image-classification.
+    """
 
     model_config = ConfigDict(extra="forbid")
     text: str | None = None
     tokens: list[str] | None = None
+    image: str | None = None
     texts: list[str | list[str]] | None = None
 
 
