@@ -140,7 +140,7 @@ class RoundTrip:
         init = [*autoglm, "init", str(folder), "--from", str(rows), "--backbone", str(backbone)]
         subprocess.run(init, check=True)
         run = [*autoglm, "run", str(folder), "--json", *FAST]
-        done = subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(run, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         self.first: dict[str, Any] = json.loads(done.stdout)
         shutil.copytree(folder, self._kept)

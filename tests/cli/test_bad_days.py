@@ -26,7 +26,7 @@ FASTER = [
 
 def autoglm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "autoglm.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
 def run(project: Path, said: list[str] = FASTER) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from conftest import FAST, RoundTrip, learnable_rows
 
 def autoglm(*arguments: str | Path, code: int = 0) -> str:
     command = [sys.executable, "-m", "autoglm.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

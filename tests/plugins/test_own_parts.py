@@ -60,7 +60,7 @@ def autoglm(*arguments: str | Path, code: int = 0, **more: str) -> str:
         command,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
         env={**os.environ, **more},
     )

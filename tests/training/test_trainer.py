@@ -248,16 +248,16 @@ def test_every_pooling_and_head_learns_the_toy(pooling: str, head: str) -> None:
 def test_several_labels_numbers_and_tags_are_learnt() -> None:
     encoded = toy.ids(80)
     has = torch.tensor([[float(5 in r or 7 in r), float(len(r) > 6)] for r in encoded])
-    chosen = toy.settings()
+    chosen, quick = toy.settings(), {"epochs": 20, "batch_size": 16}
     several = toy.train(
         data=Encoded(ids=encoded, targets=has, num_train=64, label_names=("x", "y")),
-        task=tasks.MultiLabel(("x", "y"), chosen), metric="micro_f1", start=toy.model(2), epochs=20,
+        task=tasks.MultiLabel(("x", "y"), chosen), metric="micro_f1", start=toy.model(2), **quick, lr=5e-3,
     )  # fmt: skip
     assert several.metrics["micro_f1"] > 0.7
     number = torch.tensor([len(row) / 12 for row in encoded])
     regression = toy.train(
         data=Encoded(ids=encoded, targets=number, num_train=64, label_names=("value",)),
-        task=tasks.Regression(("value",), chosen), metric="r2", start=toy.model(1), epochs=30,
+        task=tasks.Regression(("value",), chosen), metric="r2", start=toy.model(1), **quick, lr=5e-3,
     )  # fmt: skip
     assert regression.metrics["r2"] > 0.5
     names = ("O", "B-X", "I-X")
@@ -265,7 +265,7 @@ def test_several_labels_numbers_and_tags_are_learnt() -> None:
     tagging = toy.train(
         data=Encoded(ids=encoded, targets=tags, num_train=64, label_names=names),
         task=tasks.Tagging(names, chosen), metric="entity_f1",
-        start=toy.model(3, pooling="none"), epochs=20, lr=1e-2,
+        start=toy.model(3, pooling="none"), **quick, lr=1.6e-2,
     )  # fmt: skip
     assert tagging.metrics["entity_f1"] > 0.7
 
