@@ -237,8 +237,12 @@ def _incompatible(start: Path | None, backbone: Path, spec: RunSpec) -> str:
     facts = json.loads((start / "autoglm.json").read_text(encoding="utf-8"))
     if tuple(facts["labels"]) != tuple(spec.dataset.labels):
         return "its labels are others"
-    inner, outer = _config_of(start).get("backbone_config", {}), _config_of(backbone)
-    shape = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    config, outer = _config_of(start), _config_of(backbone)
+    # A folder of transformers' own class is the backbone's config and more.
+    inner = config.get("backbone_config", config)
+    shape: tuple[str, ...] = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    if str(outer.get("model_type")).startswith("autoglm_"):
+        shape = ("model_type",)  # sizes are the trial's, the vocabulary is the start's
     if any(inner.get(name) != outer.get(name) for name in shape):
         return "its backbone is another"
     return ""
