@@ -15,6 +15,7 @@ from transformers import (
     DebertaV2Config,
     Glm4Config,
     GlmConfig,
+    GPT2Config,
     LlamaConfig,
     ModernBertConfig,
     Qwen3Config,
@@ -24,6 +25,7 @@ from transformers import (
 
 from autoglm.errors import ModelError
 from autoglm.modeling.backbone_ref import resolve_backbone
+from autoglm.modeling.backbones.own_models import AutoGLMConvConfig, AutoGLMRecurrentConfig
 from autoglm.modeling.body import Body
 from autoglm.modeling.surgery import importance
 from autoglm.modeling.surgery.config import StructureConfig
@@ -231,11 +233,23 @@ def test_texts_beyond_the_table_are_refused_and_run_when_it_is_longer(name: str)
         assert torch.allclose(new[-1], old[-1])
 
 
+GPT2 = GPT2Config(
+    vocab_size=60, n_embd=32, n_layer=4, n_head=4, n_positions=40, pad_token_id=0, use_cache=False,
+    initializer_range=0.3, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [AutoGLMConvConfig(), AutoGLMRecurrentConfig(vocab_size=60)])
+def test_lora_is_refused_where_nothing_was_learnt_before(config: Any) -> None:
+    with pytest.raises(ModelError, match="begin at random"):
+        add_lora(AutoModel.from_config(config), 4, 8.0)
+
+
 @pytest.mark.parametrize(
-    "name", ["bert", "xlm-roberta", "llama", "qwen3", "glm", "glm4", "modernbert"]
+    "name", ["bert", "xlm-roberta", "llama", "qwen3", "glm", "glm4", "modernbert", "gpt2"]
 )
 def test_lora_learns_and_merges_to_the_same_answers(name: str) -> None:
-    backbone = made(name)
+    backbone = toy.backbone(GPT2) if name == "gpt2" else made(name)
     before = states(backbone)
     model = add_lora(backbone, 4, 8.0)
     assert torch.allclose(states(model), before, atol=1e-6)

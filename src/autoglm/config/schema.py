@@ -22,8 +22,8 @@ from autoglm.contracts.record_schema import Guard
 class Key:
     """`what` is the line of the reference page; `is_reloadable` keys may change while `up` runs.
 
-    `whole_below`: in a free map, entries this deep are replaced whole by a stronger layer. `unless`:
-    the key is missing when it is not said, and none of these of the same section is.
+    `whole_below`: in a free map, entries this deep are replaced whole by a stronger layer.
+    `unless`: the key is missing when it is not said, and none of these of the same section is.
     """
 
     what: str

@@ -143,21 +143,25 @@ def _opened(
         backbone = whole.backbone
         if own_models.is_own(backbone):
             backbone = own_models.resized(backbone, settings)
-        stored = load_file(folder / "model.safetensors")
-        head = {
-            n.removeprefix("classifier."): t
-            for n, t in stored.items()
-            if n.startswith("classifier.")
-        }
-        labels = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
-        return backbone, _OldHead(name=name, labels=labels, weights=head)
+        return backbone, _old_head(folder, name, config, "classifier.")
     if own_models.is_own(raw):
         return own_models.start_of(raw, settings, seed), None
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for name in ("attention_probs_dropout_prob", "attention_dropout"):
         if isinstance(getattr(config, name, None), float):
             setattr(config, name, 0.0)
-    return AutoModel.from_pretrained(folder, config=config, **quiet), None
+    backbone = AutoModel.from_pretrained(folder, config=config, **quiet)
+    if not (folder / "model.onnx").is_file():
+        return backbone, None
+    # A version of transformers' own class; decoders call their head `score`.
+    return backbone, _old_head(folder, "linear", config, "classifier.", "score.")
+
+
+def _old_head(folder: Path, name: str, config: Any, *prefixes: str) -> _OldHead:
+    stored = load_file(folder / "model.safetensors")
+    weights = {n.partition(".")[2]: t for n, t in stored.items() if n.startswith(prefixes)}
+    labels = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
+    return _OldHead(name=name, labels=labels, weights=weights)
 
 
 def linear_head(hidden_size: int, num_outputs: int) -> nn.Module:

@@ -26,11 +26,13 @@ from autoglm.modeling.images import PREPROCESSOR
 from autoglm.modeling.modeling_autoglm import BUILT_IN_HEADS, AutoGLMForSequenceClassification
 from autoglm.modeling.onnx_model import OnnxModel
 from autoglm.modeling.onnx_rnn import rnn_as_a_node
+from autoglm.modeling.plain_class import agrees, as_plain_class, auto_class, is_of_images
 from autoglm.plugins import registry
 from autoglm.reuse.prefix_cache import pad_ids
 
 MAX_PARITY = 1e-4
 LONG_EXAMPLE = 1025
+OF_A_MACHINE = {"transformers_version", "_name_or_path"}
 CODE = Path(__file__).with_name("modeling_autoglm.py")
 READERS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"),
@@ -73,13 +75,56 @@ def export_folder(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     model.eval()
+    opens_with = _write_model(model, staging, labels, pad_id)
+    for name in READERS:
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, staging / name)
+    _write_graph(model, staging / "model.onnx")
+    facts = {
+        "task": task,
+        "labels": list(labels),
+        "max_length": max_length,
+        "pad_id": pad_id,
+        "pooling": model.config.pooling,
+        "opens_with": opens_with,
+    }
+    _write_json(staging / "autoglm.json", facts)
+    parity = _parity(model, staging, inputs, pad_id)
+    if parity > MAX_PARITY:
+        raise ModelError(
+            f"the graph's logits differ by {parity:.2g} from the model's.",
+            code="model.export_parity",
+        )
+    shutil.rmtree(target, ignore_errors=True)
+    staging.rename(target)
+    return Exported(
+        folder=str(target),
+        labels=tuple(labels),
+        opens_with=opens_with,
+        runtime="onnxruntime",
+        parity=parity,
+        size_bytes=sum(p.stat().st_size for p in target.iterdir()),
+    )
+
+
+def _write_model(
+    model: AutoGLMForSequenceClassification, folder: Path, labels: Sequence[str], pad_id: int
+) -> str:
+    """config.json and model.safetensors: of transformers' own class where it answers alike, else
+    of ours with its code. Gives `opens_with`.
+    """
+    plain = as_plain_class(model, labels)
+    if plain is not None:
+        cleaned = {k: v for k, v in plain.config.to_diff_dict().items() if k not in OF_A_MACHINE}
+        _write_json(folder / "config.json", cleaned | {"architectures": [type(plain).__name__]})
+        _write_weights(plain, folder)
+        if agrees(model, folder, _compared(model, pad_id)):
+            return "transformers"
     config = {
         "architectures": [type(model).__name__],
         "auto_map": {
             "AutoConfig": "modeling_autoglm.AutoGLMConfig",
-            f"AutoModelFor{'Image' if is_of_images(model) else 'Sequence'}Classification": (
-                "modeling_autoglm.AutoGLMForSequenceClassification"
-            ),
+            auto_class(model).__name__: "modeling_autoglm.AutoGLMForSequenceClassification",
         },
         "attention": model.config.attention,
         "attention_options": model.config.attention_options,
@@ -94,39 +139,34 @@ def export_folder(
         "pooling": model.config.pooling,
         "problem_type": model.config.problem_type,
     }
-    _write_json(staging / "config.json", config)
+    _write_json(folder / "config.json", config)
+    _write_weights(model, folder)
+    _write_code(model, folder)
+    return "transformers+code"
+
+
+def _write_weights(model: nn.Module, folder: Path) -> None:
     state = {n: t.contiguous() for n, t in sorted(model.state_dict().items())}
-    save_file(state, staging / "model.safetensors", metadata={"format": "pt"})
-    _write_code(model, staging)
-    for name in READERS:
-        if (tokenizer / name).is_file():
-            shutil.copy(tokenizer / name, staging / name)
-    _write_graph(model, staging / "model.onnx")
-    facts = {
-        "task": task,
-        "labels": list(labels),
-        "max_length": max_length,
-        "pad_id": pad_id,
-        "pooling": model.config.pooling,
-        "opens_with": "transformers+code",
-    }
-    _write_json(staging / "autoglm.json", facts)
-    parity = _parity(model, staging, inputs, pad_id)
-    if parity > MAX_PARITY:
-        raise ModelError(
-            f"the graph's logits differ by {parity:.2g} from the model's.",
-            code="model.export_parity",
-        )
-    shutil.rmtree(target, ignore_errors=True)
-    staging.rename(target)
-    return Exported(
-        folder=str(target),
-        labels=tuple(labels),
-        opens_with="transformers+code",
-        runtime="onnxruntime",
-        parity=parity,
-        size_bytes=sum(p.stat().st_size for p in target.iterdir()),
-    )
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _compared(model: AutoGLMForSequenceClassification, pad_id: int) -> list[dict[str, Tensor]]:
+    """Rows of several lengths in one batch, and one alone; or two images."""
+    draw = torch.Generator().manual_seed(0)
+    config = model.backbone.config
+    if is_of_images(model):
+        shape = (2, int(config.num_channels), int(config.image_size), int(config.image_size))
+        return [{"pixel_values": torch.randn(shape, generator=draw)}]
+    known = [i for i in range(int(config.vocab_size)) if i != pad_id]
+    batches = []
+    for lengths in ((11, 6, 2), (9,)):
+        rows = [
+            [known[i] for i in torch.randint(len(known), (n,), generator=draw).tolist()]
+            for n in lengths
+        ]
+        ids, mask = pad_ids(rows, pad_id)
+        batches.append({"input_ids": ids, "attention_mask": mask})
+    return batches
 
 
 def _write_code(model: AutoGLMForSequenceClassification, folder: Path) -> None:
@@ -173,10 +213,6 @@ class _Logits(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         logits: Tensor = self._model(input_ids, attention_mask).logits
         return logits
-
-
-def is_of_images(model: AutoGLMForSequenceClassification) -> bool:
-    return bool(getattr(model.backbone, "main_input_name", "") == "pixel_values")
 
 
 def _graph_of(model: AutoGLMForSequenceClassification) -> tuple[nn.Module, dict[str, Any], Any]:

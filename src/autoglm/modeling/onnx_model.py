@@ -132,8 +132,8 @@ class OnnxModel:
         return [make(scores) for scores in logits]
 
     def _as_read(self, one: Any) -> Any:
-        if self.form.reads == "image":
-            return image_of(one)
+        if self._preprocessor is not None:
+            return one if isinstance(one, Path) else image_of(one)
         if self.form.reads == "tokens":
             return tuple(one.split() if isinstance(one, str) else one)
         return one if isinstance(one, str) else " ".join(one)

@@ -260,9 +260,12 @@ def _incompatible(start: Path | None, backbone: Path, spec: RunSpec, *, needs_la
         return "its task is another"
     if needs_labels and tuple(facts["labels"]) != spec.dataset.outputs:
         return "its labels are others"
-    inner = _config_of(start).get("backbone_config", {})
+    config = _config_of(start)
+    # A folder of transformers' own class is the backbone's config and more.
+    inner = config.get("backbone_config", config)
     if spec.config["model"]["backbone"] in OWN:
         kind = f"autoglm_{spec.config['model']['backbone']}"
+        # Sizes are the trial's, the vocabulary is the start's.
         return "" if inner.get("model_type") == kind else "its backbone is another"
     outer = _config_of(backbone)
     shape = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from autoglm.modeling.surgery.families import refused
 
@@ -26,8 +27,14 @@ def add_lora(backbone: Any, rank: int, alpha: float, dropout: float = 0.0) -> An
 
     if rank < 1:
         raise refused(f"lora_rank {rank}: an adapter has a rank of at least 1")
+    found = targets(backbone)
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets(backbone)
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=found,
+        # GPT-2 keeps its weights the other way round.
+        fan_in_fan_out=isinstance(backbone.get_submodule(found[0]), Conv1D),
     )
     with warnings.catch_warnings():
         # peft asks transformers 5 by a name that goes in 6; that is theirs to settle.
@@ -35,13 +42,19 @@ def add_lora(backbone: Any, rank: int, alpha: float, dropout: float = 0.0) -> An
         return get_peft_model(backbone, config)
 
 
-def targets(backbone: nn.Module) -> list[str]:
+def targets(backbone: Any) -> list[str]:
     """Every Linear inside attention, by its full name: peft has no list for GLM and ModernBERT."""
     names = [
         name
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and ATTENTION.search(name)
+        if isinstance(module, (nn.Linear, Conv1D)) and ATTENTION.search(name)
     ]
+    if str(backbone.config.model_type).startswith("autoglm_"):
+        raise refused(
+            "lora_rank: conv and recurrent begin at random, so a small change of their weights is "
+            "not what they need to learn",
+            next_step="Set model.structure.lora_rank to 0.",
+        )
     if not names:
         raise refused(
             f"lora_rank: no linear layer was found in the attention of {type(backbone).__name__}",
