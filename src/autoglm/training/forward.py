@@ -17,6 +17,7 @@ from autoglm.modeling.body import Body
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.observability.logging import get_logger
 from autoglm.reuse.prefix_cache import PrefixCache, TokenStates, encode_rows
+from autoglm.training.vocabulary import Vocabulary
 
 EVAL_ROWS = 64
 
@@ -44,6 +45,11 @@ class Forward:
             get_logger().info("rows are padded, not packed", reason=self._body.why_padded)
         self._states: TokenStates | None = None
         self._pooled: Tensor | None = None
+
+    def renumber(self, vocabulary: Vocabulary) -> None:
+        """The model's word table was cut: tokens go by their new numbers."""
+        self._ids = vocabulary.of(self._ids)
+        self._body.pad_id = int(vocabulary.numbers[self._body.pad_id])
 
     def set_gradient_checkpointing(self, is_on: bool) -> None:
         """Whether layers are computed again in the backward pass, in place of being kept."""

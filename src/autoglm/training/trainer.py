@@ -58,6 +58,7 @@ from autoglm.training.forward import Forward, set_training_mode
 from autoglm.training.parameter_groups import parameter_groups
 from autoglm.training.record import Record
 from autoglm.training.state import TrainingState
+from autoglm.training.vocabulary import cut_vocabulary
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -116,6 +117,10 @@ class Trainer:
             cache_key=cache_key,
             stop=self._stop_if_asked,
         )
+        self._optimizer = registry.get("optimizer", str(settings["optimizer"]))
+        self._vocabulary = cut_vocabulary(self._model, data.ids, optimizer=self._optimizer)
+        if self._vocabulary is not None:
+            self._forward.renumber(self._vocabulary)
         self._schedule = registry.get("schedule", str(settings["schedule"]))
         self._accumulation = int(settings["accumulation"])
         self._has_halved, self._precision, self._decisions = False, "fp32", decisions
@@ -138,8 +143,9 @@ class Trainer:
         while state.epoch <= int(self._settings["epochs"]) and not state.should_stop:
             self._epoch(state, record, timer)
         self._at("end", state)
+        best, vocabulary = state.best_weights, self._vocabulary
         return Trained(
-            weights=state.best_weights,
+            weights=best if vocabulary is None else vocabulary.whole(best),
             metrics=state.best_metrics,
             best_epoch=state.best_epoch,
             num_steps=state.step,
@@ -155,10 +161,8 @@ class Trainer:
             weight_decay=float(self._settings["weight_decay"]),
             layer_decay=float(self._settings["layer_decay"]),
         )
-        name = str(self._settings["optimizer"])
-        make = registry.get("optimizer", name)
-        with _speaking_for(f"optimizer:{name}"):
-            optimizer = make(groups, lr=float(self._settings["lr"]))
+        with _speaking_for(f"optimizer:{self._settings['optimizer']}"):
+            optimizer = self._optimizer(groups, lr=float(self._settings["lr"]))
         if not self._reads_backbone():
             self._forward.keep_features()
         per_epoch = math.ceil(self._data.num_train / int(self._settings["batch_size"]))
@@ -199,11 +203,8 @@ class Trainer:
         state.loss = self._backward_or_halved(state)
         self._at("gradients", state)
         state.norms = gradients.clip(
-            optimizer.param_groups,
-            norm=float(settings["clip_norm"]),
-            value=float(settings["clip_value"]),
+            optimizer, norm=float(settings["clip_norm"]), value=float(settings["clip_value"])
         )
-        gradients.hand_over(optimizer, state.norms)
         with _speaking_for(f"optimizer:{settings['optimizer']}"):
             optimizer.step()
         state.step, state.batch = state.step + 1, state.batch + 1
