@@ -43,6 +43,7 @@ class Forward:
         self._body = Body(model.backbone, pad_id=pad_id, num_frozen=num_frozen if is_kept else 0)
         if self._body.why_padded:
             get_logger().info("rows are padded, not packed", reason=self._body.why_padded)
+        self.eval_rows = EVAL_ROWS
         self._states: TokenStates | None = None
         self._pooled: Tensor | None = None
 
@@ -106,7 +107,8 @@ class Forward:
     def in_batches(self, rows: Sequence[int]) -> list[list[int]]:
         """`rows` in batches of like length, longest first."""
         order = sorted(rows, key=lambda i: -len(self._ids[i]))
-        return [order[start : start + EVAL_ROWS] for start in range(0, len(order), EVAL_ROWS)]
+        starts = range(0, len(order), self.eval_rows)
+        return [order[start : start + self.eval_rows] for start in starts]
 
     def _lower(self, rows: Sequence[Sequence[int]]) -> Tensor:
         self._stop()

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from autoglm.errors import CancelledError, PluginError, TrainingError
 from autoglm.evaluation.evaluator import find_evaluator
 from autoglm.modeling.adapters import adapt
-from autoglm.modeling.auto_model import freeze_below
+from autoglm.modeling.auto_model import freeze_below, layers_of
 from autoglm.modeling.dropout import FastDropout, quicken
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.surgery.config import StructureConfig
@@ -341,23 +341,33 @@ class Trainer:
             chosen = decided(name, lambda: asdict(self._memory_plan(budget, is_checkpointed)))
             self._accumulation = max(self._accumulation, int(chosen["accumulation"]))
             is_checkpointed = bool(chosen["gradient_checkpointing"])
+            rows = -(-int(self._settings["batch_size"]) // self._accumulation)
+            self._forward.eval_rows = min(self._forward.eval_rows, rows)
         self._forward.set_gradient_checkpointing(is_checkpointed)
 
     def _memory_plan(self, budget: int, is_checkpointed: bool) -> memory.MemoryPlan:
-        learning = [p for p in self._model.parameters() if p.requires_grad]
+        learning = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
+        # Gradients, two moments and the best weights; the average, and what it takes the place of.
+        copies = 6 if self._settings["ema"] else 4
         longest = sorted(self._data.train, key=lambda i: -len(self._data.ids[i]))
 
-        def activations(rows: Sequence[int], checkpointing: bool) -> int:
+        def kept(rows: Sequence[int], checkpointing: bool) -> int:
             self._forward.set_gradient_checkpointing(checkpointing)
-            set_training_mode(self._model)
-            with memory.KeptForBackward(list(self._model.parameters())) as kept:
+            with memory.KeptForBackward(list(self._model.parameters())) as counted:
                 self._task.loss(self._forward.outputs(rows), self._data.batch(rows))
-            return kept.num_bytes
+            return counted.num_bytes
+
+        def activations(rows: Sequence[int], checkpointing: bool) -> int:
+            set_training_mode(self._model)
+            whole = kept(rows, False)
+            if not checkpointing:
+                return whole
+            # One layer at a time is there as a whole.
+            return kept(rows, True) + whole // len(layers_of(self._model.backbone))
 
         return memory.plan(
             budget,
-            resident=psutil.Process().memory_info().rss,
-            learning=sum(p.nbytes for p in learning),
+            fixed=psutil.Process().memory_info().rss + copies * learning,
             largest=longest[: int(self._settings["batch_size"])],
             activations=activations,
             is_checkpointed=is_checkpointed,
