@@ -119,7 +119,7 @@ def _cpu(work: Callable[[], Any]) -> float:
 
 
 def budget(name: str) -> dict[str, Any]:
-    one = trainer(256, 128, batch_size=64, memory_budget=BUDGETS[name])()
+    one = trainer(128, 128, batch_size=64, memory_budget=BUDGETS[name])()
     one.train(threading.Event())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {

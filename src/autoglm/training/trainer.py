@@ -288,6 +288,7 @@ class Trainer:
             # NaN is an undefined score: any number is better, and it is better than none.
             if not state.best_metrics or value > best or (math.isnan(best) and value == value):
                 state.best_metrics, state.best_epoch = state.metrics, epoch
+                state.best_weights = {}  # not two of them at a time
                 state.best_weights = state.copy_weights()
         scores = {f"eval_{name}": value for name, value in state.metrics.items()}
         self._tell({"kind": "evaluation", "step": state.step, "epoch": epoch, **scores})
@@ -347,8 +348,9 @@ class Trainer:
 
     def _memory_plan(self, budget: int, is_checkpointed: bool) -> memory.MemoryPlan:
         learning = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
-        # Gradients, two moments and the best weights; the average, and what it takes the place of.
-        copies = 6 if self._settings["ema"] else 4
+        # Gradients, two moments, the best weights, and those with their whole word table at the
+        # end; the average, and what it takes the place of.
+        copies = 7 if self._settings["ema"] else 5
         longest = sorted(self._data.train, key=lambda i: -len(self._data.ids[i]))
 
         def kept(rows: Sequence[int], checkpointing: bool) -> int:
