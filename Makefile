@@ -6,10 +6,10 @@ STAMP := $(VENV)/.made-from-lock
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check soak bench docs clean
+.PHONY: help setup run test check soak bench bench-quality docs clean
 
 help:  ## print this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## build .venv from the lock (Python 3.11+, venv and pip are all it needs)
 
@@ -40,6 +40,10 @@ soak: setup  ## kills and faults by the hundred, seeded (SEED=n, KILLS=n)
 
 bench: setup  ## the benchmarks, one after the other
 	$(BIN)/python -m benchmarks
+
+bench-quality: setup  ## test accuracy beside transformers.Trainer: hours; stopped, it goes on
+	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.optimizers
 
 docs: setup  ## write the generated pages again
 	$(BIN)/python docs/generate.py

@@ -95,8 +95,7 @@ def test_a_budget_takes_parts_first_and_checkpointing_then() -> None:
         return len(rows) * (40 if checkpointing else 100)
 
     said: Any = {
-        "resident": 1000,
-        "learning": 100,
+        "fixed": 1300,
         "largest": list(range(8)),
         "activations": costs,
         "is_checkpointed": False,

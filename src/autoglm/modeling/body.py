@@ -27,7 +27,7 @@ class Body:
     """
 
     def __init__(self, backbone: Any, *, pad_id: int, num_frozen: int = 0) -> None:
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self._attention = str(backbone.config._attn_implementation)
         self._offset = 0
         self.why_padded = self._try_packing(backbone)
@@ -78,7 +78,7 @@ class Body:
 
     def _padded(self, module: Any, ids: Tensor, layout: Layout) -> Tensor:
         padded, mask = layout.padded(ids)
-        padded = padded.masked_fill(mask == 0, self._pad_id)
+        padded = padded.masked_fill(mask == 0, self.pad_id)
         return _unpadded(module(input_ids=padded, attention_mask=mask)[0], mask)
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class Body:
         was_training = backbone.training
         backbone.eval()
         size = min(int(getattr(backbone.config, "vocab_size", 100)), 1000)
-        special = {self._pad_id}
+        special = {self.pad_id}
         lengths = (9, 5, 2)
         tokens = [t for t in range(size) if t not in special]
         ids = torch.tensor([tokens[(7 * i) % len(tokens)] for i in range(sum(lengths))])
@@ -96,7 +96,7 @@ class Body:
         reason = ""
         try:
             backbone.set_attn_implementation(packed.register(self._attention))
-            for offset in (0, self._pad_id + 1):
+            for offset in (0, self.pad_id + 1):
                 self._offset = offset
                 apart = (self._packed(backbone, ids, layout) - wanted).abs().max()
                 if apart <= TOLERANCE * wanted.abs().max():

@@ -34,15 +34,24 @@ class _Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, level: int) -> Tensor:
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= level - LEVELS // 2
-        ctx.save_for_backward(kept)
-        ctx.scale = LEVELS / (LEVELS - level)
-        return torch.mul(x, kept).mul_(ctx.scale)
+        ctx.save_for_backward(bits)
+        ctx.level = level
+        return _factors(bits, x, level).mul_(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return torch.mul(gradients[0], kept).mul_(ctx.scale), None
+        (bits,) = ctx.saved_tensors
+        return _factors(bits, gradients[0], ctx.level).mul_(gradients[0]), None
+
+
+def _factors(bits: Tensor, x: Tensor, level: int) -> Tensor:
+    """0 or the scale of what is kept, like `x`. Made twice: the bits are half as large."""
+    drawn = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    # A comparison into numbers, not into booleans: those would be converted one by one.
+    kept = torch.ge(
+        drawn, level - LEVELS // 2, out=torch.empty_like(x, memory_format=torch.contiguous_format)
+    )
+    return kept.mul_(LEVELS / (LEVELS - level))
 
 
 def quicken(module: nn.Module, rate: float) -> int:

@@ -19,6 +19,7 @@ from autoglm.modeling.images import Pixels
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.observability.logging import get_logger
 from autoglm.reuse.prefix_cache import PrefixCache, TokenStates, encode_rows
+from autoglm.training.vocabulary import Vocabulary
 
 EVAL_ROWS = 64
 
@@ -51,8 +52,14 @@ class Forward:
             self._body = Body(model.backbone, pad_id=pad_id, num_frozen=num_cut)
         if self._body.why_padded:
             get_logger().info("rows are padded, not packed", reason=self._body.why_padded)
+        self.eval_rows = EVAL_ROWS
         self._states: TokenStates | None = None
         self._pooled: Tensor | None = None
+
+    def renumber(self, vocabulary: Vocabulary) -> None:
+        """The model's word table was cut: tokens go by their new numbers."""
+        self._ids = vocabulary.of(self._ids)
+        self._body.pad_id = int(vocabulary.numbers[self._body.pad_id])
 
     def set_gradient_checkpointing(self, is_on: bool) -> None:
         """Whether layers are computed again in the backward pass, in place of being kept."""
@@ -109,7 +116,8 @@ class Forward:
     def in_batches(self, rows: Sequence[int]) -> list[list[int]]:
         """`rows` in batches of like length, longest first."""
         order = sorted(rows, key=lambda i: -self._lengths[i])
-        return [order[start : start + EVAL_ROWS] for start in range(0, len(order), EVAL_ROWS)]
+        starts = range(0, len(order), self.eval_rows)
+        return [order[start : start + self.eval_rows] for start in starts]
 
     def _lower(self, rows: Sequence[Sequence[int]]) -> Tensor:
         self._stop()

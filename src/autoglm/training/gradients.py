@@ -1,10 +1,8 @@
-"""Norms and clipping of the gradients: each is read once, and nothing waits for a number."""
+"""Norms and clipping of the gradients: nothing waits for a number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,30 +20,27 @@ class Norms:
     scale: Tensor
 
 
-def clip(groups: Sequence[Mapping[str, Any]], *, norm: float, value: float) -> Norms:
-    """Clip by value, then by the norm over all groups; 0 switches either off."""
+def clip(optimizer: torch.optim.Optimizer, *, norm: float, value: float) -> Norms:
+    """Clip by value, then by the norm over all groups; 0 switches either off.
+
+    An optimizer of torch that can be told a scale multiplies by it as it reads the gradients, and
+    takes no step with one that is not finite. One with `gradient_norms` is given them.
+    """
+    groups = optimizer.param_groups
     if value:
         for group in groups:
             torch.nn.utils.clip_grad_value_(group["params"], value)
     gradients = [[p.grad for p in group["params"] if p.grad is not None] for group in groups]
     per_group = tuple(torch.nn.utils.get_total_norm(part) for part in gradients)
     total = torch.linalg.vector_norm(torch.stack(per_group))
-    if not norm:
-        return Norms(per_group, total, torch.ones_like(total))
     # As torch.nn.utils.clip_grad_norm_ does it, so that both train alike.
-    scale = (norm / (total + 1e-6)).clamp(max=1.0)
-    for part in gradients:
-        if part:
-            torch._foreach_mul_(part, scale)
-    return Norms(per_group, total, scale)
-
-
-def hand_over(optimizer: torch.optim.Optimizer, norms: Norms) -> None:
-    """Give an optimizer what was measured: the norms, to one with `gradient_norms`; and that a
-    step with a gradient that is not finite is none, to those of torch that can be told so.
-    """
+    divisor = ((total + 1e-6) / norm).clamp(min=1.0) if norm else torch.ones_like(total)
     if hasattr(optimizer, "gradient_norms"):
-        optimizer.gradient_norms = norms.per_group
+        optimizer.gradient_norms = per_group
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = (~torch.isfinite(norms.total)).float()  # type: ignore[attr-defined]
-        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.found_inf = (~torch.isfinite(total)).float()  # type: ignore[attr-defined]
+        optimizer.grad_scale = divisor if norm else None  # type: ignore[attr-defined]
+    elif norm:
+        for part in gradients:
+            torch._foreach_div_(part, divisor)
+    return Norms(per_group, total, 1 / divisor)

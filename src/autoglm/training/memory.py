@@ -52,26 +52,24 @@ class KeptForBackward:
 def plan(
     budget: int,
     *,
-    resident: int,
-    learning: int,
+    fixed: int,
     largest: Sequence[int],
     activations: Activations,
     is_checkpointed: bool,
 ) -> MemoryPlan:
     """The fewest parts, without checkpointing before with it, that stay below `budget` bytes.
 
-    `resident`: of the process before training; `learning`: bytes of the tensors that learn, which
-    gradients and two moments repeat. `activations(rows, checkpointing)` measures one forward of
-    rows; `largest` are the rows of the largest batch.
+    `fixed`: what is resident whatever a batch takes. `activations(rows, checkpointing)` measures
+    one forward of rows; `largest` are the rows of the largest batch, longest first. Only the first
+    is measured, and counted for each: measuring a batch would take what it is to avoid.
     Raises: TrainingError training.budget_too_small with the least that would do.
     """
-    fixed = resident + 3 * learning
     least = 0
     for checkpointing in (True,) if is_checkpointed else (False, True):
-        parts = 1
+        parts, per_row = 1, SLACK * activations(largest[:1], checkpointing)
         while True:
-            rows = largest[: -(-len(largest) // parts)]
-            expected = fixed + int(SLACK * activations(rows, checkpointing))
+            num_rows = -(-len(largest) // parts)
+            expected = fixed + int(num_rows * per_row)
             least = expected if not least else min(least, expected)
             if expected <= budget:
                 return MemoryPlan(
@@ -79,7 +77,7 @@ def plan(
                     gradient_checkpointing=checkpointing,
                     expected_bytes=expected,
                 )
-            if len(rows) == 1:
+            if num_rows == 1:
                 break
             parts *= 2
     raise TrainingError(

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from autoglm.errors import CancelledError, PluginError, TrainingError
 from autoglm.evaluation.evaluator import find_evaluator
 from autoglm.modeling.adapters import adapt
-from autoglm.modeling.auto_model import freeze_below
+from autoglm.modeling.auto_model import freeze_below, layers_of
 from autoglm.modeling.dropout import FastDropout, quicken
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.surgery.config import StructureConfig
@@ -57,6 +57,7 @@ from autoglm.training.forward import Forward, set_training_mode
 from autoglm.training.parameter_groups import parameter_groups
 from autoglm.training.record import Record
 from autoglm.training.state import TrainingState
+from autoglm.training.vocabulary import cut_vocabulary
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 # What a head for tokens starts from: enough to find 400 directions, little enough to solve.
@@ -117,6 +118,11 @@ class Trainer:
             cache_key=cache_key,
             stop=self._stop_if_asked,
         )
+        self._optimizer = registry.get("optimizer", str(settings["optimizer"]))
+        rows = () if data.are_images else data.ids
+        self._vocabulary = cut_vocabulary(self._model, rows, optimizer=self._optimizer)
+        if self._vocabulary is not None:
+            self._forward.renumber(self._vocabulary)
         self._schedule = registry.get("schedule", str(settings["schedule"]))
         self._accumulation = int(settings["accumulation"])
         self._has_halved, self._precision, self._decisions = False, "fp32", decisions
@@ -139,8 +145,9 @@ class Trainer:
         while state.epoch <= int(self._settings["epochs"]) and not state.should_stop:
             self._epoch(state, record, timer)
         self._at("end", state)
+        best, vocabulary = state.best_weights, self._vocabulary
         return Trained(
-            weights=state.best_weights,
+            weights=best if vocabulary is None else vocabulary.whole(best),
             metrics=state.best_metrics,
             best_epoch=state.best_epoch,
             num_steps=state.step,
@@ -156,10 +163,8 @@ class Trainer:
             weight_decay=float(self._settings["weight_decay"]),
             layer_decay=float(self._settings["layer_decay"]),
         )
-        name = str(self._settings["optimizer"])
-        make = registry.get("optimizer", name)
-        with _speaking_for(f"optimizer:{name}"):
-            optimizer = make(groups, lr=float(self._settings["lr"]))
+        with _speaking_for(f"optimizer:{self._settings['optimizer']}"):
+            optimizer = self._optimizer(groups, lr=float(self._settings["lr"]))
         if not self._reads_backbone() and not self._task.is_per_token:
             self._forward.keep_features()
         per_epoch = math.ceil(self._data.num_train / int(self._settings["batch_size"]))
@@ -200,11 +205,8 @@ class Trainer:
         state.loss = self._backward_or_halved(state)
         self._at("gradients", state)
         state.norms = gradients.clip(
-            optimizer.param_groups,
-            norm=float(settings["clip_norm"]),
-            value=float(settings["clip_value"]),
+            optimizer, norm=float(settings["clip_norm"]), value=float(settings["clip_value"])
         )
-        gradients.hand_over(optimizer, state.norms)
         with _speaking_for(f"optimizer:{settings['optimizer']}"):
             optimizer.step()
         state.step, state.batch = state.step + 1, state.batch + 1
@@ -313,6 +315,7 @@ class Trainer:
             # NaN is an undefined score: any number is better, and it is better than none.
             if not state.best_metrics or value > best or (math.isnan(best) and value == value):
                 state.best_metrics, state.best_epoch = state.metrics, epoch
+                state.best_weights = {}  # not two of them at a time
                 state.best_weights = state.copy_weights()
         scores = {f"eval_{name}": value for name, value in state.metrics.items()}
         self._tell({"kind": "evaluation", "step": state.step, "epoch": epoch, **scores})
@@ -366,23 +369,34 @@ class Trainer:
             chosen = decided(name, lambda: asdict(self._memory_plan(budget, is_checkpointed)))
             self._accumulation = max(self._accumulation, int(chosen["accumulation"]))
             is_checkpointed = bool(chosen["gradient_checkpointing"])
+            rows = -(-int(self._settings["batch_size"]) // self._accumulation)
+            self._forward.eval_rows = min(self._forward.eval_rows, rows)
         self._forward.set_gradient_checkpointing(is_checkpointed)
 
     def _memory_plan(self, budget: int, is_checkpointed: bool) -> memory.MemoryPlan:
-        learning = [p for p in self._model.parameters() if p.requires_grad]
+        learning = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
+        # Gradients, two moments, the best weights, and those with their whole word table at the
+        # end; the average, and what it takes the place of.
+        copies = 7 if self._settings["ema"] else 5
         longest = sorted(self._data.train, key=lambda i: -self._data.lengths[i])
 
-        def activations(rows: Sequence[int], checkpointing: bool) -> int:
+        def kept(rows: Sequence[int], checkpointing: bool) -> int:
             self._forward.set_gradient_checkpointing(checkpointing)
-            set_training_mode(self._model)
-            with memory.KeptForBackward(list(self._model.parameters())) as kept:
+            with memory.KeptForBackward(list(self._model.parameters())) as counted:
                 self._task.loss(self._forward.outputs(rows), self._data.batch(rows))
-            return kept.num_bytes
+            return counted.num_bytes
+
+        def activations(rows: Sequence[int], checkpointing: bool) -> int:
+            set_training_mode(self._model)
+            whole = kept(rows, False)
+            if not checkpointing:
+                return whole
+            # One layer at a time is there as a whole.
+            return kept(rows, True) + whole // len(layers_of(self._model.backbone))
 
         return memory.plan(
             budget,
-            resident=psutil.Process().memory_info().rss,
-            learning=sum(p.nbytes for p in learning),
+            fixed=psutil.Process().memory_info().rss + copies * learning,
             largest=longest[: int(self._settings["batch_size"])],
             activations=activations,
             is_checkpointed=is_checkpointed,

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-# Below this length the attention's own arithmetic costs less than another call of it.
-SHORT = 32
+# So many pads cost as much as another call of the attention, forward and backward.
+MAX_PADS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,6 @@ class Block:
 
     num_rows: int
     length: int
-    start: int
     num_tokens: int
     lengths: Tensor
     gather: Tensor | None
@@ -63,10 +62,11 @@ class Layout:
 
     def padded(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, length, …) of `flat` (tokens, …), zero behind each row's end, and its mask."""
-        parts = torch.split(flat, self.lengths.tolist())
-        hidden = torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
-        places = torch.arange(hidden.shape[1])
-        return hidden, (places[None] < self.lengths[:, None]).long()
+        num_rows, longest = len(self.lengths), self.blocks[0].length
+        places = self.row_of * longest + self.positions[0]
+        hidden = flat.new_zeros(num_rows * longest, *flat.shape[1:]).index_copy(0, places, flat)
+        mask = (torch.arange(longest)[None] < self.lengths[:, None]).long()
+        return hidden.view(num_rows, longest, *flat.shape[1:]), mask
 
 
 def order_of(lengths: Sequence[int]) -> list[int]:
@@ -81,17 +81,17 @@ def lay_out(lengths: Sequence[int]) -> Layout:
     row_of = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
     positions = torch.arange(sum(lengths)) - starts[row_of]
     blocks: list[Block] = []
-    first = start = 0
+    first = pads = 0
     for number in range(1, len(lengths) + 1):
-        longest = lengths[first]
         is_end = number == len(lengths)
-        if is_end or (longest > SHORT and lengths[number] < max(longest // 2, SHORT // 2)):
-            blocks.append(_block(lengths[first:number], start))
-            first, start = number, start + blocks[-1].num_tokens
+        pads += 0 if is_end else lengths[first] - lengths[number]
+        if is_end or pads > MAX_PADS:
+            blocks.append(_block(lengths[first:number]))
+            first, pads = number, 0
     return Layout(sizes, starts, row_of, positions[None], tuple(blocks))
 
 
-def _block(rows: Sequence[int], start: int) -> Block:
+def _block(rows: Sequence[int]) -> Block:
     length, num_tokens, lengths = rows[0], sum(rows), torch.tensor(rows)
     gather = keep = None
     if num_tokens < len(rows) * length:
@@ -100,7 +100,7 @@ def _block(rows: Sequence[int], start: int) -> Block:
         starts = (lengths.cumsum(0) - lengths)[:, None]
         gather = torch.where(is_token, starts + places, starts).flatten()
         keep = is_token.flatten().nonzero().flatten()
-    return Block(len(rows), length, start, num_tokens, lengths, gather, keep)
+    return Block(len(rows), length, num_tokens, lengths, gather, keep)
 
 
 def _mask(block: Block, is_causal: bool, window: int | None) -> Tensor | None:
@@ -161,23 +161,56 @@ def _packing(inner: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Te
         assert layout is not None, "the packed attention is called behind `pack_as`"
         is_causal = bool(kwargs.pop("is_causal", None) or getattr(module, "is_causal", False))
         window = kwargs.get("sliding_window") or None
-        tokens = [x[0].transpose(0, 1) for x in (query, key, value)]
+        sizes = [block.num_tokens for block in layout.blocks]
+        # Squeeze and split: the gradient of an index is a copy of the whole.
+        tokens = [torch.split(x.squeeze(0).transpose(0, 1), sizes) for x in (query, key, value)]
         outputs = []
         for number, block in enumerate(layout.blocks):
             mask = layout.mask(number, is_causal=is_causal, window=window)
-            parts = [_rows(x, block) for x in tokens]
+            parts = [_rows(x[number], block) for x in tokens]
             out, _ = inner(module, *parts, mask, is_causal=False, **kwargs)
             flat = out.flatten(0, 1)
-            outputs.append(flat if block.keep is None else flat.index_select(0, block.keep))
+            if block.keep is not None:
+                flat = _Kept.apply(flat, block.keep)  # type: ignore[no-untyped-call]
+            outputs.append(flat)
         whole = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return whole[None], None
 
     return attend
 
 
-def _rows(tokens: Tensor, block: Block) -> Tensor:
-    """(rows, heads, length, size) of the block's tokens (tokens, heads, size)."""
-    own = tokens.narrow(0, block.start, block.num_tokens)
+def _rows(own: Tensor, block: Block) -> Tensor:
+    """(rows, heads, length, size) of the block's own tokens (tokens, heads, size)."""
     if block.gather is not None:
-        own = own.index_select(0, block.gather)
+        own = _Padded.apply(own, block.gather, block.keep)  # type: ignore[no-untyped-call]
     return own.reshape(block.num_rows, block.length, *own.shape[1:]).transpose(1, 2)
+
+
+class _Padded(torch.autograd.Function):
+    """Tokens at their places of a block. What stands at a pad is nobody's: it has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, gather: Tensor, keep: Tensor) -> Tensor:
+        ctx.save_for_backward(keep)
+        return tokens.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (keep,) = ctx.saved_tensors
+        return gradients[0].index_select(0, keep), None, None
+
+
+class _Kept(torch.autograd.Function):
+    """The places of a block that hold tokens: the inverse of `_Padded`."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, keep: Tensor) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.shape = places.shape
+        return places.index_select(0, keep)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        whole = gradients[0].new_zeros(ctx.shape)
+        return whole.index_copy_(0, keep, gradients[0]), None

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoglm.training.vocabulary import decays_idle_rows
+
 Rule = Callable[[Tensor, Tensor], Tensor]
 # How much of the average of norms is kept from one step to the next.
 MEMORY = 0.9
@@ -56,6 +58,7 @@ class AdaptiveAdam(torch.optim.AdamW):
                 group["lr"] = rate
 
 
+@decays_idle_rows
 def adaptive_adam(
     groups: Sequence[Mapping[str, Any]], *, lr: float, rule: Rule = average_over_norm
 ) -> torch.optim.Optimizer:

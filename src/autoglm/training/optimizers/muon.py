@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from autoglm.training.vocabulary import decays_idle_rows
+
 # Matrices that are tables or ends of the network, by their names.
 NOT_HIDDEN = ("embed", "classifier", "lm_head", "pooling", "pooler")
 
@@ -70,5 +72,6 @@ def _part(group: Mapping[str, Any], is_hidden: bool) -> dict[str, Any]:
     }
 
 
+@decays_idle_rows
 def muon(groups: Sequence[Mapping[str, Any]], *, lr: float) -> torch.optim.Optimizer:
     return MuonWithAdamW(groups, lr=lr)

@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 
+from autoglm.training.vocabulary import decays_idle_rows
 
+
+@decays_idle_rows
 def schedule_free_adamw(groups: Sequence[Mapping[str, Any]], *, lr: float) -> torch.optim.Optimizer:
     """AdamW whose average of weights is a model at any step: set `schedule: constant` with it.
 
