@@ -52,8 +52,9 @@ class Vocabulary:
 def cut_vocabulary(
     model: AutoGLMForSequenceClassification, rows: Sequence[Sequence[int]], *, optimizer: Any
 ) -> Vocabulary | None:
-    """Cut the table of `model` in place. None without rows, or where it must stay whole: frozen, read by another
-    part too, not a plain table, or `optimizer` (what makes it) is not known to leave idle rows be.
+    """Cut the table of `model` in place. None without rows, or where it must stay whole: frozen,
+    read by another part too, not a plain table, or `optimizer` (what makes it) is not known to
+    leave idle rows be.
     """
     if not rows:
         return None
