@@ -97,7 +97,7 @@ def test_a_wheel_brings_an_evaluator_and_an_attention(
 ) -> None:
     assert WHEEL.count("\n") < 20
     own = ["--set", "evaluate.metric=sport_recall", "--set", "model.attention=softer"]
-    refused = autoglm("config", "check", "-C", project, *own, code=1)
+    refused = autoglm("config", "check", "-C", project, *own, code=2)
     assert "evaluate.metric = 'sport_recall'" in refused
     path = {"PYTHONPATH": str(wheel_folder)}
     listed = json.loads(autoglm("plugins", project, "--json", **path))["plugins"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,9 +83,16 @@ def show_model(
 
 
 def opening_line(opens_with: str, folder: str) -> str:
-    """The transformers call that gives the model."""
+    """The transformers call that gives the model; the class stands in the folder's config."""
     trust = ", trust_remote_code=True" if opens_with == "transformers+code" else ""
-    return f'AutoModelForSequenceClassification.from_pretrained("{folder}"{trust})'
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # its files were pruned
+        config = {}
+    named = [name for name in config.get("auto_map", {}) if name.startswith("AutoModel")]
+    plain = re.sub(r"^.*?(?=For[A-Z])", "AutoModel", (config.get("architectures") or [""])[0])
+    auto = named[0] if named else plain or "AutoModelForSequenceClassification"
+    return f'{auto}.from_pretrained("{folder}"{trust})'
 
 
 @app.command("export")

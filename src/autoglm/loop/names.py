@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import difflib
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 
 from autoglm.config.config_loader import Config
@@ -106,16 +107,28 @@ def judge(where: Layers) -> Callable[[Config[Settings]], None]:
 def _sound(kind: str, name: str, key: str, kinds: Collection[str]) -> None:
     known = registry.names(kind)
     if name not in known:
-        raise PluginError(
+        raise _wrong(
             f"{key} = {name!r}: there is no {kind} of this name.",
             code="plugin.unknown",
-            next_step=f"Known: {', '.join(known)}.",
+            next_step=_nearest(name, known),
         )
     try:
         # Of ours the tests know that they are sound, and they may take seconds to load.
         if not registry.is_ours(kind, name) and kind in kinds:
             registry.get(kind, name)
     except PluginError as error:
-        raise PluginError(
+        raise _wrong(
             f"{key} = {name!r}: {error.message}", code=error.code, next_step=error.next_step
         ) from error
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+
+
+def _wrong(message: str, *, code: str, next_step: str) -> PluginError:
+    """The configuration is wrong, no work was tried: a bad call."""
+    error = PluginError(message, code=code, next_step=next_step)
+    error.exit_code = 2  # type: ignore[misc]
+    return error
