@@ -101,7 +101,7 @@ def score(rows: Sequence[Row], answers: Sequence[Any], labels: Sequence[str]) ->
     """
     if not rows or "tags" not in rows[0]:
         hits = [row["label"] == labels[said] for row, said in zip(rows, answers, strict=True)]
-        return sum(hits) / len(hits)
+        return sum(hits) / max(1, len(hits))
     from autoglm.evaluation.metrics import entities, f1
 
     hits = said = true = 0

@@ -28,6 +28,7 @@ Killed anywhere, the same call goes on from the newest checkpoint to the same by
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,6 +102,9 @@ class Trainer:
         self._settings, self._data, self._metric, self._seed = settings, data, metric, seed
         self._task, self._checkpoints = task, checkpoints
         self._algorithms, self._callbacks, self._on_event = algorithms, callbacks, on_event
+        # The last trial's copy is held by cycles, and there are too few objects in it for Python
+        # to look soon: 200 trials would hold gigabytes.
+        gc.collect()
         self._model = copy.deepcopy(start)
         self._cancel = threading.Event()
         num_frozen = freeze_below(self._model, int(settings["trainable_layers"]))
