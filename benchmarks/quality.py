@@ -4,7 +4,8 @@
 [--seed 0] [--threads 2] [--json]`: five data sets, three seeds (waimai_10k: one), both sides. Each
 (data set, side, seed) is a part with a result of its own; a second call goes on. Settings are
 chosen on validation rows (`--only trec --try lr=3e-4 epochs=4 layer_decay=0.9` prints their curve),
-which pick the epoch on both sides, the first of equals; test rows only score. The peer is the model
+which pick the epoch on both sides (of equals ours takes the lower loss, the peer the later); test
+rows only score. The peer is the model
 class that transformers has for the task, with its own pooling and dropout.
 """
 
@@ -189,7 +190,7 @@ def peer(data: Data, seed: int) -> dict[str, Any]:
             model.eval()
             curve.append(data.scored("validation", logits))
             model.train()
-            if curve[-1] > max(curve[:-1], default=-1.0):
+            if curve[-1] >= max(curve[:-1], default=-1.0):
                 best.update({n: t.detach().clone() for n, t in model.state_dict().items()})
 
     rows = [

@@ -115,7 +115,7 @@ def test_a_wheel_brings_an_evaluator_and_an_attention(
     assert opened_without_us(tmp_path / "out", tmp_path) == "autoglm_text_classifier"
     allowed = autoglm(
         "run", project, *FAST, *own, "--set", "plugins.allow=other", "--set", "training.seed=1",
-        code=1, **path,
+        code=2, **path,
     )  # fmt: skip
     assert "plugin.not_allowed" in allowed
 

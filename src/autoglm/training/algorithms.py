@@ -23,7 +23,7 @@ class EarlyStopping:
     def apply(self, moment: str, state: TrainingState) -> None:
         if moment == "epoch_end" and self._patience:
             state.should_stop = state.should_stop or (
-                state.epoch - max(state.best_epoch, 0) >= self._patience
+                state.epoch - max(state.improved_epoch, 0) >= self._patience
             )
 
 

@@ -67,6 +67,7 @@ def save(
         "metrics": state.metrics,
         "best_metrics": state.best_metrics,
         "best_epoch": state.best_epoch,
+        "improved_epoch": state.improved_epoch,
         "optimizer": plain,
         "record": record.steps,
     }
@@ -97,6 +98,7 @@ def load(
     state.step, state.epoch, state.batch = facts["step"], facts["epoch"], facts["batch"]
     state.metrics, state.best_metrics = dict(facts["metrics"]), dict(facts["best_metrics"])
     state.best_epoch = facts["best_epoch"]
+    state.improved_epoch = facts["improved_epoch"]
     record.steps = [list(step) for step in facts["record"]]
     torch.set_rng_state(tensors["generator"])
 

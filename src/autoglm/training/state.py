@@ -31,6 +31,8 @@ class TrainingState:
     metrics: dict[str, float] = field(default_factory=dict)
     best_metrics: dict[str, float] = field(default_factory=dict)
     best_epoch: int = -1
+    # The newest epoch with a better score; `best_epoch` may also have the lower loss of equals.
+    improved_epoch: int = -1
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     should_stop: bool = False
 

@@ -312,17 +312,30 @@ class Trainer:
                 if epoch and hasattr(algorithm, "scored"):
                     stack.enter_context(algorithm.scored(state))
             state.metrics = self._evaluate()
-            value, best = (
-                state.metrics[self._metric],
-                state.best_metrics.get(self._metric, math.nan),
-            )
-            # NaN is an undefined score: any number is better, and it is better than none.
-            if not state.best_metrics or value > best or (math.isnan(best) and value == value):
+            now, best = self._rank(state.metrics), self._rank(state.best_metrics)
+            if now[0] > best[0]:
+                state.improved_epoch = epoch
+            if now > best:
                 state.best_metrics, state.best_epoch = state.metrics, epoch
                 state.best_weights = {}  # not two of them at a time
                 state.best_weights = state.copy_weights()
         scores = {f"eval_{name}": value for name, value in state.metrics.items()}
         self._tell({"kind": "evaluation", "step": state.step, "epoch": epoch, **scores})
+
+    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float, float]:
+        """What is better compares greater: any number than an undefined score (NaN), that than
+        none; of equal scores (few rows have few of them) the one with the lower loss.
+        """
+        if not metrics:
+            return (-math.inf, -math.inf, -math.inf)
+        score = metrics[self._metric]
+        loss = metrics["loss"]
+        has_score = not math.isnan(score)
+        return (
+            score if has_score else -math.inf,
+            1.0,
+            -loss if not math.isnan(loss) else -math.inf,
+        )
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
