@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autoglm.contracts.task import TaskForm
 
-def open_tokenizer(folder: Path, max_length: int) -> Any:
-    """The folder's tokenizer: cuts at `max_length`, never pads."""
-    from tokenizers import Tokenizer
+
+def open_tokenizer(folder: Path, max_length: int, form: TaskForm) -> Any:
+    """The folder's tokenizer: cuts at `max_length`, never pads. Before a text it reads the prefix
+    that the backbone was trained with, if its `autoglm.json` names one.
+    """
+    from tokenizers import Tokenizer, normalizers
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
+    prefix = prefix_of(folder)
+    if prefix and form.reads == "text":
+        steps = [normalizers.Prepend(prefix), tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([step for step in steps if step is not None])
     return tokenizer
+
+
+def prefix_of(folder: Path) -> str:
+    """What a text begins with, by the folder's `autoglm.json`; empty where nothing is said."""
+    try:
+        facts = json.loads((folder / "autoglm.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    return str(facts.get("prefix", ""))
 
 
 def encode(tokenizer: Any, inputs: Sequence[Any]) -> list[Any]:

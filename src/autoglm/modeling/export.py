@@ -22,6 +22,7 @@ from autoglm.errors import ModelError
 from autoglm.modeling.attention import registry as attentions
 from autoglm.modeling.backbones.own_models import MODELS
 from autoglm.modeling.carried_code import TABLE, carried_files
+from autoglm.modeling.encoding import prefix_of
 from autoglm.modeling.images import PREPROCESSOR
 from autoglm.modeling.modeling_autoglm import BUILT_IN_HEADS, AutoGLMForSequenceClassification
 from autoglm.modeling.onnx_model import OnnxModel
@@ -87,6 +88,7 @@ def export_folder(
         "pad_id": pad_id,
         "pooling": model.config.pooling,
         "opens_with": opens_with,
+        "prefix": prefix_of(tokenizer),
     }
     _write_json(staging / "autoglm.json", facts)
     parity = _parity(model, staging, inputs, pad_id)

@@ -61,7 +61,7 @@ class OnnxModel:
         self._pad_id = int(facts["pad_id"])
         self._preprocessor = Preprocessor.of(folder) if is_of_images else None
         self._tokenizer: Any = (
-            None if is_of_images else open_tokenizer(folder, int(facts["max_length"]))
+            None if is_of_images else open_tokenizer(folder, int(facts["max_length"]), self.form)
         )
         self._session = _session(folder / "model.onnx", threads or os.cpu_count() or 1)
 

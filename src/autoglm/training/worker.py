@@ -137,7 +137,8 @@ class Worker:
             ids: Any = Pixels(inputs, Preprocessor.of(folder))
             encodings = ids
         else:
-            tokenizer = open_tokenizer(folder, int(spec.config["data"]["max_length"]))
+            max_length = int(spec.config["data"]["max_length"])
+            tokenizer = open_tokenizer(folder, max_length, spec.dataset.form)
             encodings = encode(tokenizer, inputs)
             ids = [encoding.ids for encoding in encodings]
         data = Encoded(

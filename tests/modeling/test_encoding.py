@@ -1,0 +1,38 @@
+"""Texts begin with what the backbone was trained with; tokens do not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from autoglm.contracts.task import TASKS
+from autoglm.modeling.encoding import encode, open_tokenizer, word_starts, words_read
+
+TEXT, TOKENS = TASKS["text-classification"], TASKS["token-classification"]
+
+
+def with_prefix(backbone: Path, folder: Path, prefix: str) -> Path:
+    shutil.copytree(backbone, folder)
+    (folder / "autoglm.json").write_text(json.dumps({"prefix": prefix}))
+    return folder
+
+
+def test_a_prefix_is_read_before_texts_and_not_before_tokens(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    folder = with_prefix(tiny_backbone, tmp_path / "e5", "the goal ")
+    plain, prefixed = (open_tokenizer(f, 8, TEXT) for f in (tiny_backbone, folder))
+    (said,), (wanted,) = encode(prefixed, ["match today"]), encode(plain, ["the goal match today"])
+    assert said.ids == wanted.ids
+    assert max(end for _, end in said.offsets) == len("match today"), "places in the text itself"
+    assert len(encode(prefixed, ["match " * 20])[0].ids) == 8
+    (tagged,) = encode(open_tokenizer(folder, 8, TOKENS), [("match", "today")])
+    assert tagged.ids == encode(plain, ["match today"])[0].ids
+
+
+def test_words_are_told_apart_by_their_first_token(tiny_backbone: Path) -> None:
+    tokenizer = open_tokenizer(tiny_backbone, 5, TOKENS)
+    (encoding,) = encode(tokenizer, [("goal", "match", "team", "coach", "cup")])
+    assert word_starts(encoding) == [1, 2, 3]
+    assert words_read(encoding) == [0, 1, 2]
