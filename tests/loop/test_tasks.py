@@ -103,3 +103,43 @@ def test_a_task_is_learnt_gated_and_answered_in_its_own_form(
         (next((project / ".autoglm/default/models").glob("*/autoglm.json"))).read_text()
     )
     assert facts["task"] == task
+
+
+def test_images_are_taken_in_by_path_and_learnt_by_the_projects_own_backbone(
+    tmp_path: Path,
+) -> None:
+    from PIL import Image
+
+    project, rows = tmp_path / "project", []
+    (project / "images").mkdir(parents=True)
+    for number in range(200):
+        is_bright = number % 2 == 0
+        grey = DRAW.randint(150, 250) if is_bright else DRAW.randint(5, 105)
+        Image.new("L", (8, 8), grey).save(project / "images" / f"{number}.png")
+        rows.append({"image": f"images/{number}.png", "label": "bright" if is_bright else "dark"})
+    Image.new("L", (8, 8), 9).save(tmp_path / "outside.png")
+    (project / "images" / "broken.png").write_bytes(b"no image")
+    rows += [
+        {"image": "../outside.png", "label": "dark"},
+        {"image": "images/broken.png", "label": "dark"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    autoglm("init", project, "--from", tmp_path / "rows.jsonl", "--backbone", "conv",
+            "--task", "image-classification")  # fmt: skip
+    document = json.loads(
+        autoglm(
+            "run", project, "--json", "--set", "search.trials=1", "--set", "training.epochs=3",
+            "--set", "search.space={lr: {loguniform: [2e-3, 4e-3]}}", "--set", "training.threads=1",
+            "--set", "model.conv={num_layers: 2, kernel_size: 3, channels: 8}",
+            "--set", "evaluate.margin=100%",
+        )
+    )  # fmt: skip
+    assert document["status"] == "succeeded", document
+    assert document["dataset_version"]["rows"] == 200
+    assert document["best"]["value"] > 0.9
+    (project / "images" / "0.png").unlink()
+    answers = autoglm(
+        "predict", project, project / "images" / "2.png", tmp_path / "outside.png", "--json"
+    )
+    assert [json.loads(line)["label"] for line in answers.splitlines()] == ["bright", "dark"]
+    assert "data.not_an_image" in autoglm("predict", project, "neither path nor base64", code=1)
