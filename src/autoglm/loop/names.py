@@ -48,7 +48,7 @@ def check_names(
     )
     if settings.trigger.cron:
         next_tick(settings.trigger.cron, settings.trigger.time_zone, datetime.now(UTC))
-    read_space(settings.search.space, searchable_keys())
+    read_space(settings.search.space, searchable_keys(settings.model.backbone))
     _check_task(settings)
     _sound("evaluator", metric_of(settings), "evaluate.metric", kinds)
     for key, kind in NAMED.items():

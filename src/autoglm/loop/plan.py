@@ -47,7 +47,7 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     from autoglm.search.space import num_points, read_space
 
     settings = project.settings
-    dimensions = read_space(settings.search.space, searchable_keys())
+    dimensions = read_space(settings.search.space, searchable_keys(settings.model.backbone))
     texts = load_rows(dataset, "train").inputs
     sample = texts[:: max(1, len(texts) // SAMPLED_TEXTS)][:SAMPLED_TEXTS]
     per_text, (num_params, weights_bytes) = _measure(dataset, sample, project)

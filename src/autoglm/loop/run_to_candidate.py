@@ -71,9 +71,15 @@ def plugin_steps(after: str, spec: RunSpec, app: App, step: Step) -> None:
         step(f"plugin:{name}", partial(app.errand, "execute", spec=to_json(spec), step=name))
 
 
-def searchable_keys() -> list[str]:
-    """Config keys that a space may name."""
-    return [key for key in leaf_keys(Settings) if key.split(".")[0] in SEARCHABLE]
+def searchable_keys(backbone: str) -> list[str]:
+    """Config keys that a space may name: `hidden_size` of `recurrent` is its own, of every other
+    backbone it is the structure's.
+    """
+    own = {"conv": "model.conv.", "recurrent": "model.recurrent."}
+    shape = own.get(backbone, "model.structure.")
+    others = tuple({*own.values(), "model.structure."} - {shape})
+    keys = (key for key in leaf_keys(Settings) if key.split(".")[0] in SEARCHABLE)
+    return [key for key in keys if not key.startswith(others)]
 
 
 def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
@@ -83,7 +89,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
 
     if settings.search.sampler not in registry.names("sampler"):
         project_files.open_parts(spec)  # under `up` nobody has read the project's files here yet
-    dimensions = read_space(settings.search.space, searchable_keys())
+    dimensions = read_space(settings.search.space, searchable_keys(settings.model.backbone))
     for attempt in range(1, WORKER_ATTEMPTS + 1):
         started = app.clock.monotonic()
         study = Study(
@@ -113,7 +119,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
 
 def _said(spec: RunSpec) -> Mapping[str, Any]:
     """What the project says where the space does not."""
-    return {key: _at(spec.config, key) for key in searchable_keys()}
+    return {key: _at(spec.config, key) for key in searchable_keys(spec.config["model"]["backbone"])}
 
 
 def _at(tree: Mapping[str, Any], key: str) -> Any:

@@ -169,7 +169,7 @@ class Trainer:
         """
         from autoglm.search.space import resolve
 
-        keys = searchable_keys()
+        keys = searchable_keys(self.project.settings.model.backbone)
         return train(self._opened, Path(folder), {resolve(n, keys): v for n, v in params.items()})
 
     def evaluate(self, model: Path | str, *, against: Path | str = "") -> EvaluationReport:
