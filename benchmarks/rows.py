@@ -102,13 +102,10 @@ def score(rows: Sequence[Row], answers: Sequence[Any], labels: Sequence[str]) ->
     if not rows or "tags" not in rows[0]:
         hits = [row["label"] == labels[said] for row, said in zip(rows, answers, strict=True)]
         return sum(hits) / max(1, len(hits))
-    from autoglm.evaluation.metrics import entities, f1
+    from autoglm.evaluation.metrics import OF_TAGS
 
-    hits = said = true = 0
+    said = []
     for row, (targets, numbers) in zip(rows, answers, strict=True):
         tags = [labels[n] for t, n in zip(targets, numbers, strict=True) if t != IGNORED]
-        tags += ["O"] * (len(row["tags"]) - len(tags))
-        one = [0] * len(tags)
-        found, wanted = entities(tags, one), entities(row["tags"], one)
-        hits, said, true = hits + len(found & wanted), said + len(found), true + len(wanted)
-    return f1(hits, said, true) or 0.0
+        said.append((*tags, *["O"] * (len(row["tags"]) - len(tags))))
+    return OF_TAGS["entity_f1"]([tuple(row["tags"]) for row in rows], said) or 0.0
