@@ -326,3 +326,13 @@ def test_the_order_of_rows_is_a_function_of_seed_and_epoch() -> None:
     for batch in first:
         sizes = [lengths[i] for i in batch]
         assert sizes == sorted(sizes, reverse=True)
+
+
+def test_of_equal_scores_what_learnt_from_the_rows_beats_the_version_it_started_from() -> None:
+    start = toy.model(3)
+    start.known_outputs = [0, 1, 2]
+    kept = toy.train(start=start, lr=1e-12, epochs=3)
+    assert kept.best_epoch > 0, "all epochs score alike"
+    start.known_outputs = []
+    trained = toy.train(start=start, epochs=8)
+    assert trained.metrics["accuracy"] > 0.5

@@ -312,7 +312,8 @@ class Trainer:
                 if epoch and hasattr(algorithm, "scored"):
                     stack.enter_context(algorithm.scored(state))
             state.metrics = self._evaluate()
-            now, best = self._rank(state.metrics), self._rank(state.best_metrics)
+            now = self._rank(state.metrics, epoch)
+            best = self._rank(state.best_metrics, state.best_epoch)
             if now[0] > best[0]:
                 state.improved_epoch = epoch
             if now > best:
@@ -322,19 +323,18 @@ class Trainer:
         scores = {f"eval_{name}": value for name, value in state.metrics.items()}
         self._tell({"kind": "evaluation", "step": state.step, "epoch": epoch, **scores})
 
-    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float, float]:
+    def _rank(self, metrics: Mapping[str, float], epoch: int) -> tuple[float, float, float]:
         """What is better compares greater: any number than an undefined score (NaN), that than
-        none; of equal scores (few rows have few of them) the one with the lower loss.
+        none. Of equal scores (few rows have few of them) one that has learnt from these rows beats
+        the model version it started from, then the lower loss wins.
         """
         if not metrics:
             return (-math.inf, -math.inf, -math.inf)
-        score = metrics[self._metric]
-        loss = metrics["loss"]
-        has_score = not math.isnan(score)
+        score, loss = metrics[self._metric], metrics["loss"]
         return (
-            score if has_score else -math.inf,
-            1.0,
-            -loss if not math.isnan(loss) else -math.inf,
+            -math.inf if math.isnan(score) else score,
+            float(epoch > 0 or not self._model.known_outputs),
+            -math.inf if math.isnan(loss) else -loss,
         )
 
     @torch.no_grad()
