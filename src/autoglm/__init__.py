@@ -15,10 +15,12 @@ _PUBLIC = {
     "Trainer": "autoglm.loop.stations",
     "register": "autoglm.plugins.registry",
 }
-__all__ = ["Project", "Trainer", "__version__", "register"]
+__all__ = ["Project", "Trainer", "__version__", "register", "tune"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "tune":
+        return import_module("autoglm.tune")
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'autoglm' has no attribute {name!r}")

@@ -13,8 +13,9 @@ from autoglm.contracts.record import digest
 from autoglm.contracts.stage_chain import Cost, Progress, Stage, StageChain
 from autoglm.errors import CancelledError, SearchError, TrainingError
 from autoglm.search.config import SearchConfig
+from autoglm.search.constraints import read_constraints
 from autoglm.search.space import num_points, read_space
-from autoglm.search.study import Study
+from autoglm.search.study import Study, told_params
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 
@@ -44,7 +45,7 @@ def test_a_short_name_is_the_structures_before_a_backbones_own() -> None:
     keys = ["model.structure.num_layers", "model.conv.num_layers", "model.conv.channels"]
     said = {"num_layers": {"choice": [1]}, "conv.num_layers": {"choice": [2]},
             "channels": {"choice": [8]}}  # fmt: skip
-    found = {d.key: d.arguments for d in read_space(said, keys)}
+    found = {d.key: d.choices for d in read_space(said, keys)}
     assert found == {
         "model.structure.num_layers": (1,), "model.conv.num_layers": (2,), "model.conv.channels": (8,)
     }  # fmt: skip
@@ -102,9 +103,11 @@ class Curve:
 
 def study(log: EventLog, runner: Curve, **config: Any) -> Study:
     defaults = config.pop("defaults", {})
+    space = config.setdefault("space", {"lr": {"uniform": [0.0, 1.0]}})
     return Study(
         project="p", name="run-1", config=SearchConfig(**config),
-        dimensions=read_space({"lr": {"uniform": [0.0, 1.0]}}, KEYS), defaults=defaults,
+        dimensions=read_space(space, KEYS), defaults=defaults,
+        constraints=read_constraints(config.get("constraints", ()), KEYS),
         metric="accuracy", seed=1,
         runner=runner, log=log, clock=runner.clock, on_event=lambda _event: None,
     )  # fmt: skip
@@ -173,5 +176,75 @@ def test_a_study_of_another_space_under_the_same_name_is_refused(log: EventLog) 
     study(log, Curve(SteeredClock()), trials=1).run(threading.Event())
     other = study(log, Curve(SteeredClock()), trials=1)
     other._metric = "macro_f1"
-    with pytest.raises(SearchError, match="another space"):
+    with pytest.raises(SearchError, match="another metric.*accuracy.*macro_f1") as caught:
         other.run(threading.Event())
+    assert caught.value.code == "search.other_space"
+    wider = study(log, Curve(SteeredClock()), trials=1, space={"lr": {"uniform": [0.0, 2.0]}})
+    with pytest.raises(SearchError, match=r"another space: it holds.*0 … 1.*asked for.*0 … 2"):
+        wider.run(threading.Event())
+
+
+def test_refused_points_are_not_trained_and_do_not_count(log: EventLog) -> None:
+    runner = Curve(SteeredClock())
+    result = study(log, runner, trials=6, constraints=("lr <= 0.4",)).run(threading.Event())
+    assert len(result.trials) == len(runner.advanced) == 6
+    assert all(trial.params["training.lr"] <= 0.4 for trial in result.trials)
+
+
+def test_a_study_whose_constraint_nothing_fulfils_trains_nothing(log: EventLog) -> None:
+    runner = Curve(SteeredClock())
+    with pytest.raises(SearchError, match="'lr > 2'") as caught:
+        study(log, runner, trials=6, constraints=("lr > 2",)).run(threading.Event())
+    assert caught.value.code == "search.infeasible"
+    assert runner.advanced == []
+
+
+CONDITIONAL = {
+    "lr": {"uniform": [0.0, 1.0]},
+    "pooling": {"choice": ["mean", "cls"]},
+    "epochs": {"choice": [1, 2, 3], "when": {"pooling": "cls"}},
+}
+
+
+def test_a_conditional_study_killed_while_it_asked_goes_on_where_it_was(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
+
+    class Killed(BaseException):
+        pass
+
+    suggest, asked = optuna.Trial.suggest_float, 0
+
+    def killed(self: optuna.Trial, *arguments: Any, **named: Any) -> float:
+        nonlocal asked
+        asked += 1
+        if asked == 4:
+            raise Killed
+        return suggest(self, *arguments, **named)
+
+    monkeypatch.setattr(optuna.Trial, "suggest_float", killed)
+    first = Curve(SteeredClock())
+    with pytest.raises(Killed):
+        study(log, first, trials=8, space=CONDITIONAL).run(threading.Event())
+    second = Curve(SteeredClock())
+    result = study(log, second, trials=8, space=CONDITIONAL).run(threading.Event())
+    assert [trial.number for trial in result.trials] == list(range(8))
+    assert (len(first.advanced), len(second.advanced)) == (3, 5)
+    for trial in result.trials:
+        assert ("training.epochs" in trial.params) == (trial.params["model.pooling"] == "cls")
+
+
+def test_a_finite_conditional_study_ends_when_every_point_was_tried(log: EventLog) -> None:
+    runner = Curve(SteeredClock())
+    space = {**CONDITIONAL, "lr": {"choice": [0.1, 0.3]}}
+    result = study(log, runner, trials=50, space=space).run(threading.Event())
+    assert len({digest(trial.params) for trial in result.trials}) == len(result.trials) == 8
+
+
+def test_a_choice_that_is_no_scalar_comes_back_as_it_was_said(log: EventLog) -> None:
+    space = {"lr": {"choice": [0.1]}, "pooling": {"choice": [{"name": "mean"}, ["cls"]]}}
+    result = study(log, Curve(SteeredClock()), trials=9, space=space).run(threading.Event())
+    found = [trial.params["model.pooling"] for trial in result.trials]
+    assert sorted(map(str, found)) == ["['cls']", "{'name': 'mean'}"]
+    assert told_params(log, "run-1") == {t.number: dict(t.params) for t in result.trials}

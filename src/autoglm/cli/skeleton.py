@@ -87,6 +87,7 @@ USAGE: Mapping[str, str] = {
     "algorithm": "A project uses it by `training: {{algorithms: [{name}]}}`.",
     "evaluator": "A project uses it by `evaluate: {{metric: {name}}}`.",
     "sampler": "A project uses it by `search: {{sampler: {name}}}`.",
+    "space": "A project uses it by `search: {{space: {name}}}`.",
     "metric_provider": "No key asks for one yet; gates of a release will, by `release.gates`.",
     "config_centre": "A project uses it by `config: {{centre: {{kind: {name}, url: …}}}}`.",
     "notifier": "No key asks for one yet; alarms will, by `observability.notify`.",

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin
 
 from autoglm.config import units
 from autoglm.config.schema import Unit, bare, extra_of, is_free, is_list
 from autoglm.config.yaml_reader import Text, parse_scalar
+from autoglm.contracts.record import to_json
+from autoglm.contracts.record_schema import validator_of_field
 
 _TRUE_OR_FALSE = {"true": True, "false": False}
 _OF_TEXT = {**_TRUE_OR_FALSE, "1": True, "0": False}
@@ -41,6 +44,24 @@ def typed(annotation: Any, value: Any) -> Any:
     if plain in (int, float):
         return _number(value, allows_infinity=_allows_infinity(annotation))
     return str(value) if isinstance(value, Text) else value
+
+
+def accepted(annotation: Any, value: Any) -> Any:
+    """`value` as a frozen tree holds it (a duration in seconds). Raises: ValueError saying why the
+    key cannot hold it.
+    """
+    from pydantic_core import ValidationError
+
+    try:
+        return to_json(_validator(annotation).validate_python(typed(annotation, value)))
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+    raise WrongValueError(problem[0].lower() + problem[1:])
+
+
+@cache
+def _validator(annotation: Any) -> Any:
+    return validator_of_field(annotation)
 
 
 def _items(annotation: Any, value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from autoglm.config.call_form import quote_calls
 from autoglm.errors import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -71,7 +72,7 @@ def read_yaml(text: str, *, name: str) -> list[Leaf]:
     Raises: ConfigError naming line and column for broken YAML, duplicate keys, too large input.
     """
     refuse_long(text, name)
-    loader = _CoreLoader(text)
+    loader = _CoreLoader(quote_calls(text))
     try:
         node = loader.get_single_node()
         if node is None:

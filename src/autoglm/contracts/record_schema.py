@@ -51,6 +51,13 @@ def validator_of(kind: Any) -> Any:
     return SchemaValidator(schema_of(kind))
 
 
+def validator_of_field(annotation: Any) -> Any:
+    """The same of one field's annotation. Raises: UnknownTypeError."""
+    from pydantic_core import SchemaValidator
+
+    return SchemaValidator(_annotated(annotation, ()))
+
+
 def schema_of(kind: Any, outer: tuple[Any, ...] = ()) -> Any:
     """The core schema of a dataclass; `outer` are those it stands in. Raises: UnknownTypeError."""
     if kind in outer or not _is_plain(kind):

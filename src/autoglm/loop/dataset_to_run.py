@@ -13,7 +13,8 @@ from autoglm.contracts.trigger_event import Decision, TriggerEvent, TriggerKind
 from autoglm.loop.app import App
 from autoglm.loop.tuning import changed_files, tuning_of
 from autoglm.observability.tracing import new_traceparent
-from autoglm.plugins.project_files import read_files
+from autoglm.plugins.project_files import execute, read_files
+from autoglm.search.space import space_said
 from autoglm.settings import freeze, learning_digest, metric_of
 
 
@@ -46,6 +47,9 @@ def draft_spec(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> RunS
     settings, (config, secrets) = now.settings, freeze(now)
     config["evaluate"]["metric"] = metric_of(settings)
     files = read_files(app.project.folder, settings.imports)
+    # A file's own space is asked for once: the run, and whoever resumes it, reads it from here.
+    execute(files, app.project.state / "code")
+    config["search"]["space"] = space_said(settings.search.space)
     return RunSpec(
         project=app.project.name,
         run_id="",

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 
 from autoglm.config.config_loader import Config
 from autoglm.contracts.task import METRICS_OF, TASKS
-from autoglm.errors import ConfigError, PluginError
+from autoglm.errors import ConfigError, PluginError, SearchError
 from autoglm.loop.run_to_candidate import searchable_keys
 from autoglm.plugins import project_files, registry
 from autoglm.plugins.kinds import KINDS
+from autoglm.search.constraints import read_constraints
 from autoglm.search.space import read_space
 from autoglm.settings import Layers, Settings, metric_of
 from autoglm.triggers.cron import next_tick
@@ -24,6 +25,11 @@ NAMED = {
     "training.optimizer": "optimizer",
     "training.schedule": "schedule",
 }
+# Of these 0 is no size to reckon with.
+SIZES = tuple(
+    f"model.structure.{name}"
+    for name in ("num_layers", "feed_forward", "num_heads", "hidden_size", "max_positions")
+)
 LISTED = {
     "data.processors": "processor",
     "training.algorithms": "algorithm",
@@ -48,7 +54,7 @@ def check_names(
     )
     if settings.trigger.cron:
         next_tick(settings.trigger.cron, settings.trigger.time_zone, datetime.now(UTC))
-    read_space(settings.search.space, searchable_keys(settings.model.backbone))
+    _check_space(settings, kinds)
     _check_task(settings)
     _sound("evaluator", metric_of(settings), "evaluate.metric", kinds)
     for key, kind in NAMED.items():
@@ -71,6 +77,33 @@ def check_names(
             )
         for name in names:
             _sound("step", str(name), f"plugins.steps.{after}", kinds)
+
+
+def _check_space(settings: Settings, kinds: Collection[str]) -> None:
+    """Whether the space and its constraints can be read, and name parts that are there."""
+    if isinstance(settings.search.space, str):
+        _sound("space", settings.search.space, "search.space", ("space", *kinds))
+    keys = searchable_keys(settings.model.backbone)
+    dimensions = read_space(settings.search.space, keys)
+    searched = {dimension.key for dimension in dimensions}
+    for constraint in read_constraints(settings.search.constraints, keys):
+        for key in {*constraint.keys.values()} - searched:
+            if key in SIZES and not getattr(settings.model.structure, key.rpartition(".")[2]):
+                raise _unsaid(constraint.text, key)
+    for dimension in dimensions:
+        if dimension.key in NAMED:
+            for name in dimension.choices:
+                _sound(NAMED[dimension.key], str(name), f"search.space.{dimension.key}", kinds)
+
+
+def _unsaid(text: str, key: str) -> SearchError:
+    error = SearchError(
+        f"search.constraints: {text!r}: {key} is 0, which stands for the backbone's own size.",
+        code="search.constraint",
+        next_step=f"Set {key} to the size that is meant.",
+    )
+    error.exit_code = 2  # type: ignore[misc]
+    return error
 
 
 # What a task reads and answers → the key of data that names its column.
@@ -124,7 +157,7 @@ def _sound(kind: str, name: str, key: str, kinds: Collection[str]) -> None:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known) or 'none'}."
 
 
 def _wrong(message: str, *, code: str, next_step: str) -> PluginError:

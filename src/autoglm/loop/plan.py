@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoglm.config.provenance import flat
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.errors import StorageError
 from autoglm.loop.run_to_candidate import searchable_keys
@@ -51,7 +52,8 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     texts = load_rows(dataset, "train").inputs
     sample = texts[:: max(1, len(texts) // SAMPLED_TEXTS)][:SAMPLED_TEXTS]
     per_text, (num_params, weights_bytes) = _measure(dataset, sample, project)
-    trials = min(settings.search.trials, num_points(dimensions) or settings.search.trials)
+    num_trials = num_points(dimensions, flat(settings)) or settings.search.trials
+    trials = min(settings.search.trials, num_trials)
     tokens = int(per_text * dataset.rows)
     flops = 2.0 * num_params * per_text * len(texts) * PASSES * settings.training.epochs
     search_seconds = min(

@@ -71,25 +71,29 @@ def plugin_steps(after: str, spec: RunSpec, app: App, step: Step) -> None:
         step(f"plugin:{name}", partial(app.errand, "execute", spec=to_json(spec), step=name))
 
 
-def searchable_keys(backbone: str) -> list[str]:
-    """Config keys that a space may name: `hidden_size` of `recurrent` is its own, of every other
-    backbone it is the structure's.
+def searchable_keys(backbone: str) -> Mapping[str, Any]:
+    """Config keys that a space may name, with their annotations: `hidden_size` of `recurrent` is
+    its own, of every other backbone it is the structure's.
     """
     own = {"conv": "model.conv.", "recurrent": "model.recurrent."}
     shape = own.get(backbone, "model.structure.")
     others = tuple({*own.values(), "model.structure."} - {shape})
-    keys = (key for key in leaf_keys(Settings) if key.split(".")[0] in SEARCHABLE)
-    return [key for key in keys if not key.startswith(others)]
+    keys = leaf_keys(Settings).items()
+    mine = ((k, annotation) for k, annotation in keys if k.split(".")[0] in SEARCHABLE)
+    return {k: annotation for k, annotation in mine if not k.startswith(others)}
 
 
 def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     """The study of this run; told trials are never repeated, whoever died in between."""
+    from autoglm.search.constraints import read_constraints
     from autoglm.search.space import read_space
     from autoglm.search.study import Study
 
     if settings.search.sampler not in registry.names("sampler"):
         project_files.open_parts(spec)  # under `up` nobody has read the project's files here yet
-    dimensions = read_space(settings.search.space, searchable_keys(settings.model.backbone))
+    keys = searchable_keys(settings.model.backbone)
+    dimensions = read_space(settings.search.space, keys)
+    constraints = read_constraints(settings.search.constraints, keys)
     for attempt in range(1, WORKER_ATTEMPTS + 1):
         started = app.clock.monotonic()
         study = Study(
@@ -97,6 +101,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             name=spec.run_id,
             config=settings.search,
             dimensions=dimensions,
+            constraints=constraints,
             defaults=_said(spec),
             metric=settings.evaluate.metric,
             seed=spec.seed,

@@ -162,6 +162,16 @@ def Part(seed):
 
     return optuna.samplers.QMCSampler(seed=seed)
 """,
+    "space": """
+def Part():
+    from autoglm import tune
+
+    return {
+        "lr": tune.loguniform(1e-4, 1e-2),
+        "n_layers": tune.choice([2, 3, 4]),
+        "lora_rank": tune.choice([4, 8]).when(trainable_layers=0),
+    }
+""",
     "metric_provider": """
 class Part:
     def measure(self, query, *, window):

@@ -237,6 +237,15 @@ class SamplerFactory(Protocol):
     def __call__(self, seed: int) -> Any: ...
 
 
+class SpaceMaker(Protocol):
+    """Makes a search space: config key → dimension, in any spelling. A mapping may stand for it.
+
+    Asked once per run, whose record keeps what it said.
+    """
+
+    def __call__(self) -> Mapping[str, Any]: ...
+
+
 class BackboneLoader(Protocol):
     """A reference (what stands after `NAME:`) → a Hugging Face folder on this machine."""
 
@@ -324,6 +333,7 @@ KINDS: Mapping[str, Kind] = {
     "algorithm": Kind("a class with `apply`", Algorithm, ("apply",)),
     "evaluator": Kind("a class with `evaluate` (port Evaluator)", Evaluator, ("evaluate",)),
     "sampler": Kind("a function seed → Optuna sampler", SamplerFactory),
+    "space": Kind("a map of dimensions, or a function that gives one", SpaceMaker),
     "metric_provider": Kind(
         "a class with `measure` (port MetricProvider)", MetricProvider, ("measure",)
     ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -156,7 +156,8 @@ def check(kind: str, name: str, part: Any) -> None:
         )
     wanted = KINDS[kind]
     missing = [m for m in wanted.needs if not hasattr(part, m) and not _makes(part, m)]
-    if missing or (not wanted.needs and not callable(part)):
+    is_space = kind == "space" and isinstance(part, Mapping)
+    if missing or (not wanted.needs and not callable(part) and not is_space):
         lacks = ", ".join(missing) or "a call"
         raise PluginError(
             f"{kind}:{name} lacks {lacks}; what stands for {kind} is {wanted.what}.",

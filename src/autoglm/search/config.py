@@ -26,9 +26,14 @@ class SearchConfig:
     trials: Annotated[int, Ge(1), live("Upper bound of trials.")] = 24
     sampler: Annotated[str, live("Optuna sampler, by name.")] = "tpe"
     space: Annotated[
-        Mapping[str, Any],
+        str | Mapping[str, Any],
         live(
-            "Dimensions: a config key or its unique last part → choice, uniform, loguniform, …",
+            "Dimensions: a config key or its unique last part → choice, uniform, loguniform, …"
+            " (docs/search.md); or the name of a space that a file of the project registers.",
             whole_below=1,
         ),
     ] = field(default_factory=default_space)
+    constraints: Annotated[
+        tuple[str, ...],
+        live("What a trial must fulfil, as `num_layers * hidden_size <= 4096`."),
+    ] = ()

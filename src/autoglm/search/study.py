@@ -24,8 +24,10 @@ from autoglm.observability.logging import get_logger
 from autoglm.plugins import registry
 from autoglm.plugins.kinds import TrialRunner
 from autoglm.search.config import SearchConfig
+from autoglm.search.constraints import Constraint
 from autoglm.search.journal import EventLogJournal
-from autoglm.search.space import Dimension, distributions, num_points
+from autoglm.search.proposals import Proposals
+from autoglm.search.space import Dimension
 from autoglm.state.event_log import EventLog
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Study:
         name: str,
         config: SearchConfig,
         dimensions: tuple[Dimension, ...],
+        constraints: tuple[Constraint, ...] = (),
         defaults: Mapping[str, Any],
         metric: str,
         seed: int,
@@ -69,12 +72,8 @@ class Study:
         on_event: OnEvent,
     ) -> None:
         self._project, self._name, self._config = project, name, config
-        self._dimensions, self._metric, self._seed = dimensions, metric, seed
-        self._first = {
-            d.key: defaults[d.key]
-            for d in dimensions
-            if d.key in defaults and d.holds(defaults[d.key])
-        }
+        self._metric, self._seed = metric, seed
+        self._proposals = Proposals(dimensions=dimensions, constraints=constraints, own=defaults)
         self._runner, self._log, self._clock = runner, log, clock
         self._on_event = on_event
         self._logger = get_logger(study=name)
@@ -82,13 +81,15 @@ class Study:
     def run(self, cancel: threading.Event, *, started: float | None = None) -> StudyResult:
         """`started` (monotonic seconds): the budget counts from there, preparations included.
 
-        Raises: SearchError when no trial could be finished, CancelledError (resumable).
+        Raises: SearchError when no trial could be finished or no point fulfils the constraints,
+        CancelledError (resumable).
         """
         started = self._clock.monotonic() if started is None else started
+        num_points = self._proposals.num_points()
         study = self._open()
         used = sum(t.user_attrs.get("seconds", 0.0) for t in study.trials)
         stopped_by = "trials"
-        limit = min(self._config.trials, num_points(self._dimensions) or self._config.trials)
+        limit = min(self._config.trials, num_points or self._config.trials)
         stop = _CancelOrDeadline(
             cancel, self._clock, started + self._config.budget.total_seconds() - used
         )
@@ -110,26 +111,45 @@ class Study:
         study = optuna.create_study(
             storage=storage, study_name=self._name, direction="maximize", load_if_exists=True
         )
-        space = digest([d for d in self._dimensions], self._metric)
-        known = study.user_attrs.get("space", space)
-        if known != space:
-            raise SearchError(
-                f"study {self._name} was made for another space or metric.",
-                code="search.other_space",
-            )
-        if "space" not in study.user_attrs:
-            study.set_user_attr("space", space)
-        if self._first and not study.trials:
-            study.enqueue_trial(self._first)
+        self._same(study)
+        first = self._proposals.first()
+        if first and not study.trials:
+            study.enqueue_trial(first)
         # The number of told trials is part of the seed: a resumed sampler goes on, not back.
         seed = int(digest(self._seed, self._num_finished(study))[:8], 16)
         study.sampler = registry.get("sampler", self._config.sampler)(seed)
         return study
 
+    def _same(self, study: optuna.Study) -> None:
+        """Whether what is stored under this name asked the same. Raises: SearchError."""
+        asks = self._asks()
+        known = study.user_attrs.get("asks", asks)
+        if known != asks:
+            differs = [name for name in asks if known.get(name) != asks[name]]
+            stored, wanted = ({name: each.get(name) for name in differs} for each in (known, asks))
+            raise SearchError(
+                f"study {self._name} was made for another {' and '.join(differs)}: it holds"
+                f" {stored}, asked for is {wanted}.",
+                code="search.other_space",
+                next_step="Start a new run: results of one space say little of another.",
+            )
+        if "asks" not in study.user_attrs:
+            study.set_user_attr("asks", asks)
+
+    def _asks(self) -> dict[str, Any]:
+        """What decides which trials there can be and which is best."""
+        return {
+            "space": [str(dimension) for dimension in self._proposals.dimensions],
+            "constraints": [each.text for each in self._proposals.constraints],
+            "metric": self._metric,
+            "seed": self._seed,
+        }
+
     def _one_trial(self, study: optuna.Study, stop: _CancelOrDeadline) -> None:
-        trial = self._ask(study)
+        trial, params = self._proposals.next(study)
+        if params != trial.params:
+            trial.set_user_attr("params", params)
         started = self._clock.monotonic()
-        params = dict(trial.params)
         self._on_event({"kind": "trial_started", "number": trial.number, "params": params})
         try:
             chain = self._runner.plan(params)
@@ -160,26 +180,6 @@ class Study:
             {"kind": "trial_finished", "number": trial.number, "params": params, "value": value,
              "best": study.best_value, "seconds": seconds}
         )  # fmt: skip
-
-    def _ask(self, study: optuna.Study) -> optuna.Trial:
-        """The trial that was asked but not told (we were killed in it), else a new one that does
-        not repeat a finished one.
-        """
-        import optuna
-
-        running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-        space = distributions(self._dimensions)
-        for unfinished in running:
-            if set(unfinished.params) == set(space):
-                return optuna.Trial(study, unfinished._trial_id)
-            study.tell(unfinished.number, state=optuna.trial.TrialState.FAIL)
-        told = {digest(t.params) for t in study.trials}
-        for _ in range(20):
-            trial = study.ask(space)
-            if digest(trial.params) not in told:
-                return trial
-            study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
-        return study.ask(space)
 
     def _cut_off(self, study: optuna.Study, trial: optuna.Trial) -> None:
         import optuna
@@ -212,7 +212,7 @@ class Study:
                 project=self._project,
                 study=self._name,
                 number=t.number,
-                params=dict(t.params),
+                params=_params(t),
                 state="complete" if t.state.name == "COMPLETE" else "failed",
                 value=t.value,
                 metrics=t.user_attrs.get("metrics", {}),
@@ -249,7 +249,12 @@ def told_params(log: EventLog, name: str) -> dict[int, dict[str, Any]]:
         study = optuna.load_study(study_name=name, storage=_storage(log, name))
     except KeyError:
         return {}
-    return {t.number: dict(t.params) for t in study.trials if t.params}
+    return {t.number: _params(t) for t in study.trials if t.params}
+
+
+def _params(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """The values of the keys, where they are not what Optuna was told."""
+    return dict(trial.user_attrs.get("params", trial.params))
 
 
 def _storage(log: EventLog, name: str) -> optuna.storages.JournalStorage:

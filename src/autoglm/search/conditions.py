@@ -1,0 +1,115 @@
+"""`when: {trainable_layers: [0, 1], lora_rank: {above: 0}}`: where a dimension counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autoglm.search.spellings import refused
+
+if TYPE_CHECKING:
+    from autoglm.search.space import Dimension
+
+BOUNDS = ("above", "below")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Condition:
+    """Of the value in force of `key`: one of `values`, or strictly between the bounds."""
+
+    key: str
+    values: tuple[Any, ...] = ()
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, in_force: Mapping[str, Any]) -> bool:
+        value = in_force.get(self.key)
+        if self.above is None and self.below is None:
+            return any(value == each and _kind(value) == _kind(each) for each in self.values)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return (self.above is None or value > self.above) and (
+            self.below is None or value < self.below
+        )
+
+    def __str__(self) -> str:
+        if self.values:
+            return f"{self.key} is {' or '.join(map(repr, self.values))}"
+        bounds = [f"{name} {b:g}" for name in BOUNDS if (b := getattr(self, name)) is not None]
+        return f"{self.key} is {' and '.join(bounds)}"
+
+
+def _kind(value: Any) -> bool:
+    """`true` is not 1."""
+    return isinstance(value, bool)
+
+
+def read_conditions(
+    name: str, said: Mapping[str, Any], resolve: Callable[[str], str]
+) -> tuple[Condition, ...]:
+    """Raises: SearchError search.unknown_key, search.condition."""
+    return tuple(_condition(name, parent, wanted, resolve) for parent, wanted in said.items())
+
+
+def _condition(name: str, parent: str, wanted: Any, resolve: Callable[[str], str]) -> Condition:
+    key = resolve(parent)
+    if not isinstance(wanted, Mapping):
+        values = tuple(wanted) if isinstance(wanted, (list, tuple)) else (wanted,)
+        if values:
+            return Condition(key=key, values=values)
+    elif wanted and wanted.keys() <= {*BOUNDS} and all(map(_is_number, wanted.values())):
+        return Condition(key=key, **wanted)
+    raise refused(
+        f"search.space.{name}.when: {parent}: {wanted!r} is no condition.",
+        "Write a value, a list of values, {above: NUMBER} or {below: NUMBER}.",
+        "search.condition",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def in_order(dimensions: Mapping[str, Dimension]) -> tuple[Dimension, ...]:
+    """What a condition asks of comes before what it decides; else as they stand.
+
+    Raises: SearchError search.condition for a circle, or for a condition that no point fulfils.
+    """
+    left, order = dict(dimensions), []
+    while left:
+        free = [d for d in left.values() if not any(c.key in left for c in d.when)]
+        if not free:
+            raise refused(
+                f"these dimensions wait for each other: {', '.join(left)}.",
+                "Take one of their `when` out.",
+                "search.condition",
+            )
+        order.append(free[0])
+        del left[free[0].key]
+    for dimension in order:
+        for condition in dimension.when:
+            _possible(dimension, condition, dimensions)
+    return tuple(order)
+
+
+def _possible(
+    dimension: Dimension, condition: Condition, dimensions: Mapping[str, Dimension]
+) -> None:
+    parent = dimensions.get(condition.key)
+    if parent is None or parent.when:
+        return  # the project's own value counts, or may count
+    is_range = not parent.choices
+    points = parent.choices or (parent.low, parent.high)
+    can_hold = any(condition.holds({parent.key: point}) for point in points)
+    can_hold = can_hold or (is_range and any(map(parent.holds, condition.values)))
+    if is_range and not condition.values and not can_hold:
+        low, high = condition.above, condition.below
+        can_hold = (low is None or low < parent.high) and (high is None or high > parent.low)
+    if not can_hold:
+        raise refused(
+            f"{dimension.key} would never be asked: no point of {parent} fulfils its condition,"
+            f" {condition}.",
+            "Correct the condition, or take the dimension out.",
+            "search.condition",
+        )

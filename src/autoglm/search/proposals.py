@@ -1,0 +1,153 @@
+"""The sampler's next point: asked dimension by dimension, where its condition holds, until one is
+new and fulfils the constraints.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autoglm.contracts.record import digest
+from autoglm.errors import SearchError
+from autoglm.search.constraints import Constraint, violations
+from autoglm.search.space import Dimension, assignments
+from autoglm.search.spellings import refused
+
+if TYPE_CHECKING:
+    import optuna
+
+# So many infeasible proposals in a row end a study, so many known points a search for a new one.
+MOST_INFEASIBLE = 100
+MOST_KNOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proposals:
+    """`own` are the project's values, which stand where nothing is asked."""
+
+    dimensions: tuple[Dimension, ...]
+    constraints: tuple[Constraint, ...]
+    own: Mapping[str, Any]
+
+    def next(self, study: optuna.Study) -> tuple[optuna.Trial, dict[str, Any]]:
+        """A trial to be run and its values: the one that was asked but not told (we were killed
+        in it), else one that repeats no other; refused points are told to the sampler.
+
+        Raises: SearchError search.infeasible, search.constraint.
+        """
+        import optuna
+
+        for unfinished in study.get_trials(
+            deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)
+        ):
+            # What was asked before the kill is read, the rest is asked now.
+            trial = optuna.Trial(study, unfinished._trial_id)
+            values = self.ask(trial)
+            if not self._refuse(study, trial, values):
+                return trial, values
+        told = {digest(self.values(t.params)) for t in study.get_trials(deepcopy=False)}
+        num_known, num_refused, off = 0, 0, Counter[str]()
+        while True:
+            trial = study.ask()
+            values = self.ask(trial)
+            missed = self._refuse(study, trial, values)
+            if missed:
+                off.update(missed)
+                num_refused += 1
+                if num_refused >= MOST_INFEASIBLE:
+                    raise self._infeasible(off)
+            elif digest(values) not in told or num_known > MOST_KNOWN:
+                return trial, values
+            else:
+                num_known, num_refused = num_known + 1, 0
+                study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+                if num_known == MOST_KNOWN and (new := self._untold(told)):
+                    study.enqueue_trial(new)
+
+    def _untold(self, told: set[str]) -> dict[str, Any]:
+        """A point of a finite space that the sampler did not come upon, as Optuna takes it."""
+        for values in assignments(self.dimensions, self.own) or ():
+            in_force = {**self.own, **values}
+            if digest(values) not in told and not violations(self.constraints, in_force):
+                return {d.key: d.told(values[d.key]) for d in self.dimensions if d.key in values}
+        return {}
+
+    def ask(self, trial: optuna.Trial) -> dict[str, Any]:
+        """The values of the dimensions whose conditions hold."""
+        values: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            in_force = {**self.own, **values}
+            if all(condition.holds(in_force) for condition in dimension.when):
+                told = _suggested(trial, dimension.key, dimension.distribution())
+                values[dimension.key] = dimension.point(told)
+        return values
+
+    def values(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Optuna's parameters of a trial → the values of its keys."""
+        return {d.key: d.point(told[d.key]) for d in self.dimensions if d.key in told}
+
+    def first(self) -> dict[str, Any]:
+        """The project's own values as far as they lie in the space, as Optuna takes them."""
+        return {
+            d.key: d.told(self.own[d.key])
+            for d in self.dimensions
+            if d.key in self.own and d.holds(self.own[d.key])
+        }
+
+    def num_points(self) -> int | None:
+        """How many different trials there can be; None when they are too many to count.
+
+        Raises: SearchError search.infeasible when there is none.
+        """
+        every = assignments(self.dimensions, self.own)
+        if every is None:
+            return None
+        num, off = 0, Counter[str]()
+        for values in every:
+            missed = violations(self.constraints, {**self.own, **values})
+            off.update(missed)
+            num += not missed
+        if not num:
+            raise self._infeasible(off)
+        return num
+
+    def _refuse(
+        self, study: optuna.Study, trial: optuna.Trial, values: Mapping[str, Any]
+    ) -> list[str]:
+        """What the point does not fulfil; then the trial is over, and the sampler knows why."""
+        import optuna
+
+        if not self.constraints:
+            return []
+        missed = violations(self.constraints, {**self.own, **values})
+        if missed:
+            for each in self.constraints:
+                if each.text not in trial.constraints:  # else said before we were killed
+                    trial.set_constraint(each.text, missed.get(each.text, 0.0))
+            study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+        return list(missed)
+
+    def _infeasible(self, off: Counter[str]) -> SearchError:
+        ((text, _num),) = off.most_common(1)
+        means = next(each for each in self.constraints if each.text == text).keys
+        shown = ", ".join(
+            str(next((d for d in self.dimensions if d.key == key), f"{key} = {self.own.get(key)}"))
+            for key in means.values()
+        )
+        return refused(
+            f"no trial fulfils search.constraints {text!r} ({shown}).",
+            "Relax the constraint or widen the space.",
+            "search.infeasible",
+        )
+
+
+def _suggested(trial: optuna.Trial, key: str, wanted: Any) -> Any:
+    from optuna import distributions as d
+
+    if isinstance(wanted, d.CategoricalDistribution):
+        return trial.suggest_categorical(key, wanted.choices)
+    if isinstance(wanted, d.IntDistribution):
+        return trial.suggest_int(key, wanted.low, wanted.high, step=wanted.step, log=wanted.log)
+    return trial.suggest_float(key, wanted.low, wanted.high, step=wanted.step, log=wanted.log)
