@@ -12,7 +12,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from autoglm.contracts.task import METRICS_OF
 from autoglm.evaluation.evaluator import find_evaluator, paired
 from autoglm.evaluation.floors import linear_predictions, majority_predictions
-from autoglm.evaluation.metrics import OF_LABEL, OF_LABELS, OF_NUMBER, OF_TAGS
+from autoglm.evaluation.metrics import OF_LABEL, OF_LABELS, OF_NUMBER, OF_TAGS, entities
 
 DRAW = random.Random(4)
 LABELS = [DRAW.choice("abc") for _ in range(80)], [DRAW.choice("abcd") for _ in range(80)]
@@ -102,3 +102,17 @@ def test_floors_answer_in_the_form_of_their_task() -> None:
     rows, tags = [("in", "Rome"), ("in", "may")], [("O", "B-LOC"), ("O", "O")]
     assert majority_predictions(tags, [("a", "b")], tagging) == [("O", "O")]
     assert linear_predictions(rows, tags, [("Rome", "in", "x")], tagging) == [("B-LOC", "O", "O")]
+
+
+def test_entities_of_one_type_may_leave_it_out() -> None:
+    assert entities(["O", "B", "I", "B", "O", "I", "B-x", "I"]) == {
+        (1, 2, ""), (3, 3, ""), (5, 5, ""), (6, 6, "x"), (7, 7, ""),
+    }  # fmt: skip
+
+
+def test_r2_knows_no_unit_and_has_no_value_for_equal_numbers() -> None:
+    numbers, near = [1.0, 2.0, 3.0], [1.0, 2.0, 3.5]
+    wanted = OF_NUMBER["r2"](numbers, near)
+    small = OF_NUMBER["r2"]([n * 1e-9 for n in numbers], [n * 1e-9 for n in near])
+    assert small == pytest.approx(wanted)
+    assert OF_NUMBER["r2"]([0.1] * 3, [0.1, 0.2, 0.3]) is None

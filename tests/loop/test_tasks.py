@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,7 @@ def test_a_task_is_learnt_gated_and_answered_in_its_own_form(
         assert "entity_f1" in refused
         refused = autoglm("run", project, "--set", "model.task=regression", code=2)
         assert "needs data.text" in refused
+        assert_another_task_is_a_first_of_its_own(project)
     elif task == "regression":
         assert answer["label"] > 1100
         assert answer["score"] is None
@@ -143,3 +145,29 @@ def test_images_are_taken_in_by_path_and_learnt_by_the_projects_own_backbone(
     )
     assert [json.loads(line)["label"] for line in answers.splitlines()] == ["bright", "dark"]
     assert "data.not_an_image" in autoglm("predict", project, "neither path nor base64", code=1)
+
+
+def assert_another_task_is_a_first_of_its_own(project: Path) -> None:
+    """Texts of a tagger's columns, learnt as labels beside a stable that answers with tags."""
+    (before,) = json.loads(autoglm("models", "list", "-C", project, "--json"))["models"]
+    source = sqlite3.connect(project / "data.db")
+    source.execute("update rows set tags = case when instr(tokens, 'goal') then 'a' else 'b' end")
+    source.commit()
+    source.close()
+    config = project / "autoglm.yaml"
+    said = config.read_text().replace(
+        "  tokens: tokens\n  tags: tags", "  text: tokens\n  label: tags"
+    )
+    said = said.replace("token-classification", "text-classification")
+    config.write_text(said.replace("entity_f1", "macro_f1"))
+    document = json.loads(
+        autoglm(
+            "run", project, "--json", "--set", "search.trials=1", "--set", "training.epochs=1",
+            "--set", "training.threads=1", "--set", "search.space={lr: {choice: [0.001]}}",
+            "--set", "evaluate.margin=100%",
+        )
+    )  # fmt: skip
+    assert document["status"] == "succeeded", document
+    assert document["rollout"]["reason"] == "first_release", document
+    versions = json.loads(autoglm("models", "list", "-C", project, "--json"))["models"]
+    assert {v["digest"]: v["aliases"] for v in versions}[before["digest"]] == ["previous"]

@@ -172,6 +172,13 @@ def test_all_trials_failed_shows_the_first_cause(log: EventLog) -> None:
         study(log, Curve(SteeredClock(), fail=True), trials=9).run(threading.Event())
 
 
+def test_a_metric_that_no_trial_has_is_said_with_those_that_they_have(log: EventLog) -> None:
+    other = study(log, Curve(SteeredClock()), trials=1)
+    other._metric = "entity_f1"
+    with pytest.raises(SearchError, match=r"no entity_f1.* Set evaluate\.metric .*: accuracy"):
+        other.run(threading.Event())
+
+
 def test_a_study_of_another_space_under_the_same_name_is_refused(log: EventLog) -> None:
     study(log, Curve(SteeredClock()), trials=1).run(threading.Event())
     other = study(log, Curve(SteeredClock()), trials=1)

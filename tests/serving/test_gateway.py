@@ -20,10 +20,13 @@ import httpx
 import pytest
 
 from autoglm.contracts.rollout import RouteTable
-from autoglm.errors import ReleaseError
+from autoglm.contracts.task import TASKS
+from autoglm.errors import DataError, ReleaseError
+from autoglm.modeling.images import DOT
 from autoglm.release.gateway_client import GatewayClient
 from autoglm.release.replay import ReplayedTraffic
 from autoglm.serving.config import ServingConfig
+from autoglm.serving.gateway import _read
 from autoglm.serving.launcher import GatewayProcess, socket_folder
 
 
@@ -246,6 +249,105 @@ def test_a_full_queue_turns_requests_away_and_answers_the_others(
         admin.close()
     finally:
         gateway.close()
+
+
+def image_model(folder: Path) -> Path:
+    """A graph that says `bright` of an image whose mean is below the half, so that DOT is dark."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    folder.mkdir(parents=True)
+    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["b", 1, 4, 4])
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 2])
+    nodes = [
+        helper.make_node("ReduceMean", ["pixel_values"], ["m"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Reshape", ["m", "column"], ["c"]),
+        helper.make_node("Mul", ["c", "w"], ["logits"]),
+    ]
+    constants = [
+        helper.make_tensor("column", TensorProto.INT64, [2], [-1, 1]),
+        helper.make_tensor("w", TensorProto.FLOAT, [2], [-1.0, 1.0]),
+    ]
+    graph = helper.make_graph(nodes, "g", [pixels], [output], constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    made.ir_version = 9
+    onnx.save(made, str(folder / "model.onnx"))
+    size = {"height": 4, "width": 4}
+    facts = {
+        "autoglm.json": {
+            "task": "image-classification", "labels": ["bright", "dark"], "max_length": 1,
+            "pad_id": 0,
+        },
+        "config.json": {"num_channels": 1},
+        "preprocessor_config.json": {"size": size, "image_mean": [0.5], "image_std": [0.5]},
+    }  # fmt: skip
+    for name, fact in facts.items():
+        (folder / name).write_text(json.dumps(fact))
+    return folder
+
+
+def test_what_is_no_image_is_its_senders_fault_and_costs_nobody_else_an_answer(
+    gateway: GatewayProcess, routes: RouteTable, tmp_path: Path
+) -> None:
+    admin = GatewayClient(gateway.admin_socket, project="p")
+    admin.set_routes(replace(routes, folders={"s" * 32: str(image_model(tmp_path / "images"))}))
+    assert ask(gateway, {"image": DOT}).json()["label"] == "dark"
+    (pid,) = worker_pids(gateway)
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(6) as pool:  # one batch for all six
+        sent = [DOT, "no image", DOT, DOT, "aGVsbG8=", DOT]
+        replies = [pool.submit(ask, gateway, {"image": image}) for image in sent]
+        time.sleep(1)
+        os.kill(pid, signal.SIGCONT)
+    found = [(r.result().status_code, r.result().json().get("code")) for r in replies]
+    good, bad = (200, None), (422, "data.not_an_image")
+    assert found == [good, bad, good, good, bad, good]
+    block = admin.measure("block", window=timedelta(0))
+    assert block.stable is not None
+    assert (block.stable.requests, block.stable.errors) == (5, 0), "no version is blamed"
+    admin.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "right", "wrong_form"),
+    [
+        ("text-classification", "s", [["s"], 1]),
+        ("multi-label-classification", ["s", "x"], ["s", 1]),
+        ("regression", 3, ["3", ["3"]]),
+    ],
+)
+def test_feedback_in_another_form_than_the_answer_is_refused_not_counted_as_wrong(
+    gateway: GatewayProcess, routes: RouteTable, task: str, right: Any, wrong_form: list[Any]
+) -> None:
+    path = Path(routes.folders["s" * 32]) / "autoglm.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "task": task}))
+    admin = GatewayClient(gateway.admin_socket, project="p")
+    admin.set_routes(routes)
+    number = ask(gateway, {"text": "one two"}).json()["request_id"]
+
+    def feedback(label: str) -> httpx.Response:
+        content = f'{{"request_id": "{number}", "label": {label}}}'
+        return httpx.post(f"{gateway.address}/api/v1/feedback", content=content.encode())
+
+    for label in wrong_form:
+        reply = feedback(json.dumps(label))
+        assert (reply.status_code, reply.json()["code"]) == (422, "data.bad_answer")
+    for label in ("NaN", "1e999", "1" + "0" * 400):
+        assert feedback(label).json()["code"] == "api.invalid"
+    assert feedback(json.dumps(right)).status_code == 202
+    block = admin.measure("block", window=timedelta(0))
+    assert block.stable is not None
+    counted = 0 if task == "regression" else 1
+    assert block.stable.labelled == counted
+    admin.close()
+
+
+def test_true_answers_are_compared_as_what_they_are() -> None:
+    several, tags = TASKS["multi-label-classification"], TASKS["token-classification"]
+    assert _read(["b", "a"], frozenset({"a", "b"}), several) == frozenset({"a", "b"})
+    assert _read(["O", "B-x"], ("O", "O"), tags) == ("O", "B-x")
+    with pytest.raises(DataError, match="2 tokens were answered, but 1 tags are given"):
+        _read(["O"], ("O", "O"), tags)
 
 
 def test_sockets_of_a_killed_process_are_removed_by_the_next_and_those_of_a_living_one_stay() -> (

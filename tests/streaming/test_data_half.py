@@ -284,6 +284,14 @@ def test_rows_that_cannot_teach_are_refused_by_name(
     assert caught.value.code == code
 
 
+def test_equal_numbers_are_refused_as_numbers_not_as_classes(tmp_path: Path) -> None:
+    table = table_of(tmp_path)
+    commit(table, *(event(str(i), i, text=f"t{i}", label="3") for i in range(90)))
+    with pytest.raises(DataError, match="one number only: 3") as caught:
+        describe(table, min_rows=2, split=SPLIT, task="regression")
+    assert caught.value.code == "data.one_number"
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.text(min_size=1))
 def test_the_same_words_never_straddle_a_split(text: str) -> None:

@@ -20,6 +20,7 @@ STATUS_OF = {
     "model.unknown": 404,
     "data.no_rows": 409,
     "data.one_class": 409,
+    "data.one_number": 409,
     "data.split_empty": 409,
     "serving.no_model": 503,
     "serving.unreachable": 503,

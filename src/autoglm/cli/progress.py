@@ -92,6 +92,9 @@ class Progress:
     def _on_trial_started(self, event: Mapping[str, Any]) -> None:
         self._live("trial", f"{event['number'] + 1}/{self._trials} {_params(event['params'])}")
 
+    def _on_trial_resumed(self, event: Mapping[str, Any]) -> None:
+        self._line("resume", f"goes on from step {event['step']}, epoch {event['epoch']}")
+
     def _on_training(self, event: Mapping[str, Any]) -> None:
         best = f" · best so far {number(self._best)}" if self._best is not None else ""
         self._live(

@@ -51,7 +51,8 @@ def describe(
 ) -> DatasetVersion:
     """The dataset at `version` (the newest if None); `split` has the shares validation and test.
 
-    Raises: DataError data.no_rows, data.one_class, data.split_empty, data.no_such_version.
+    Raises: DataError data.no_rows, data.one_class, data.one_number, data.split_empty,
+    data.no_such_version.
     """
     at = table.version if version is None else version
     source = table.provenance(at) if at >= 0 else None
@@ -67,8 +68,10 @@ def describe(
     counts = Counter(label for answer in named for label in labels_in(answer))
     labels = _label_set(rows, counts, min_rows)
     rare = {label: n for label, n in sorted(counts.items()) if label not in labels}
-    if _teaches_nothing(form, labels, rows):
-        raise _one_class(table.label, labels or _values(rows), rare, min_rows)
+    if form.answers == "number":
+        _check_numbers(table.label, rows.answers)
+    elif len(labels) < (1 if form.answers == "labels" else 2):
+        raise _one_class(table.label, labels, rare, min_rows)
     usable = _only(rows, labels=labels)
     split_rows = Counter(usable.splits)
     for name in SPLITS:
@@ -179,14 +182,13 @@ def _label_set(rows: Rows, counts: Mapping[str, int], min_rows: int) -> tuple[st
     return tuple(sorted(label for label in in_train if counts[label] >= min_rows))
 
 
-def _teaches_nothing(form: TaskForm, labels: Sequence[str], rows: Rows) -> bool:
-    if form.answers == "number":
-        return len(set(rows.answers)) < 2
-    return len(labels) < (1 if form.answers == "labels" else 2)
-
-
-def _values(rows: Rows) -> list[str]:
-    return sorted({str(answer) for answer in rows.answers})[:1]
+def _check_numbers(label: str, numbers: Sequence[float]) -> None:
+    if len(set(numbers)) < 2:
+        raise DataError(
+            f"column {label!r} holds one number only: {numbers[0]:g}.",
+            code="data.one_number",
+            next_step="A regression needs two: add rows with others.",
+        )
 
 
 def _only(rows: Rows, *, labels: Iterable[str], split: str | None = None) -> Rows:

@@ -106,8 +106,9 @@ def _per_entity(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
 def _errors(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
     wanted, said = np.asarray(truth, np.float64), np.asarray(prediction, np.float64)
     errors = said - wanted
-    # Taken from the mean, squares of large numbers do not cancel.
-    centred = wanted - (wanted.mean() if len(wanted) else 0.0)
+    # Taken from the mean, squares of large numbers do not cancel. Equal ones are exactly equal.
+    is_spread = len(wanted) and wanted.min() < wanted.max()
+    centred = wanted - wanted.mean() if is_spread else np.zeros(len(wanted))
     return _columns(errors**2, np.abs(errors), centred, centred**2, np.ones(len(wanted)))
 
 
@@ -139,7 +140,7 @@ def _r2(sums: Array) -> float | None:
     """1 - squared error / squared distance from the mean of these rows."""
     squares, _, total, total_squares, rows = sums
     spread = total_squares - total**2 / rows if rows else 0.0
-    return float(1 - squares / spread) if spread > 1e-12 * max(1.0, total_squares) else None
+    return float(1 - squares / spread) if spread > 1e-12 * total_squares else None
 
 
 OF_LABEL: Mapping[str, Metric] = {
@@ -165,17 +166,19 @@ METRICS = sorted({*OF_LABEL, *OF_LABELS, *OF_TAGS, *OF_NUMBER})
 
 def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     """(first, last, type) of the entities in the BIO or IO tags of one row. As conlleval counts: an
-    I- of another type, or behind an O, begins an entity.
+    I- of another type, or behind an O, begins an entity; where there is one type only, tags may
+    leave it out.
     Source: Tjong Kim Sang and De Meulder, CoNLL-2003.
     """
     found: set[tuple[int, int, str]] = set()
-    begun, kind = -1, ""
+    begun: int = -1
+    kind: str | None = None
     for place, tag in enumerate([*tags, "O"]):
         prefix, _, name = tag.partition("-")
-        goes_on = prefix == "I" and name == kind and 0 < place < len(tags)
-        if kind and not goes_on:
+        goes_on = prefix == "I" and name == kind
+        if kind is not None and not goes_on:
             found.add((begun, place - 1, kind))
-            kind = ""
+            kind = None
         if prefix in {"B", "I"} and not goes_on:
             begun, kind = place, name
     return found

@@ -13,7 +13,7 @@ from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.task import answer_to_json
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
-from autoglm.loop.run_to_candidate import Candidate, plugin_steps
+from autoglm.loop.run_to_candidate import Candidate, plugin_steps, stable_to_beat
 from autoglm.release.controller import RolloutController
 from autoglm.release.replay import ReplayedTraffic
 from autoglm.settings import from_snapshot
@@ -43,6 +43,7 @@ def release(spec: RunSpec, candidate: Candidate, app: App) -> Rollout:
     settings = from_snapshot(spec.config)
     stable = app.registry.resolve("stable")
     version, report = candidate.version, candidate.report
+    is_first = stable_to_beat(spec, app) is None
     rollout = Rollout(
         project=spec.project,
         rollout_id=f"rollout-{digest(spec.run_id, size=6)}",
@@ -57,7 +58,7 @@ def release(spec: RunSpec, candidate: Candidate, app: App) -> Rollout:
         verdict=None,
         reason="",
         is_paused=False,
-        is_replayed=bool(spec.stable) and app.replay,
+        is_replayed=not is_first and app.replay,
         started_at=app.clock.now(),
         traceparent=spec.traceparent,
     )
@@ -84,7 +85,7 @@ def release(spec: RunSpec, candidate: Candidate, app: App) -> Rollout:
         config=settings.release,
         on_event=app.on_event,
     )
-    if not spec.stable:
+    if is_first:
         rollout = controller.first_release(rollout, folders, traces)
     else:
         with _traffic(spec, app) as is_alive:

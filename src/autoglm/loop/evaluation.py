@@ -22,7 +22,9 @@ WORTH_TELLING = 0.9
 
 
 def evaluate_candidate(spec: RunSpec, candidate: str, stable: str) -> EvaluationReport:
-    """`candidate` and `stable` are model folders; `stable` is empty for a first model."""
+    """`candidate` and `stable` are model folders; `stable` is empty for a first model, which
+    the first of a task is too.
+    """
     settings = from_snapshot(spec.config)
     test, train = load_rows(spec.dataset, "test"), load_rows(spec.dataset, "train")
     model, truth = OnnxModel(Path(candidate), threads=0), test.answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -156,9 +157,20 @@ def export(spec: RunSpec, settings: Settings, study: StudyResult, app: App) -> A
     return exported
 
 
+def stable_to_beat(spec: RunSpec, app: App) -> ModelVersion | None:
+    """The version that was in service when the run began. None too when it learnt another task:
+    answers of two forms cannot be compared, and the candidate is the first of its own.
+    """
+    stable = app.registry.get(spec.stable) if spec.stable else None
+    if stable is None:
+        return None
+    facts = json.loads((Path(stable.folder) / "autoglm.json").read_text(encoding="utf-8"))
+    return stable if facts.get("task", spec.dataset.task) == spec.dataset.task else None
+
+
 def evaluate(spec: RunSpec, exported: Mapping[str, Any], app: App) -> Any:
     """Candidate, stable and the floors on the same test rows."""
-    stable = app.registry.get(spec.stable) if spec.stable else None
+    stable = stable_to_beat(spec, app)
     return app.errand(
         "evaluate",
         spec=to_json(spec),

@@ -60,7 +60,7 @@ class RolloutController:
     def first_release(
         self, rollout: Rollout, folders: Mapping[str, str], traces: Mapping[str, str]
     ) -> Rollout:
-        """There is no stable to protect: the candidate becomes it at once."""
+        """There is no stable of this task to protect: the candidate becomes it at once."""
         ended = self._recorded_verdict(rollout)
         if ended is not None:
             return ended

@@ -167,8 +167,7 @@ class Study:
         seconds = self._clock.monotonic() - started
         value = progress.metrics.get(self._metric)
         if value is None or value != value:
-            cause = f"trial {trial.number} has no {self._metric}."
-            self._fail(study, trial, SearchError(cause, code="search.undefined"))
+            self._fail(study, trial, _undefined(trial.number, self._metric, progress.metrics))
             return
         trial.set_user_attr("metrics", dict(progress.metrics))
         trial.set_user_attr("chain_key", progress.key)
@@ -262,3 +261,15 @@ def _storage(log: EventLog, name: str) -> optuna.storages.JournalStorage:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.storages.JournalStorage(EventLogJournal(log, f"study/{name}"))
+
+
+def _undefined(number: int, metric: str, metrics: Mapping[str, float]) -> SearchError:
+    """As an F1 of entities is on rows without any."""
+    others = sorted(n for n, value in metrics.items() if n != "loss" and value == value)
+    return SearchError(
+        f"trial {number} has no {metric}: the validation rows hold nothing that it counts.",
+        code="search.undefined",
+        next_step=f"Set evaluate.metric to one that they have: {', '.join(others)}."
+        if others
+        else "Add rows.",
+    )

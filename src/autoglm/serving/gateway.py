@@ -21,7 +21,8 @@ from autoglm.contracts.feedback import Feedback
 from autoglm.contracts.prediction import Prediction
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.rollout import RouteTable
-from autoglm.errors import ConflictError, ServingError
+from autoglm.contracts.task import TASKS, TaskForm, answer_from_json
+from autoglm.errors import ConflictError, DataError, ServingError
 from autoglm.observability.logging import get_logger
 from autoglm.observability.tracing import new_traceparent, trace_id_of
 from autoglm.serving.config import ServingConfig
@@ -45,6 +46,7 @@ class Gateway:
         self._file = state / "routes.json"
         self.routes: RouteTable | None = None
         self._workers: dict[str, Worker] = {}
+        self._forms: dict[str, TaskForm] = {}
         self.signals = Signals(project)
         self._log = PredictionLog(state / "telemetry.db")
         self._applying = asyncio.Lock()
@@ -95,6 +97,7 @@ class Gateway:
                 )
                 await worker.start()
                 self._workers[digest] = worker
+                self._forms[digest] = _form_of(Path(table.folders[digest]))
         self.routes = table
         self._errors_in_a_row = 0
         self.signals.restart(table)
@@ -117,7 +120,8 @@ class Gateway:
         """(request id, version, model trace, answers) of texts or lists of tokens. One retry on
         stable if the candidate fails.
 
-        Raises: ServingError serving.no_model, serving.unknown_version, or the last failure.
+        Raises: ServingError serving.no_model, serving.unknown_version, or the last failure;
+        DataError for inputs at fault, which no version is blamed for.
         """
         routes = self.routes
         if routes is None or not routes.stable:
@@ -146,7 +150,8 @@ class Gateway:
         seconds = time.perf_counter() - started
         if version != routes.stable:
             self._errors_in_a_row = 0
-        self.signals.answered(version, seconds, request_id, answers[0]["label"])
+        said = answer_from_json(answers[0]["label"], self._forms[version])
+        self.signals.answered(version, seconds, request_id, said)
         trace = routes.traces.get(version, "")
         self._log.add(
             Prediction(
@@ -170,7 +175,11 @@ class Gateway:
         return request_id, version, trace, answers
 
     def feedback(self, request_id: str, label: Any) -> None:
-        self.signals.labelled(request_id, label)
+        """Raises: DataError data.bad_answer when the request was answered in another form."""
+        answered = self.signals.answer_to(request_id)
+        if answered is not None:
+            version, said = answered
+            self.signals.labelled(request_id, _read(label, said, self._forms[version]))
         self._log.add(
             Feedback(
                 project=self.project,
@@ -204,6 +213,28 @@ class Gateway:
                 # Only towards stable; the generation stays, so control's next table is newer.
                 self.routes = replace(routes, candidate_weight=0)
                 self._logger.error("fuse: candidate taken out", version=version[:12])
+
+
+def _form_of(folder: Path) -> TaskForm:
+    facts = json.loads((folder / "autoglm.json").read_text(encoding="utf-8"))
+    return TASKS[facts.get("task", "text-classification")]
+
+
+def _read(label: Any, said: Any, form: TaskForm) -> Any:
+    """A true answer in the form of what was said. Raises: DataError data.bad_answer."""
+    try:
+        true = answer_from_json(label, form)
+    except ValueError as error:
+        cause = str(error)
+    else:
+        if form.answers != "tags" or len(true) == len(said):
+            return true
+        cause = f"{len(said)} tokens were answered, but {len(true)} tags are given"
+    raise DataError(
+        f"{cause}.",
+        code="data.bad_answer",
+        next_step="Give the true answer as the prediction's label has it.",
+    )
 
 
 def _as_text(one: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ MAX_BODY = 2**20
 MAX_TEXTS = 256
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 STATUS_OF = {
+    "data.bad_answer": 422,
     "data.empty_text": 422,
+    "data.not_an_image": 422,
     "data.not_utf8": 422,
     "api.invalid": 422,
     "api.bad_json": 400,
@@ -64,9 +67,9 @@ def public_app(gateway: Gateway, control_socket: Path | None) -> Starlette:
         try:
             body = await _body(request)
             _check_feedback(body)
+            gateway.feedback(body["request_id"], body["label"])
         except AutoGLMError as error:
             return _problem(error, request.headers.get("traceparent", ""))
-        gateway.feedback(body["request_id"], body["label"])
         return JSONResponse({"status": "accepted"}, status_code=202)
 
     async def health(_request: Request) -> Response:
@@ -210,9 +213,12 @@ def _is_input(one: Any) -> bool:
 def _check_feedback(body: dict[str, Any]) -> None:
     label = body.get("label")
     is_number = isinstance(label, (int, float)) and not isinstance(label, bool)
+    # Python reads NaN as JSON, and whole numbers that no float holds.
+    if is_number and not abs(label or 0) <= sys.float_info.max:
+        is_number = False
     if not isinstance(body.get("request_id"), str) or not (_is_input(label) or is_number):
         raise DataError(
-            "request_id must be text, label a text, a list of texts or a number.",
+            "request_id must be text, label a text, a list of texts or a finite number.",
             code="api.invalid",
         )
     words = label if isinstance(label, list) else [str(label)]

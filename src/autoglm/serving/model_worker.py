@@ -1,8 +1,8 @@
 """One model version answering on a Unix socket: JSON lines in and out, batched by padded tokens.
 
 `{"id", "inputs"}` (texts, or lists of tokens) → `{"id", "answers": [{label, score}]}` or
-`{"id", "error"}`. The socket appears once the model is warm; when standard input ends, the parent
-is gone and so is this process.
+`{"id", "error"}`; of an input that is at fault itself also `{"code", "next_step"}`. The socket
+appears once the model is warm; when standard input ends, the parent is gone and so is this process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from autoglm.errors import DataError
 from autoglm.modeling.onnx_model import OnnxModel
 from autoglm.observability import logging as logs
 
@@ -52,7 +53,11 @@ class Batcher:
             try:
                 found = await loop.run_in_executor(None, self._predict, [t for t, _ in taken])
                 for (_, future), answers in zip(taken, found, strict=True):
-                    if not future.done():
+                    if future.done():
+                        continue
+                    if isinstance(answers, DataError):
+                        future.set_exception(answers)
+                    else:
                         future.set_result(answers)
             except Exception as error:
                 logs.get_logger().exception("a batch broke")
@@ -73,8 +78,12 @@ class Batcher:
         self._num_waiting -= sum(len(inputs) for inputs, _ in taken)
         return taken
 
-    def _predict(self, groups: list[list[Any]]) -> list[list[dict[str, Any]]]:
-        answers = iter(self._model.predict([one for group in groups for one in group]))
+    def _predict(self, groups: list[list[Any]]) -> list[list[dict[str, Any]] | DataError]:
+        try:
+            answers = iter(self._model.predict([one for group in groups for one in group]))
+        except DataError as error:
+            # What one user sent must not cost the others their answers.
+            return [error] if len(groups) == 1 else [self._predict([g])[0] for g in groups]
         return [[next(answers).to_json() for _ in group] for group in groups]
 
 
@@ -104,6 +113,9 @@ async def serve(model: OnnxModel, arguments: argparse.Namespace) -> None:
 async def _reply(batcher: Batcher, request: dict[str, Any], writer: asyncio.StreamWriter) -> None:
     try:
         answer = {"id": request["id"], "answers": await batcher.answer(request["inputs"])}
+    except DataError as error:
+        said = {"error": error.message, "code": error.code, "next_step": error.next_step}
+        answer = {"id": request["id"], **said}
     except Exception as error:
         answer = {"id": request["id"], "error": str(error)}
     if not writer.is_closing():

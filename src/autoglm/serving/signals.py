@@ -41,7 +41,7 @@ class Signals:
     def __init__(self, project: str) -> None:
         self._project = project
         self._windows: dict[str, _Window] = {}
-        self._answers: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[str, Any]] = OrderedDict()
         self._registry = CollectorRegistry()
         names = ["project", "version", "status"]
         self._requests = Counter(
@@ -78,6 +78,10 @@ class Signals:
         window.requests += 1
         window.errors += 1
         self._requests.labels(self._project, version[:12], status).inc()
+
+    def answer_to(self, request_id: str) -> tuple[str, Any] | None:
+        """(version, answer) of a request whose true label is still waited for."""
+        return self._answers.get(request_id)
 
     def labelled(self, request_id: str, label: Any) -> bool:
         """The true label of an answer; says whether the answer is still known. A number is near or

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autoglm.errors import ServingError
+from autoglm.errors import DataError, ServingError
 from autoglm.serving.config import ServingConfig
 
 START_SECONDS = 120
@@ -88,7 +88,9 @@ class Worker:
         )
 
     async def ask(self, inputs: list[Any], timeout: float) -> list[dict[str, Any]]:
-        """Answers in order. Raises: ServingError serving.worker_died | timeout | queue_full."""
+        """Answers in order. Raises: ServingError serving.worker_died | timeout | queue_full;
+        DataError for inputs that no worker could answer.
+        """
         if not self.is_warm:
             await self.start()
         assert self._writer is not None
@@ -106,6 +108,8 @@ class Worker:
             ) from error
         finally:
             self._pending.pop(number, None)
+        if "code" in answer:
+            raise DataError(answer["error"], code=answer["code"], next_step=answer["next_step"])
         if "error" in answer:
             is_full = answer["error"] == "queue_full"
             code = "serving.queue_full" if is_full else "serving.worker_failed"
