@@ -9,7 +9,8 @@ import pytest
 from tests.loop.test_tasks import autoglm as command
 
 import autoglm
-from autoglm.errors import ModelError, OwnerError, SearchError, StorageError
+from autoglm.errors import ConfigError, ModelError, OwnerError, SearchError, StorageError
+from autoglm.project import Project
 
 
 def test_train_and_evaluate_need_no_run_and_leave_none(
@@ -29,6 +30,9 @@ def test_train_and_evaluate_need_no_run_and_leave_none(
             autoglm.Trainer(project).__enter__()
         with pytest.raises(SearchError, match="Did you mean epochs"):
             trainer.train(tmp_path / "second", epoch=1)
+        for wrong in ({"lr": "x"}, {"epochs": -1}, {"trainable_layers": None}):
+            with pytest.raises(ConfigError, match="training."):
+                trainer.train(tmp_path / "second", **wrong)
         with pytest.raises(StorageError, match="exists"):
             trainer.train(tmp_path / "first")
         second = trainer.train(tmp_path / "second", lr=2e-3, epochs=3, threads=1)
@@ -50,3 +54,29 @@ def test_train_and_evaluate_need_no_run_and_leave_none(
     assert json.loads(command("runs", "list", "-C", project, "--json"))["runs"] == []
     shown = command("evaluate", project, tmp_path / "first")
     assert "floors for macro_f1" in shown
+
+
+def test_a_backbone_of_our_own_is_set_up_for_what_it_reads_and_refused_for_anything_else(
+    tmp_path: Path, rows_file: Path
+) -> None:
+    project = tmp_path / "project"
+    command("init", project, "--from", rows_file, "--backbone", "recurrent")
+    dimensions = Project(project).settings.search.space
+    assert "trainable_layers" not in dimensions, "all of it learns, whatever this says"
+    assert dimensions["lr"] == {"loguniform": [1e-3, 1e-2]}
+    command("config", "check", "-C", project)
+    images = [
+        "--set",
+        "model.task=image-classification",
+        "--set",
+        "data.image=text",
+        "--set",
+        "data.text=",
+    ]
+    wrong = "'{}' reads {}, model.task = '{}' does not"
+    for backbone, reads, task, more in (
+        ("conv", "images", "text-classification", ["--set", "model.backbone=conv"]),
+        ("recurrent", "texts", "image-classification", images),
+    ):
+        refused = command("config", "check", "-C", project, *more, code=2)
+        assert wrong.format(backbone, reads, task) in " ".join(refused.split())

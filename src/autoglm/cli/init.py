@@ -41,9 +41,7 @@ search:
   budget: 10min                 # wall time that ends the search
   trials: 24                    # upper bound
   space:                        # a key here is a config key: training.lr, training.dropout, ...
-    lr: {{loguniform: [1e-5, 1e-3]}}
-    trainable_layers: {{choice: [0, 1, 2, 6]}}
-    dropout: {{uniform: [0.0, 0.3]}}
+{space}    dropout: {{uniform: [0.0, 0.3]}}
 
 evaluate:
   metric: {metric:<22} # picks the best trial and gates the candidate
@@ -55,6 +53,15 @@ trigger:
 release:
   steps: [5, 25, 50, 100]       # traffic weights of a candidate, per cent
   pause_above_mean_latency: 200ms
+"""
+# What begins at random learns as a whole, at a higher rate and for longer.
+SPACE = """\
+    lr: {loguniform: [1e-5, 1e-3]}
+    trainable_layers: {choice: [0, 1, 2, 6]}
+"""
+SPACE_OF_OWN = """\
+    lr: {loguniform: [1e-3, 1e-2]}
+    epochs: {choice: [4, 8]}
 """
 
 
@@ -243,6 +250,7 @@ def _write(
     max_length: int,
 ) -> None:
     from autoglm.contracts.task import TASKS
+    from autoglm.modeling.backbones.own import OWN
 
     form = TASKS[task]
     name = re.sub(r"[^a-z0-9-]+", "-", folder.resolve().name.lower()).strip("-") or "project"
@@ -261,6 +269,7 @@ def _write(
         text=_scalar(columns.text),
         label=_scalar(columns.label),
         max_length=max_length,
+        space=SPACE_OF_OWN if backbone in OWN else SPACE,
     )
     staging = folder / f".autoglm.yaml.{os.getpid()}"
     staging.write_text(content, encoding="utf-8")

@@ -10,6 +10,7 @@ from autoglm.config.config_loader import Config
 from autoglm.contracts.task import METRICS_OF, TASKS
 from autoglm.errors import ConfigError, PluginError, SearchError
 from autoglm.loop.run_to_candidate import searchable_keys
+from autoglm.modeling.backbones.own import OWN
 from autoglm.plugins import project_files, registry
 from autoglm.plugins.kinds import KINDS
 from autoglm.search.constraints import read_constraints
@@ -114,7 +115,7 @@ COLUMNS = {
 
 
 def _check_task(settings: Settings) -> None:
-    """Whether the columns are those that the task wants, and the metric one that it has."""
+    """Whether columns and backbone are those that the task wants, and the metric one it has."""
     name, form = settings.model.task, TASKS[settings.model.task]
     for what in (form.reads, form.answers):
         if not getattr(settings.data, COLUMNS[what]):
@@ -123,6 +124,14 @@ def _check_task(settings: Settings) -> None:
                 code="config.wrong_value",
                 next_step=f"Name the column in data.{COLUMNS[what]}, or choose another model.task.",
             )
+    backbone = settings.model.backbone
+    if (backbone == "conv") != (form.reads == "image") and backbone in OWN:
+        reads = "images" if backbone == "conv" else "texts"
+        raise ConfigError(
+            f"model.backbone = {backbone!r} reads {reads}, model.task = {name!r} does not.",
+            code="config.wrong_value",
+            next_step="Choose another model.backbone; docs/backbones.md lists them.",
+        )
     metric, known = metric_of(settings), form.metrics
     if metric not in known and any(metric in names for names in METRICS_OF.values()):
         raise ConfigError(

@@ -26,7 +26,7 @@ from autoglm.loop.dataset_to_run import draft_spec, trigger_event
 from autoglm.loop.names import check_names
 from autoglm.loop.run_to_candidate import open_trainer, searchable_keys
 from autoglm.project import Project
-from autoglm.settings import Settings, unfreeze
+from autoglm.settings import Settings, read_settings, unfreeze
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -54,10 +54,14 @@ def train(app: App, target: Path, params: Mapping[str, Any]) -> TrainedModel:
 
     The newest dataset version is taken; a table without rows is filled first. Stopped and called
     again with the same settings it goes on from its last checkpoint.
-    Raises: StorageError storage.exists, DataError, ModelError, TrainingError, CancelledError.
+    Raises: ConfigError, StorageError storage.exists, DataError, ModelError, TrainingError,
+    CancelledError.
     """
     if target.exists():
         raise StorageError(f"{target} exists.", code="storage.exists", next_step="Choose another.")
+    said = [f"{key}={json.dumps(value)}" for key, value in params.items()]
+    layers = app.project.layers
+    read_settings(replace(layers, assignments=(*layers.assignments, *said)))  # raises ConfigError
     spec = _spec(app)
     trainer = open_trainer(spec, app)
     try:
