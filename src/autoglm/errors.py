@@ -42,6 +42,7 @@ class AutoGLMError(Exception):
         code: str | None = None,
         next_step: str = "",
         retryable: bool | None = None,
+        exit_code: int | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -51,6 +52,8 @@ class AutoGLMError(Exception):
             self.code = code  # type: ignore[misc]
         if retryable is not None:
             self.retryable = retryable  # type: ignore[misc]
+        if exit_code is not None:
+            self.exit_code = exit_code  # type: ignore[misc]
 
     def __str__(self) -> str:
         step = f" {self.next_step}" if self.next_step else ""

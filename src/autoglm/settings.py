@@ -268,13 +268,12 @@ def _ask_centre(where: Layers, config: CentreConfig, problem: PluginError | None
 
 
 def _bad_centre(config: CentreConfig, error: PluginError) -> PluginError:
-    found = PluginError(
+    return PluginError(
         f"config.centre.kind = {config.kind!r}: {error.message}",
         code=error.code,
         next_step=error.next_step,
+        exit_code=2,  # the configuration is wrong, no work was tried
     )
-    found.exit_code = 2  # type: ignore[misc]  # the configuration is wrong, no work was tried
-    return found
 
 
 def live_settings(

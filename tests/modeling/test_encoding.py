@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from autoglm.contracts.task import TASKS
-from autoglm.modeling.encoding import encode, open_tokenizer, word_starts, words_read
+from autoglm.modeling.encoding import encode, first_tokens, open_tokenizer
 
 TEXT, TOKENS = TASKS["text-classification"], TASKS["token-classification"]
 
@@ -34,5 +34,4 @@ def test_a_prefix_is_read_before_texts_and_not_before_tokens(
 def test_words_are_told_apart_by_their_first_token(tiny_backbone: Path) -> None:
     tokenizer = open_tokenizer(tiny_backbone, 5, TOKENS)
     (encoding,) = encode(tokenizer, [("goal", "match", "team", "coach", "cup")])
-    assert word_starts(encoding) == [1, 2, 3]
-    assert words_read(encoding) == [0, 1, 2]
+    assert first_tokens(encoding) == [(1, 0), (2, 1), (3, 2)]

@@ -12,6 +12,7 @@ from autoglm.clock import SteeredClock
 from autoglm.contracts.record import digest
 from autoglm.contracts.stage_chain import Cost, Progress, Stage, StageChain
 from autoglm.errors import CancelledError, SearchError, TrainingError
+from autoglm.loop.run_to_candidate import searchable_keys
 from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import read_constraints
 from autoglm.search.space import num_points, read_space
@@ -41,14 +42,19 @@ def test_a_wrong_space_is_refused_with_the_nearest_name(space: dict[str, Any], w
     assert caught.value.exit_code == 2
 
 
-def test_a_short_name_is_the_structures_before_a_backbones_own() -> None:
-    keys = ["model.structure.num_layers", "model.conv.num_layers", "model.conv.channels"]
-    said = {"num_layers": {"choice": [1]}, "conv.num_layers": {"choice": [2]},
-            "channels": {"choice": [8]}}  # fmt: skip
-    found = {d.key: d.choices for d in read_space(said, keys)}
-    assert found == {
-        "model.structure.num_layers": (1,), "model.conv.num_layers": (2,), "model.conv.channels": (8,)
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("backbone", "section"),
+    [("conv", "model.conv"), ("recurrent", "model.recurrent"), ("a/folder", "model.structure")],
+)
+def test_a_short_name_is_of_the_section_that_the_backbone_reads(
+    backbone: str, section: str
+) -> None:
+    keys = searchable_keys(backbone)
+    for name in ("num_layers", f"{section.removeprefix('model.')}.num_layers"):
+        (found,) = read_space({name: {"choice": [1]}}, keys)
+        assert (found.key, found.choices) == (f"{section}.num_layers", (1,))
+    others = {"model.conv", "model.recurrent", "model.structure"} - {section}
+    assert not [key for key in keys if key.rpartition(".")[0] in others]
 
 
 def test_a_finite_space_knows_its_size() -> None:

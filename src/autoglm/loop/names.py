@@ -98,13 +98,12 @@ def _check_space(settings: Settings, kinds: Collection[str]) -> None:
 
 
 def _unsaid(text: str, key: str) -> SearchError:
-    error = SearchError(
+    return SearchError(
         f"search.constraints: {text!r}: {key} is 0, which stands for the backbone's own size.",
         code="search.constraint",
         next_step=f"Set {key} to the size that is meant.",
+        exit_code=2,
     )
-    error.exit_code = 2  # type: ignore[misc]
-    return error
 
 
 # What a task reads and answers → the key of data that names its column.
@@ -171,6 +170,4 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def _wrong(message: str, *, code: str, next_step: str) -> PluginError:
     """The configuration is wrong, no work was tried: a bad call."""
-    error = PluginError(message, code=code, next_step=next_step)
-    error.exit_code = 2  # type: ignore[misc]
-    return error
+    return PluginError(message, code=code, next_step=next_step, exit_code=2)

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from autoglm.config.config_loader import Config
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.evaluation_report import EvaluationReport
 from autoglm.contracts.record import digest, from_json, to_json
@@ -26,7 +25,7 @@ from autoglm.loop.dataset_to_run import draft_spec, trigger_event
 from autoglm.loop.names import check_names
 from autoglm.loop.run_to_candidate import open_trainer, searchable_keys
 from autoglm.project import Project
-from autoglm.settings import Settings, read_settings, unfreeze
+from autoglm.settings import read_settings, unfreeze
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -179,10 +178,6 @@ class Trainer:
     def evaluate(self, model: Path | str, *, against: Path | str = "") -> EvaluationReport:
         """Scores of `model` on the test rows, with intervals and floors; paired with `against`."""
         return evaluate(self._opened, str(model), str(against))
-
-    @property
-    def config(self) -> Config[Settings]:
-        return self.project.config
 
     @property
     def _opened(self) -> App:

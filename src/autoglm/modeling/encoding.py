@@ -43,19 +43,10 @@ def encode(tokenizer: Any, inputs: Sequence[Any]) -> list[Any]:
     return list(tokenizer.encode_batch(list(inputs)))
 
 
-def word_starts(encoding: Any) -> list[int]:
-    """Place of the first token of each word that was read. A word without any token has none, so
-    words are told apart by their number: see `tags_of`.
+def first_tokens(encoding: Any) -> list[tuple[int, int]]:
+    """(place of its first token, number) of each word that was read; a word without any token, or
+    behind the cut, has none.
     """
-    return [place for place, _ in _starts(encoding)]
-
-
-def words_read(encoding: Any) -> list[int]:
-    """Number of each word that `word_starts` gives a place of."""
-    return [word for _, word in _starts(encoding)]
-
-
-def _starts(encoding: Any) -> list[tuple[int, int]]:
     seen: set[int] = set()
     found = []
     for place, word in enumerate(encoding.word_ids):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoglm.contracts.task import TASKS, TaskForm, answer_to_json
 from autoglm.errors import ModelError
-from autoglm.modeling.encoding import encode, open_tokenizer, word_starts, words_read
+from autoglm.modeling.encoding import encode, first_tokens, open_tokenizer
 from autoglm.modeling.images import DOT, PREPROCESSOR, Preprocessor, image_of
 
 if TYPE_CHECKING:
@@ -158,11 +158,11 @@ class OnnxModel:
         """A token that was not read (behind max_length, or without any id) is outside."""
         outside = "O" if "O" in self.labels else self.labels[0]
         tags, shares = [outside] * num_tokens, _softmax(logits)
-        starts = word_starts(encoding)
-        best = shares[starts].argmax(axis=1)
-        for word, code in zip(words_read(encoding), best, strict=True):
-            tags[word] = self.labels[code]
-        score = float(shares[starts].max(axis=1).mean()) if starts else 0.0
+        sure = []
+        for place, word in first_tokens(encoding):
+            tags[word] = self.labels[int(shares[place].argmax())]
+            sure.append(float(shares[place].max()))
+        score = sum(sure) / len(sure) if sure else 0.0
         return Answer(label=tuple(tags), score=score)
 
     def warm(self) -> None:

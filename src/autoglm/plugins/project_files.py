@@ -38,13 +38,12 @@ def read_files(folder: Path, names: Sequence[str]) -> tuple[ProjectFile, ...]:
 
 
 def _unreadable(problem: str, code: str = "plugin.import_missing") -> PluginError:
-    error = PluginError(
+    return PluginError(
         f"imports: {problem}.",
         code=code,
         next_step="Name Python files of the project's folder, by their path in it.",
+        exit_code=2,  # the configuration is wrong, no work was tried
     )
-    error.exit_code = 2  # type: ignore[misc]  # the configuration is wrong, no work was tried
-    return error
 
 
 def open_parts(spec: RunSpec) -> None:

@@ -20,8 +20,6 @@ from autoglm.search.spellings import KINDS, WHEN, plain_space, refused
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-# Sections that one backbone reads: `num_layers` alone is the structure's, theirs `conv.num_layers`.
-OF_ONE_BACKBONE = ("model.conv.", "model.recurrent.")
 # A finite space larger than this is not counted.
 MOST_POINTS = 4096
 # Between two points of a grid that rounding has moved.
@@ -192,8 +190,6 @@ def resolve(name: str, keys: Collection[str]) -> str:
         return name
     asked = re.sub(r"(^|\.)n_layers$", r"\1num_layers", name)
     matches = [key for key in keys if key == asked or key.endswith("." + asked)]
-    if len(matches) > 1:
-        matches = [k for k in matches if not k.startswith(OF_ONE_BACKBONE)] or matches
     if len(matches) == 1:
         return matches[0]
     if matches:

@@ -181,6 +181,4 @@ def _bounds(said: Any) -> list[Any]:
 
 def refused(message: str, next_step: str, code: str = "search.space") -> SearchError:
     """A space that cannot be meant: a bad call, no work was tried."""
-    error = SearchError(message, code=code, next_step=next_step)
-    error.exit_code = 2  # type: ignore[misc]
-    return error
+    return SearchError(message, code=code, next_step=next_step, exit_code=2)

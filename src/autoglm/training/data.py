@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoglm.modeling.encoding import word_starts, words_read
+from autoglm.modeling.encoding import first_tokens
 from autoglm.modeling.images import Pixels
 
 # The target of a token that nobody answers for.
@@ -83,7 +83,7 @@ def targets_of(
 
 def _per_token(encoding: Any, tags: Sequence[str], index: Mapping[str, int]) -> Tensor:
     target = torch.full((len(encoding.ids),), IGNORED)
-    for place, word in zip(word_starts(encoding), words_read(encoding), strict=True):
+    for place, word in first_tokens(encoding):
         target[place] = index[tags[word]]
     return target
 

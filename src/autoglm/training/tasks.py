@@ -7,6 +7,7 @@ A task is made with the label names and the section `training`; its `batch` is w
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,18 +19,18 @@ from autoglm.training.closed_form import ridge_head
 from autoglm.training.data import IGNORED, deviation_of
 
 
-class _Task:
+class _Task(ABC):
     """`truth` and `predict` give a label, labels, a number or tags per row (contracts.task)."""
 
-    def truth(self, batch: Mapping[str, Tensor]) -> list[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def truth(self, batch: Mapping[str, Tensor]) -> list[Any]: ...
 
-    def predict(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> list[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def predict(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> list[Any]: ...
 
+    @abstractmethod
     def ridge(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of a linear head that answers `targets` as well as one can."""
-        raise NotImplementedError
 
     def scores(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics by name on these rows; NaN where one is undefined."""
