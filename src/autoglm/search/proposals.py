@@ -5,7 +5,7 @@ new and fulfils the constraints.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ class Proposals:
             values = self.ask(trial)
             if not self._refuse(study, trial, values):
                 return trial, values
-        told = {digest(self.values(t.params)) for t in study.get_trials(deepcopy=False)}
+        told = [self.values(t.params) for t in study.get_trials(deepcopy=False)]
         num_known, num_refused, off = 0, 0, Counter[str]()
         while True:
             trial = study.ask()
@@ -58,7 +58,7 @@ class Proposals:
                 num_refused += 1
                 if num_refused >= MOST_INFEASIBLE:
                     raise self._infeasible(off)
-            elif digest(values) not in told or num_known > MOST_KNOWN:
+            elif not _is_among(values, told) or num_known > MOST_KNOWN:
                 return trial, values
             else:
                 num_known, num_refused = num_known + 1, 0
@@ -66,11 +66,11 @@ class Proposals:
                 if num_known == MOST_KNOWN and (new := self._untold(told)):
                     study.enqueue_trial(new)
 
-    def _untold(self, told: set[str]) -> dict[str, Any]:
+    def _untold(self, told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A point of a finite space that the sampler did not come upon, as Optuna takes it."""
         for values in assignments(self.dimensions, self.own) or ():
             in_force = {**self.own, **values}
-            if digest(values) not in told and not violations(self.constraints, in_force):
+            if not _is_among(values, told) and not violations(self.constraints, in_force):
                 return {d.key: d.told(values[d.key]) for d in self.dimensions if d.key in values}
         return {}
 
@@ -141,6 +141,11 @@ class Proposals:
             "Relax the constraint or widen the space.",
             "search.infeasible",
         )
+
+
+def _is_among(values: Mapping[str, Any], told: Sequence[Mapping[str, Any]]) -> bool:
+    """Equal in JSON as well: `true` is not 1. That is asked of the few that are equal at all."""
+    return any(values == each and digest(values) == digest(each) for each in told)
 
 
 def _suggested(trial: optuna.Trial, key: str, wanted: Any) -> Any:
