@@ -63,7 +63,7 @@ def describe(
     rows, num_waiting = _labelled(latest, table, split, form, label_separator)
     if not len(rows):
         raise _no_rows(table, waiting=num_waiting, dead=num_dead)
-    named = [] if form.answers == "number" else rows.answers
+    named = [] if form.answers in {"number", "text"} else rows.answers
     counts = Counter(label for answer in named for label in labels_in(answer))
     labels = _label_set(rows, counts, min_rows)
     rare = {label: n for label, n in sorted(counts.items()) if label not in labels}
@@ -180,6 +180,8 @@ def _label_set(rows: Rows, counts: Mapping[str, int], min_rows: int) -> tuple[st
 
 
 def _teaches_nothing(form: TaskForm, labels: Sequence[str], rows: Rows) -> bool:
+    if form.answers == "text":
+        return False
     if form.answers == "number":
         return len(set(rows.answers)) < 2
     return len(labels) < (1 if form.answers == "labels" else 2)

@@ -159,12 +159,7 @@ def export(spec: RunSpec, settings: Settings, study: StudyResult, app: App) -> A
 def evaluate(spec: RunSpec, exported: Mapping[str, Any], app: App) -> Any:
     """Candidate, stable and the floors on the same test rows."""
     stable = app.registry.get(spec.stable) if spec.stable else None
-    return app.errand(
-        "evaluate",
-        spec=to_json(spec),
-        candidate=exported["folder"],
-        stable=stable.folder if stable else "",
-    )
+    return app.evaluate(spec, exported["folder"], stable.folder if stable else "")
 
 
 def register(
