@@ -427,3 +427,16 @@ def test_one_that_lets_queries_decide_for_each_other_fails_with_a_cache() -> Non
     with pytest.raises(ModelError) as caught:
         probe.check_generation(GPT2LMHeadModel(config), "own")
     assert caught.value.code == "model.attention_cache"
+
+
+def test_a_little_depends_on_the_cache_and_is_found() -> None:
+    def sharper(module: Any, query: Any, *call: Any, **kwargs: Any) -> Any:
+        return dense(module, query * (1 + 1e-4 * query.shape[2]), *call, **kwargs)
+
+    plugins.register("attention", "own", sharper)
+    config = copy.deepcopy(CONFIGS["gpt2"])
+    config.initializer_range = 0.5
+    torch.manual_seed(0)
+    with pytest.raises(ModelError) as caught:
+        probe.check_generation(GPT2LMHeadModel(config), "own")
+    assert caught.value.code == "model.attention_cache"

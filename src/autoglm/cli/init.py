@@ -26,7 +26,7 @@ project: {name}
 model:
   backbone: {backbone}          # a folder with config.json and tokenizer.json, or package:NAME
   task: {task}
-
+{structure}
 data:
   source:
     kind: sql
@@ -41,8 +41,7 @@ search:
   budget: 10min                 # wall time that ends the search
   trials: 24                    # upper bound
   space:                        # a key here is a config key: training.lr, training.dropout, ...
-{space}    dropout: {{uniform: [0.0, 0.3]}}
-
+{space}
 evaluate:
   metric: {metric:<22} # picks the best trial and gates the candidate
 
@@ -54,15 +53,23 @@ release:
   steps: [5, 25, 50, 100]       # traffic weights of a candidate, per cent
   pause_above_mean_latency: 200ms
 """
-# What begins at random learns as a whole, at a higher rate and for longer.
+# What begins at random learns as a whole, at a higher rate and for longer. A new head learns with
+# the layers below it; an lm_head stays, adapters change what it reads.
 SPACE = """\
     lr: {loguniform: [1e-5, 1e-3]}
     trainable_layers: {choice: [0, 1, 2, 6]}
+    dropout: {uniform: [0.0, 0.3]}
 """
 SPACE_OF_OWN = """\
     lr: {loguniform: [1e-3, 1e-2]}
     epochs: {choice: [4, 8]}
+    dropout: {uniform: [0.0, 0.3]}
 """
+SPACE_OF_WRITING = """\
+    lr: {loguniform: [1e-5, 1e-3]}
+    lora_rank: {choice: [4, 8, 16]}
+"""
+ADAPTERS = "  structure: {lora_rank: 8}     # LoRA in attention; merged when the model is written\n"
 
 
 def _plugin(kind: str, name: str, folder: Path | None, as_json: bool) -> None:
@@ -119,6 +126,7 @@ def init(
       autoglm init --plugin evaluator minority-recall
 
     """
+    from autoglm.contracts.task import TASKS
     from autoglm.modeling.backbone_ref import resolve_backbone
     from autoglm.modeling.backbones.own import OWN
 
@@ -159,7 +167,8 @@ def init(
         num_rows = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        length = _max_length(from_file, columns.text, backbone, folder)
+        read = [columns.text] + [columns.label] * (TASKS[task].answers == "text")
+        length = _max_length(from_file, read, backbone, folder)
         model: dict[str, Any] = {"backbone": backbone, "task": task, "max_length": length}
         _write(folder, columns, url=url, table=table, **model)
     except OSError as error:
@@ -167,6 +176,9 @@ def init(
             folder.rmdir()
         raise ConfigError(f"{folder}: {error.strerror}.", code="config.unwritable") from error
     _show(folder, columns, url=url, table=table, num_rows=num_rows, as_json=as_json)
+    if not as_json:
+        typer.echo(f"next: autoglm {'train' if TASKS[task].answers == 'text' else 'run'} {folder}")
+        sys.stdout.flush()
 
 
 def _check_task(task: str) -> None:
@@ -209,9 +221,9 @@ def _stored_path(backbone: str, folder: Path) -> str:
     return os.path.relpath(Path(backbone).resolve(), folder.resolve())
 
 
-def _max_length(file: Path | None, text: str, backbone: str, folder: Path) -> int:
-    """128 tokens, or 256 when that would cut many texts (as far as a sample of the file shows), but
-    no more than the backbone has positions for.
+def _max_length(file: Path | None, columns: list[str], backbone: str, folder: Path) -> int:
+    """128 tokens, or 256 when that would cut many rows of these columns (as far as a sample of the
+    file shows), but no more than the backbone has positions for.
     """
     from itertools import islice
 
@@ -232,11 +244,14 @@ def _max_length(file: Path | None, text: str, backbone: str, folder: Path) -> in
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    cells = [row.get(text) or "" for row in islice(read_rows(file), SAMPLE)]
-    joined = (" ".join(map(str, c)) if isinstance(c, list) else str(c) for c in cells)
-    texts = [cell[: 8 * SHORT] for cell in joined]
+    rows = islice(read_rows(file), SAMPLE)
+    texts = [" ".join(_joined(row.get(name)) for name in columns)[: 8 * SHORT] for row in rows]
     long = sum(len(encoding.ids) > SHORT for encoding in tokenizer.encode_batch(texts))
     return min(LONG if long > MANY * len(texts) else SHORT, limit)
+
+
+def _joined(cell: Any) -> str:
+    return " ".join(map(str, cell)) if isinstance(cell, list) else str(cell or "")
 
 
 def _write(
@@ -269,11 +284,18 @@ def _write(
         text=_scalar(columns.text),
         label=_scalar(columns.label),
         max_length=max_length,
-        space=SPACE_OF_OWN if backbone in OWN else SPACE,
+        structure=ADAPTERS if form.answers == "text" else "",
+        space=_space(form.answers, backbone in OWN),
     )
     staging = folder / f".autoglm.yaml.{os.getpid()}"
     staging.write_text(content, encoding="utf-8")
     staging.replace(folder / "autoglm.yaml")
+
+
+def _space(answers: str, is_own: bool) -> str:
+    if answers == "text":
+        return SPACE_OF_WRITING
+    return SPACE_OF_OWN if is_own else SPACE
 
 
 def _scalar(value: str) -> str:
@@ -306,5 +328,3 @@ def _show(
     print_pairs({name: value for name, value in facts.items() if value is not None})
     if not columns.cursor:
         typer.echo("  no cursor column: every poll compares all rows", err=False)
-    typer.echo(f"next: autoglm run {folder}")
-    sys.stdout.flush()

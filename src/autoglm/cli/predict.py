@@ -48,6 +48,7 @@ def predict(
     if texts and (Path(texts[0]) / "autoglm.yaml").is_file():
         folder = Path(texts.pop(0))
     project = open_project(folder)
+    _refuse_writing(project.settings.model.task)
     if input_file is not None:
         column = project.settings.data.input_column
         rows: Iterable[str | None] = _texts_of(input_file, column)
@@ -65,6 +66,18 @@ def predict(
     for batch in _batches(rows):
         for text, answer in zip(batch, _answers(batch, answering), strict=True):
             _print(text, answer, as_json)
+
+
+def _refuse_writing(task: str) -> None:
+    from autoglm.contracts.task import TASKS
+
+    if TASKS[task].answers == "text":
+        raise ServingError(
+            f"autoglm predict cannot answer for {task} yet.",
+            code="serving.cannot_serve",
+            next_step="Open the folder that `autoglm train` wrote with transformers:"
+            " AutoModelForCausalLM.from_pretrained(FOLDER).generate(…).",
+        )
 
 
 def _of_images(answering: Answering) -> Answering:

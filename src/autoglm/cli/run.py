@@ -153,8 +153,9 @@ def _show_succeeded(result: Mapping[str, Any]) -> None:
         mark = " (gate)" if name == report["metric"] else ""
         rows.append((name + mark, number(score["value"]), interval, number(stable)))
     print_table((f"on {report['test_rows']} test rows", "candidate", "95 %", "stable"), rows)
-    floors = f"majority {number(report['majority'])}, linear {number(report['linear_floor'])}"
-    typer.echo(f"floors for {report['metric']}: {floors}")
+    if report["majority"] is not None:
+        floors = f"majority {number(report['majority'])}, linear {number(report['linear_floor'])}"
+        typer.echo(f"floors for {report['metric']}: {floors}")
     whole = report.get("linear_whole")
     if whole is not None and whole > report["candidate"][report["metric"]]["value"]:
         typer.echo(

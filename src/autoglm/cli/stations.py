@@ -95,8 +95,9 @@ def evaluate(
         for name, score in report["candidate"].items()
     ]
     print_table((f"on {report['test_rows']} test rows", "model", "95 %", against or "—"), rows)
-    floors = f"majority {number(report['majority'])}, linear {number(report['linear_floor'])}"
-    typer.echo(f"floors for {report['metric']}: {floors}")
+    if report["majority"] is not None:
+        floors = f"majority {number(report['majority'])}, linear {number(report['linear_floor'])}"
+        typer.echo(f"floors for {report['metric']}: {floors}")
     if report["difference"]:
         found = report["difference"]
         interval = f"{number(found['low'])} – {number(found['high'])}"

@@ -33,7 +33,8 @@ class EvaluationReport:
     """The offline gate's evidence: candidate, stable and the floors on the same test rows.
 
     `linear_floor` is of a linear model that reads what the model reads; `linear_whole` of one that
-    reads whole texts, where `max_length` cuts much off. `verdict` uses the release's words;
+    reads whole texts, where `max_length` cuts much off. Answers that are written have no floors:
+    both are None. `verdict` uses the release's words;
     `reason` says it in one line.
     """
 
@@ -43,8 +44,8 @@ class EvaluationReport:
     candidate: Mapping[str, Score]
     stable: Mapping[str, Score]
     difference: PairedDifference | None
-    majority: float
-    linear_floor: float
+    majority: float | None
+    linear_floor: float | None
     test_rows: int
     verdict: str
     reason: str

@@ -1,9 +1,10 @@
 """What the columns of a task hold, for everything that does not train: no torch in here.
 
-text · tokens · image   ─► model ─►   label · labels · number · tags
+text · tokens · image   ─► model ─►   label · labels · number · tags · text
 
 A label is a text; labels are a set of texts; a number is a float; tags are a tuple with a text per
-token. In JSON they are a text, a sorted list, a number and a list.
+token; a text is one that is written, not chosen. In JSON they are a text, a sorted list, a number,
+a list and a text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Reads = Literal["text", "tokens", "image"]
-Answers = Literal["label", "labels", "number", "tags"]
+Answers = Literal["label", "labels", "number", "tags", "text"]
 TaskName = Literal[
     "text-classification",
     "multi-label-classification",
@@ -21,6 +22,7 @@ TaskName = Literal[
     "regression",
     "image-classification",
     "sequence-modeling",
+    "causal-lm",
 ]
 
 
@@ -30,6 +32,7 @@ METRICS_OF: Mapping[str, tuple[str, ...]] = {
     "labels": ("accuracy", "macro_f1", "micro_f1"),
     "tags": ("accuracy", "entity_f1"),
     "number": ("r2", "negative_mae", "negative_rmse"),
+    "text": ("negative_loss", "token_accuracy"),
 }
 
 
@@ -53,7 +56,19 @@ TASKS: Mapping[str, TaskForm] = {
     "regression": TaskForm(reads="text", answers="number", metric="r2"),
     "image-classification": TaskForm(reads="image", answers="label", metric="accuracy"),
     "sequence-modeling": TaskForm(reads="text", answers="label", metric="macro_f1"),
+    "causal-lm": TaskForm(reads="text", answers="text", metric="negative_loss"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """What a model gives to the tokens of one known answer, each read behind the right ones before
+    it: their negative log-likelihood, how many there are, and of how many it is the likeliest.
+    """
+
+    nll: float
+    tokens: int
+    hits: int
 
 
 def answer_to_json(answer: Any) -> Any:

@@ -45,7 +45,7 @@ def problem_of(
         return "data.bad_input", str(error)
     if form.reads == "tokens" and not read:
         return "data.empty_text", "the row has no token"
-    if form.answers == "label" or not str("" if answer is None else answer).strip():
+    if form.answers in {"label", "text"} or not str("" if answer is None else answer).strip():
         return None
     try:
         found = read_answer(str(answer), form, separator)

@@ -64,13 +64,13 @@ def describe(
     rows, num_waiting = _labelled(latest, table, split, form, label_separator)
     if not len(rows):
         raise _no_rows(table, waiting=num_waiting, dead=num_dead)
-    named = [] if form.answers == "number" else rows.answers
+    named = [] if form.answers in {"number", "text"} else rows.answers
     counts = Counter(label for answer in named for label in labels_in(answer))
     labels = _label_set(rows, counts, min_rows)
     rare = {label: n for label, n in sorted(counts.items()) if label not in labels}
     if form.answers == "number":
         _check_numbers(table.label, rows.answers)
-    elif len(labels) < (1 if form.answers == "labels" else 2):
+    elif form.answers != "text" and len(labels) < (1 if form.answers == "labels" else 2):
         raise _one_class(table.label, labels, rare, min_rows)
     usable = _only(rows, labels=labels)
     split_rows = Counter(usable.splits)

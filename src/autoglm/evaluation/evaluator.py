@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from autoglm.contracts.evaluation_report import PairedDifference, Score
+from autoglm.contracts.task import TextScore
 from autoglm.errors import PluginError
 from autoglm.evaluation.metrics import METRICS, Metric, metrics_of
 from autoglm.plugins import registry
@@ -87,7 +88,12 @@ def _interval(draws: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def _wins(truth: Sequence[Any], candidate: Sequence[Any], stable: Sequence[Any]) -> dict[str, int]:
-    """Rows that only one of both answers rightly; of numbers, rows that one comes nearer to."""
+    """Rows that only one of both answers rightly; of numbers, rows that one comes nearer to; of
+    texts, rows to whose answer one gives more.
+    """
+    if isinstance(truth[0], TextScore):
+        triples = [(c.nll, s.nll) for c, s in zip(candidate, stable, strict=True)]
+        return {"wins": sum(c < s for c, s in triples), "losses": sum(s < c for c, s in triples)}
     if isinstance(truth[0], float):
         triples = [
             (abs(c - t), abs(s - t)) for t, c, s in zip(truth, candidate, stable, strict=True)
@@ -133,6 +139,8 @@ ACCURACY, MACRO_F1 = MetricEvaluator("accuracy"), MetricEvaluator("macro_f1")
 MICRO_F1, ENTITY_F1 = MetricEvaluator("micro_f1"), MetricEvaluator("entity_f1")
 R2, NEGATIVE_MAE = MetricEvaluator("r2"), MetricEvaluator("negative_mae")
 NEGATIVE_RMSE = MetricEvaluator("negative_rmse")
+NEGATIVE_LOSS = MetricEvaluator("negative_loss")
+TOKEN_ACCURACY = MetricEvaluator("token_accuracy")
 
 
 def find_evaluator(name: str) -> Evaluator:

@@ -1,7 +1,8 @@
 """Metrics by name. Each is a function of sums over rows, so that resampling rows is cheap.
 
-A row's truth and prediction are a label (text), labels (frozenset), a number (float), or tags
-(tuple); what a name means depends on which.
+A row's truth and prediction are a label (text), labels (frozenset), a number (float), tags (tuple),
+or a TextScore (the truth's is that of a model that knows the answer); what a name means depends on
+which.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from autoglm.contracts.task import TextScore
 
 Array = NDArray[np.float64]
 
@@ -49,6 +52,8 @@ def metrics_of(truth: Sequence[Any]) -> Mapping[str, Metric]:
         return OF_LABELS
     if isinstance(first, tuple):
         return OF_TAGS
+    if isinstance(first, TextScore):
+        return OF_TEXT
     return OF_LABEL if isinstance(first, str) else OF_NUMBER
 
 
@@ -112,6 +117,11 @@ def _errors(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
     return _columns(errors**2, np.abs(errors), centred, centred**2, np.ones(len(wanted)))
 
 
+def _per_token(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
+    del truth
+    return _columns(*([getattr(p, n) for p in prediction] for n in ("hits", "tokens", "nll")))
+
+
 def _share(sums: Array) -> float | None:
     return float(sums[0] / sums[1]) if sums[1] else None
 
@@ -161,7 +171,11 @@ OF_NUMBER: Mapping[str, Metric] = {
     "negative_mae": Metric(_errors, lambda s: float(-s[1] / s[4]) if s[4] else None),
     "negative_rmse": Metric(_errors, lambda s: float(-((s[0] / s[4]) ** 0.5)) if s[4] else None),
 }
-METRICS = sorted({*OF_LABEL, *OF_LABELS, *OF_TAGS, *OF_NUMBER})
+OF_TEXT: Mapping[str, Metric] = {
+    "negative_loss": Metric(_per_token, lambda s: float(-s[2] / s[1]) if s[1] else None),
+    "token_accuracy": Metric(_per_token, _share),
+}
+METRICS = sorted({*OF_LABEL, *OF_LABELS, *OF_TAGS, *OF_NUMBER, *OF_TEXT})
 
 
 def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from autoglm.clock import Clock, SystemClock
+from autoglm.contracts.record import to_json
+from autoglm.contracts.run_spec import RunSpec
 from autoglm.errors import ServingError
 from autoglm.loop import errand
 from autoglm.project import Project
@@ -83,6 +85,22 @@ class App:
     def errand(self, name: str, **arguments: Any) -> Any:
         """See `loop.errand`. Under `up` control lives long and sends it out."""
         return (errand.perform if self.is_alone else errand.send)(name, **arguments)
+
+    def evaluate(self, spec: RunSpec, candidate: str, stable: str) -> Any:
+        """The evaluation report of two model folders (`stable` may be empty), as a document. Of
+        models that write, a training worker finds what they give to the answers.
+        """
+        if spec.dataset.form.answers != "text":
+            return self.errand("evaluate", spec=to_json(spec), candidate=candidate, stable=stable)
+        folders = {"candidate": candidate, "stable": stable}
+        try:
+            scores = {
+                name: to_json(self.trainer().score(spec, Path(folder))) if folder else []
+                for name, folder in folders.items()
+            }
+        finally:
+            self.close_trainer()
+        return self.errand("evaluate_texts", spec=to_json(spec), **scores)
 
     def close_trainer(self) -> None:
         """End the training worker: its memory is wanted by the release."""

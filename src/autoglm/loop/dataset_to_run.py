@@ -11,6 +11,7 @@ from autoglm.contracts.record import digest
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trigger_event import Decision, TriggerEvent, TriggerKind
 from autoglm.loop.app import App
+from autoglm.loop.names import check_served
 from autoglm.loop.tuning import changed_files, tuning_of
 from autoglm.observability.tracing import new_traceparent
 from autoglm.plugins.project_files import execute, read_files
@@ -19,7 +20,11 @@ from autoglm.settings import freeze, learning_digest, metric_of
 
 
 def dataset_to_run(trigger: TriggerEvent, dataset: DatasetVersion, app: App) -> Decision:
-    """Ask admission for a run on `dataset`; the same cause gives the same run."""
+    """Ask admission for a run on `dataset`; the same cause gives the same run.
+
+    Raises: ConfigError release.cannot_serve for a task that nobody can serve.
+    """
+    check_served(app.project.settings)
     # Everything is read before admission's transaction, which holds the write lock of state.db.
     spec = draft_spec(trigger, dataset, app)
 

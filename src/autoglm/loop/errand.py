@@ -14,6 +14,7 @@ from typing import Any
 
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
+from autoglm.contracts.task import TextScore
 from autoglm.errors import AutoGLMError, PluginError, StorageError, from_document
 from autoglm.observability.logging import get_logger
 from autoglm.observability.tracing import Tracer, trace_id_of
@@ -37,6 +38,13 @@ def evaluate(arguments: Mapping[str, Any]) -> Any:
     spec = from_json(RunSpec, arguments["spec"])
     report = evaluate_candidate(spec, arguments["candidate"], arguments["stable"])
     return to_json(report)
+
+
+def evaluate_texts(arguments: Mapping[str, Any]) -> Any:
+    from autoglm.loop.evaluation import evaluate_texts as report_of
+
+    sides = [[TextScore(**row) for row in arguments[name]] for name in ("candidate", "stable")]
+    return to_json(report_of(from_json(RunSpec, arguments["spec"]), *sides))
 
 
 def execute(arguments: Mapping[str, Any]) -> Any:
@@ -68,6 +76,7 @@ def execute(arguments: Mapping[str, Any]) -> Any:
 ERRANDS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "describe": describe,
     "evaluate": evaluate,
+    "evaluate_texts": evaluate_texts,
     "execute": execute,
 }
 

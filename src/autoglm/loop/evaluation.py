@@ -8,8 +8,9 @@ from typing import Any
 
 from autoglm.contracts.evaluation_report import EvaluationReport
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.contracts.task import TaskForm
+from autoglm.contracts.task import TaskForm, TextScore
 from autoglm.datasets.dataset_version import Rows, load_rows
+from autoglm.errors import ModelError
 from autoglm.evaluation.evaluator import find_evaluator, paired
 from autoglm.evaluation.floors import linear_predictions, majority_predictions
 from autoglm.modeling.onnx_model import OnnxModel
@@ -61,6 +62,46 @@ def evaluate_candidate(spec: RunSpec, candidate: str, stable: str) -> Evaluation
         majority=majority,
         linear_floor=linear,
         linear_whole=whole,
+        test_rows=len(truth),
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def evaluate_texts(
+    spec: RunSpec, candidate: Sequence[TextScore], stable: Sequence[TextScore]
+) -> EvaluationReport:
+    """Of what a training worker found; `stable` is empty for a first model. There are no floors:
+    a majority of answers, or a linear model, writes nothing.
+
+    Raises: ModelError model.other_tokens when both do not divide the answers into the same tokens.
+    """
+    truth = [TextScore(0.0, each.tokens, each.tokens) for each in candidate]
+    if stable and [each.tokens for each in stable] != [each.tokens for each in candidate]:
+        raise ModelError(
+            "the two models divide the answers into different tokens: a loss per token of one says"
+            " nothing of the other.",
+            code="model.other_tokens",
+            next_step="Compare models of one tokenizer and chat template.",
+        )
+    project_files.open_parts(spec)
+    settings = from_snapshot(spec.config)
+    metric = settings.evaluate.metric
+    names = dict.fromkeys([*spec.dataset.form.metrics, metric])
+    evaluators = {name: find_evaluator(name) for name in names}
+    difference = paired(evaluators[metric], truth, candidate, stable) if stable else None
+    verdict, reason = "Inconclusive", "no_floors"
+    if difference is not None:
+        verdict, reason = offline_gate.judge_quality(difference, settings.evaluate.margin)
+    return EvaluationReport(
+        project=spec.project,
+        run_id=spec.run_id,
+        metric=metric,
+        candidate={name: e.evaluate(truth, candidate) for name, e in evaluators.items()},
+        stable={name: e.evaluate(truth, stable) for name, e in evaluators.items() if stable},
+        difference=difference,
+        majority=None,
+        linear_floor=None,
         test_rows=len(truth),
         verdict=verdict,
         reason=reason,

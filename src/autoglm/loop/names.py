@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from autoglm.config.config_loader import Config
 from autoglm.contracts.task import METRICS_OF, TASKS
@@ -55,8 +56,10 @@ def check_names(
     )
     if settings.trigger.cron:
         next_tick(settings.trigger.cron, settings.trigger.time_zone, datetime.now(UTC))
-    _check_space(settings, kinds)
+    searched = _check_space(settings, kinds)
     _check_task(settings)
+    if TASKS[settings.model.task].answers == "text":
+        _check_writing(settings, searched)
     _sound("evaluator", metric_of(settings), "evaluate.metric", kinds)
     for key, kind in NAMED.items():
         section, _, field = key.partition(".")
@@ -80,8 +83,10 @@ def check_names(
             _sound("step", str(name), f"plugins.steps.{after}", kinds)
 
 
-def _check_space(settings: Settings, kinds: Collection[str]) -> None:
-    """Whether the space and its constraints can be read, and name parts that are there."""
+def _check_space(settings: Settings, kinds: Collection[str]) -> set[str]:
+    """Whether the space and its constraints can be read, and name parts that are there; the keys
+    that are searched.
+    """
     if isinstance(settings.search.space, str):
         _sound("space", settings.search.space, "search.space", ("space", *kinds))
     keys = searchable_keys(settings.model.backbone)
@@ -95,6 +100,7 @@ def _check_space(settings: Settings, kinds: Collection[str]) -> None:
         if dimension.key in NAMED:
             for name in dimension.choices:
                 _sound(NAMED[dimension.key], str(name), f"search.space.{dimension.key}", kinds)
+    return searched
 
 
 def _unsaid(text: str, key: str) -> SearchError:
@@ -106,22 +112,15 @@ def _unsaid(text: str, key: str) -> SearchError:
     )
 
 
-# What a task reads and answers → the key of data that names its column.
-COLUMNS = {
-    "text": "text", "tokens": "tokens", "image": "image",
-    "label": "label", "labels": "label", "number": "label", "tags": "tags",
-}  # fmt: skip
-
-
 def _check_task(settings: Settings) -> None:
     """Whether columns and backbone are those that the task wants, and the metric one it has."""
     name, form = settings.model.task, TASKS[settings.model.task]
-    for what in (form.reads, form.answers):
-        if not getattr(settings.data, COLUMNS[what]):
+    for column in (form.reads, "tags" if form.answers == "tags" else "label"):
+        if not getattr(settings.data, column):
             raise ConfigError(
-                f"model.task = {name!r} needs data.{COLUMNS[what]}.",
+                f"model.task = {name!r} needs data.{column}.",
                 code="config.wrong_value",
-                next_step=f"Name the column in data.{COLUMNS[what]}, or choose another model.task.",
+                next_step=f"Name the column in data.{column}, or choose another model.task.",
             )
     backbone = settings.model.backbone
     if (backbone == "conv") != (form.reads == "image") and backbone in OWN:
@@ -137,6 +136,43 @@ def _check_task(settings: Settings) -> None:
             f"evaluate.metric = {metric!r} says nothing of {name}.",
             code="config.wrong_value",
             next_step=f"Known for it: {', '.join(known)}.",
+        )
+
+
+# What means nothing where the head is the backbone's own, with the value that says so.
+UNUSED_IN_WRITING = {
+    "model.head": "linear",
+    "model.pooling": "auto",
+    "model.structure.hidden_size": 0,
+    "training.class_weights": "none",
+}
+
+
+def _check_writing(settings: Settings, searched: Collection[str]) -> None:
+    for key, unused in UNUSED_IN_WRITING.items():
+        said: Any = settings
+        for name in key.split("."):
+            said = getattr(said, name)
+        if said != unused or key in searched:
+            where = "search.space names it" if key in searched else f"{key} = {said!r}"
+            raise ConfigError(
+                f"{where}: {settings.model.task} answers by the backbone's own lm_head, at each"
+                f" token, and {key} has no part in it.",
+                code="config.wrong_value",
+                next_step=f"Leave {key} out.",
+            )
+
+
+def check_served(settings: Settings) -> None:
+    """Whether what a run would make can be put into service, told before anything is trained.
+
+    Raises: ConfigError release.cannot_serve.
+    """
+    if TASKS[settings.model.task].answers == "text":
+        raise ConfigError(
+            f"autoglm run cannot serve {settings.model.task} yet.",
+            code="release.cannot_serve",
+            next_step="Use autoglm train, and autoglm evaluate.",
         )
 
 

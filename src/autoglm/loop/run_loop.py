@@ -26,7 +26,7 @@ from autoglm.loop.candidate_to_release import candidate_to_release
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import data_cause, dataset_to_run, trigger_event
 from autoglm.loop.durable import DurableRuns, Step, StepFailedError
-from autoglm.loop.names import check_names
+from autoglm.loop.names import check_names, check_served
 from autoglm.loop.plan import Plan, check_room, make_plan
 from autoglm.loop.run_to_candidate import Candidate, run_to_candidate
 from autoglm.observability.logging import get_logger, set_trace
@@ -150,6 +150,7 @@ def go_round(app: App, runs: DurableRuns, *, plan_only: bool = False) -> Mapping
     unfinished = [] if plan_only else app.admission.unfinished()
     results = [finish(run_id, app, runs) for run_id in unfinished]
     check_names(app.project.settings, app.project.layers)
+    check_served(app.project.settings)
     started = time.monotonic()
     collect_changes(app.project, app.cancel, app.on_event)
     dataset = describe_dataset(app.project)

@@ -171,12 +171,7 @@ def stable_to_beat(spec: RunSpec, app: App) -> ModelVersion | None:
 def evaluate(spec: RunSpec, exported: Mapping[str, Any], app: App) -> Any:
     """Candidate, stable and the floors on the same test rows."""
     stable = stable_to_beat(spec, app)
-    return app.errand(
-        "evaluate",
-        spec=to_json(spec),
-        candidate=exported["folder"],
-        stable=stable.folder if stable else "",
-    )
+    return app.evaluate(spec, exported["folder"], stable.folder if stable else "")
 
 
 def register(

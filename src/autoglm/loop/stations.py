@@ -98,8 +98,7 @@ def evaluate(app: App, model: str, against: str = "") -> EvaluationReport:
                 code="model.other_task",
                 next_step="Evaluate it in a project of its task.",
             )
-    document = app.errand("evaluate", spec=to_json(spec), candidate=folders[0], stable=folders[1])
-    return from_json(EvaluationReport, document)
+    return from_json(EvaluationReport, app.evaluate(spec, folders[0], folders[1]))
 
 
 def _folder(app: App, name: str) -> str:

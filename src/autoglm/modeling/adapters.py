@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from autoglm.modeling.auto_model import LM_HEAD
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.modeling.surgery.lora import add_lora, merge_lora
@@ -15,6 +16,7 @@ from autoglm.modeling.surgery.lora import add_lora, merge_lora
 
 def adapt(model: AutoGLMForSequenceClassification, structure: StructureConfig) -> Any:
     """Adapters in the backbone's attention, in place; they, pooling and head learn, nothing else.
+    An lm_head is as pretrained as the backbone and stays.
 
     Gives peft's model around the backbone; None where `lora_rank` is 0. Draws from torch's
     generator.
@@ -24,7 +26,7 @@ def adapt(model: AutoGLMForSequenceClassification, structure: StructureConfig) -
     around = add_lora(
         model.backbone, structure.lora_rank, structure.lora_alpha, structure.lora_dropout
     )
-    model.classifier.requires_grad_(True)
+    model.classifier.requires_grad_(model.config.head != LM_HEAD)
     if model.config.pooling == "attention":
         model.pooling.requires_grad_(True)
     return around

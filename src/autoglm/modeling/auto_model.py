@@ -32,6 +32,8 @@ from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.modeling.surgery.edit import edit
 from autoglm.plugins import registry
 
+# The head that a decoder brings along (modeling.causal_lm); others are a plugin's.
+LM_HEAD = "lm_head"
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
@@ -238,7 +240,16 @@ def freeze_below(model: AutoGLMForSequenceClassification, trainable_layers: int)
         layer.requires_grad_(True)
     if getattr(model.backbone, "pooler", None) is not None:
         model.backbone.pooler.requires_grad_(False)  # nothing reads it
-    model.classifier.requires_grad_(True)
+    if not is_tied(model):
+        model.classifier.requires_grad_(True)
     if model.config.pooling == "attention":
         model.pooling.requires_grad_(True)
     return num_frozen
+
+
+def is_tied(model: AutoGLMForSequenceClassification) -> bool:
+    """Whether the head is an lm_head and the table of token embeddings: it learns when they do."""
+    if model.config.head != LM_HEAD:
+        return False
+    table: Any = model.backbone.get_input_embeddings()
+    return table.weight is model.classifier.weight

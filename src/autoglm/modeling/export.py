@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from autoglm.errors import ModelError
 from autoglm.modeling.attention import registry as attentions
+from autoglm.modeling.auto_model import LM_HEAD
 from autoglm.modeling.backbones.own_models import MODELS
 from autoglm.modeling.carried_code import TABLE, carried_files
 from autoglm.modeling.encoding import prefix_of
@@ -143,7 +144,7 @@ def _write_model(
     }
     _write_json(folder / "config.json", config)
     _write_weights(model, folder)
-    _write_code(model, folder)
+    write_code(model, folder)
     return "transformers+code"
 
 
@@ -171,7 +172,7 @@ def _compared(model: AutoGLMForSequenceClassification, pad_id: int) -> list[dict
     return batches
 
 
-def _write_code(model: AutoGLMForSequenceClassification, folder: Path) -> None:
+def write_code(model: AutoGLMForSequenceClassification, folder: Path) -> None:
     """The model's own file, and the parts that neither it nor transformers has."""
     found = {}
     if model.config.attention not in attentions.BUILT_IN:
@@ -181,7 +182,7 @@ def _write_code(model: AutoGLMForSequenceClassification, folder: Path) -> None:
     kind = model.backbone.config.model_type
     if kind in MODELS:
         found[f"backbone:{kind}"] = MODELS[kind]
-    if model.config.head not in BUILT_IN_HEADS:
+    if model.config.head not in (*BUILT_IN_HEADS, LM_HEAD):
         found["head:" + model.config.head] = registry.get("head", model.config.head)
     code = CODE.read_text(encoding="utf-8")
     for name, text in carried_files(found).items():

@@ -16,6 +16,8 @@ from transformers import (
     AttentionInterface,
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    GenerationMixin,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -196,3 +198,33 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         if self.config.problem_type == "multi_label_classification":
             return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         return nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+class AutoGLMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """transformers' own decoder and lm_head, with an attention of `PARTS` inside."""
+
+    config_class = AutoGLMConfig
+    base_model_prefix = "whole"
+    _supports_sdpa = True
+    whole: Any
+
+    def __init__(self, config: AutoGLMConfig) -> None:
+        super().__init__(config)
+        inner = dict(config.backbone_config)
+        attention = use_attention(config.attention, config.attention_options)
+        made = AutoConfig.for_model(inner.pop("model_type"), **inner)
+        self.whole = AutoModelForCausalLM.from_config(made, attn_implementation=attention)
+        self.post_init()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.whole(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        self.whole.generation_config = self.generation_config
+        return self.whole.generate(*args, **kwargs)
+
+    def get_input_embeddings(self) -> Any:
+        return self.whole.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        return self.whole.get_output_embeddings()

@@ -47,7 +47,7 @@ class DataConfig:
     label: Annotated[
         str,
         Key(
-            "Column with the label, the labels or the number; a row without one waits.",
+            "Column with the label, the labels, the number or the answer; a row without one waits.",
             unless=("tags",),
         ),
     ] = ""
@@ -61,7 +61,9 @@ class DataConfig:
     label_separator: Annotated[
         str, Len(1), live("What stands between labels; a JSON list needs none.")
     ] = ","
-    max_length: Annotated[int, Ge(8), live("Tokens kept of a text.")] = 128
+    max_length: Annotated[
+        int, Ge(8), live("Tokens kept of a text; of a prompt and its answer together.")
+    ] = 128
     min_rows: Annotated[int, Ge(1), live("Rows a label needs to join the label set.")] = 2
     max_text_bytes: Annotated[int, Gt(0), Key("A longer text becomes a dead letter.")] = 1_048_576
     partitions: Annotated[int, Ge(1), Key("Partitions of the topic, fixed for its life.")] = 4

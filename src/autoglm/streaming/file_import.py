@@ -37,7 +37,9 @@ ANSWER_NAMES = {
     "tags": ("tags", "ner_tags", "pos_tags", "labels"),
     "labels": ("labels", "tags", "topics", "categories"),
     "number": ("score", "rating", "stars", "value", "price"),
+    "text": ("answer", "response", "completion", "output", "target"),
 }
+PROMPT_NAMES = ("prompt", "question", "instruction", "input")
 LABEL_NAMES = ("label", "topic", "category", "class", "target", "sentiment", "intent", "emotion")
 Row = dict[str, Any]
 
@@ -182,7 +184,8 @@ def guess_columns(
             )
     values = {name: [r[name] for r in sample if r.get(name) is not None] for name in names}
     label = label or _named(ANSWER_NAMES.get(form.answers, ()), values)
-    text = text or _named(INPUT_NAMES.get(form.reads, ()), values)
+    inputs = PROMPT_NAMES if form.answers == "text" else INPUT_NAMES.get(form.reads, ())
+    text = text or _named(inputs, values)
     label = label or _guess_label(values, text, where)
     text = text or _guess_text(values, label, where)
     if form.answers == "label":

@@ -23,19 +23,33 @@ class Encoded:
     validation rows behind.
 
     `targets` is what the task wants: (rows) of label numbers or values, (rows, labels) of 0 and 1,
-    or one tensor per row with a label number per token (-100 where there is none).
+    or one tensor per row with a label number per token (-100 where there is none). With `firsts`
+    the head is asked at a row's tokens from that place on and nowhere else, and its target has a
+    number for each of these.
     """
 
     ids: Sequence[Any]
     targets: Tensor | Sequence[Tensor]
     num_train: int
     label_names: tuple[str, ...]
+    firsts: Sequence[int] | None = None
 
     def batch(self, rows: Sequence[int]) -> Mapping[str, Tensor]:
         """What a task's loss is handed for these rows."""
         if isinstance(self.targets, Tensor):
             return {"labels": self.targets[list(rows)]}
         return {"labels": torch.cat([self.targets[i] for i in rows])}
+
+    def share(self, part: Sequence[int], rows: Sequence[int]) -> float:
+        """What the mean loss of `part` weighs in that of `rows`."""
+        if isinstance(self.targets, Tensor):
+            return len(part) / len(rows)
+        return sum(self._num_known[i] for i in part) / sum(self._num_known[i] for i in rows)
+
+    @cached_property
+    def _num_known(self) -> list[int]:
+        """Tokens of each row that are answered for."""
+        return [int((target != IGNORED).sum()) for target in self.targets]
 
     @property
     def unit(self) -> tuple[float, float]:

@@ -22,10 +22,15 @@ from autoglm.reuse.prefix_cache import PrefixCache, TokenStates, encode_rows
 from autoglm.training.vocabulary import Vocabulary
 
 EVAL_ROWS = 64
+# Answers that are judged at once: of 150,000 words that is 150 MB.
+JUDGED_TOKENS = 256
+Judge = Callable[[Tensor, Tensor], Tensor]
 
 
 class Forward:
-    """`stop` is called between batches and raises when training is to end."""
+    """`stop` is called between batches and raises when training is to end; for `firsts` see
+    `Encoded`.
+    """
 
     def __init__(
         self,
@@ -36,8 +41,9 @@ class Forward:
         cache: PrefixCache,
         cache_key: str,
         stop: Callable[[], None],
+        firsts: Sequence[int] | None = None,
     ) -> None:
-        self._model, self._ids, self._stop = model, ids, stop
+        self._model, self._ids, self._stop, self._firsts = model, ids, stop, firsts
         self._cache, self._cache_key = cache, f"{cache_key}/{num_frozen}"
         self._hidden_size = int(model.backbone.config.hidden_size)
         pad_id = int(getattr(model.backbone.config, "pad_token_id", 0) or 0)
@@ -94,8 +100,8 @@ class Forward:
         return pooled
 
     def features(self, rows: Sequence[int]) -> Tensor:
-        """(rows, hidden), or (tokens, hidden) where each token is answered for; `rows` are longest
-        first.
+        """(rows, hidden), or (tokens, hidden) where tokens are answered for: of those; `rows` are
+        longest first.
         """
         if self._pooled is not None:
             return self._pooled[rows]
@@ -106,12 +112,30 @@ class Forward:
         else:
             flat = self._body.whole([self._ids[i] for i in rows], layout)
         if self._model.config.pooling == "none":
-            return flat
+            return flat if self._firsts is None else self._asked(flat, rows)
         return self._model.pooled(*layout.padded(flat))
+
+    def _asked(self, flat: Tensor, rows: Sequence[int]) -> Tensor:
+        """Of (tokens, hidden) those that the head is asked at."""
+        assert self._firsts is not None, "without it every token is answered for"
+        places: list[int] = []
+        start = 0
+        for i in rows:
+            places += range(start + self._firsts[i], start + self._lengths[i])
+            start += self._lengths[i]
+        return flat.index_select(0, torch.tensor(places))
 
     def outputs(self, rows: Sequence[int]) -> Tensor:
         """(rows or tokens, outputs)."""
         return self._model.classify(self.features(rows))
+
+    def judged(self, rows: Sequence[int], labels: Tensor, judge: Judge) -> Tensor:
+        """What `judge` makes of outputs and labels; the outputs themselves, as wide as a
+        vocabulary, are never there all at once.
+        """
+        features = torch.split(self.features(rows), JUDGED_TOKENS)
+        slices = zip(features, torch.split(labels, JUDGED_TOKENS), strict=True)
+        return torch.cat([judge(self._model.classify(part), known) for part, known in slices])
 
     def in_batches(self, rows: Sequence[int]) -> list[list[int]]:
         """`rows` in batches of like length, longest first."""

@@ -16,6 +16,7 @@ from typing import Any
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Cost, Progress, StageChain
+from autoglm.contracts.task import TextScore
 from autoglm.errors import CancelledError, ModelError, TrainingError, from_document
 from autoglm.modeling.backbone_ref import resolve_backbone
 from autoglm.modeling.backbones.own import OWN
@@ -156,6 +157,14 @@ class TrainingWorker:
         """Write the model folder (see modeling.export). Raises: ModelError, TrainingError."""
         exported: dict[str, Any] = self._call("export", chain=to_json(chain), folder=str(folder))
         return exported
+
+    def score(self, spec: RunSpec, folder: Path) -> list[TextScore]:
+        """What the model in `folder` gives to the answers of the test rows, in their order.
+
+        Raises: ModelError, CancelledError, TrainingError.
+        """
+        rows = self._call("score", spec=to_json(spec), folder=str(folder))
+        return [TextScore(**row) for row in rows]
 
     def close(self) -> None:
         """End the worker and wait for it."""

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoglm.evaluation.metrics import metrics_of
+from autoglm.contracts.task import TextScore
+from autoglm.evaluation.metrics import OF_TEXT, metrics_of
 from autoglm.training.closed_form import ridge_head
 from autoglm.training.data import IGNORED, deviation_of
 
@@ -178,3 +179,53 @@ class Tagging(Classification):
         for code, row in words:
             rows[row].append(self.label_names[code])
         return [tuple(tags) for tags in rows.values()]
+
+
+class CausalLM:
+    """The next token of an answer, behind the right ones before it: `batch["labels"]` (tokens) are
+    those of all answers, one behind the other, and outputs stand at these places only.
+    """
+
+    problem_type, is_per_token = "causal_lm", True
+
+    def __init__(self, label_names: Sequence[str], training: Mapping[str, Any]) -> None:
+        del label_names
+        self._smoothing = float(training["label_smoothing"])
+
+    def see(self, targets: Tensor) -> None:
+        """Nothing depends on what the answers are."""
+
+    def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(
+            outputs, batch["labels"], label_smoothing=self._smoothing
+        )
+
+    def judge(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(tokens, 2): the negative log-likelihood of each label, and whether it is the likeliest.
+        All that scores need, a vocabulary's width smaller.
+        """
+        losses = nn.functional.cross_entropy(outputs, labels, reduction="none")
+        return torch.stack([losses, (outputs.argmax(-1) == labels).to(losses.dtype)], dim=1)
+
+    def truth(self, batch: Mapping[str, Tensor]) -> list[TextScore]:
+        """What a model that knows the answers would get."""
+        counts = self._per_row(torch.ones(len(batch["row_of"])), batch)
+        return [TextScore(0.0, int(n), int(n)) for n in counts]
+
+    def predict(self, judged: Tensor, batch: Mapping[str, Tensor]) -> list[TextScore]:
+        """Of what `judge` gave."""
+        columns = (self._per_row(column, batch) for column in judged.unbind(1))
+        rows = zip(*columns, self.truth(batch), strict=True)
+        return [TextScore(nll, true.tokens, round(hits)) for nll, hits, true in rows]
+
+    def scores(self, judged: Tensor, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        truth, said = self.truth(batch), self.predict(judged, batch)
+        found = {name: metric(truth, said) for name, metric in OF_TEXT.items()}
+        values = {name: math.nan if v is None else v for name, v in found.items()}
+        return {**values, "loss": -values["negative_loss"]}
+
+    def _per_row(self, values: Tensor, batch: Mapping[str, Tensor]) -> list[float]:
+        """Sums over the tokens of each row, in the order in which rows come."""
+        _, lengths = torch.unique_consecutive(batch["row_of"], return_counts=True)
+        parts = torch.split(values.double(), lengths.tolist())
+        return [float(part.sum()) for part in parts]

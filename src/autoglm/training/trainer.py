@@ -40,7 +40,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from autoglm.errors import CancelledError, PluginError, TrainingError
+from autoglm.errors import CancelledError, ModelError, PluginError, TrainingError
 from autoglm.evaluation.evaluator import find_evaluator
 from autoglm.modeling.adapters import adapt
 from autoglm.modeling.auto_model import freeze_below, layers_of
@@ -111,9 +111,17 @@ class Trainer:
         torch.manual_seed(seed)
         if adapt(self._model, structure or StructureConfig()) is not None:
             num_frozen = 0  # adapters stand in every layer
+        if not any(p.requires_grad for p in self._model.parameters()):
+            raise ModelError(
+                f"training.trainable_layers = {settings['trainable_layers']} leaves nothing to"
+                " learn: the lm_head is the table of token embeddings.",
+                code="model.nothing_learns",
+                next_step="Set model.structure.lora_rank, or let layers learn.",
+            )
         rate = float(settings["dropout"])
         quicken(self._model, rate)
-        self._model.dropout = FastDropout(rate)
+        # Nothing is dropped before an lm_head: it was not pretrained so.
+        self._model.dropout = nn.Identity() if data.firsts is not None else FastDropout(rate)
         self._forward = Forward(
             self._model,
             data.ids,
@@ -121,6 +129,7 @@ class Trainer:
             cache=cache,
             cache_key=cache_key,
             stop=self._stop_if_asked,
+            firsts=data.firsts,
         )
         self._optimizer = registry.get("optimizer", str(settings["optimizer"]))
         rows = () if data.are_images else data.ids
@@ -240,7 +249,7 @@ class Trainer:
         for part in parts:
             with precision.computing_in(self._precision, "cpu"):
                 loss = self._task.loss(self._forward.outputs(part), self._data.batch(part))
-            loss = loss if len(parts) == 1 else loss * (len(part) / len(rows))
+            loss = loss if len(parts) == 1 else loss * self._data.share(part, rows)
             loss.backward()
             whole = whole + loss.detach()
         return whole
@@ -340,11 +349,16 @@ class Trainer:
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         order, outputs, row_of = [], [], []
+        judge = getattr(self._task, "judge", None)
         for rows in self._forward.in_batches(self._data.validation):
             self._stop_if_asked()
-            outputs.append(self._forward.outputs(rows))
+            if judge is None:
+                outputs.append(self._forward.outputs(rows))
+            else:
+                labels = self._data.batch(rows)["labels"]
+                outputs.append(self._forward.judged(rows, labels, judge))
             if self._task.is_per_token:
-                row_of += [i for i in rows for _ in self._data.ids[i]]
+                row_of += [i for i in rows for _ in self._data.targets[i]]
             order += rows
         batch = {**self._data.batch(order), "row_of": torch.tensor(row_of)}
         whole = torch.cat(outputs)
@@ -354,7 +368,7 @@ class Trainer:
                 self._task.truth(batch), self._task.predict(whole, batch)
             )
             scores[self._metric] = math.nan if score.value is None else float(score.value)
-        return {**scores, "loss": float(self._task.loss(whole, batch))}
+        return scores if judge else {**scores, "loss": float(self._task.loss(whole, batch))}
 
     def _save(self, state: TrainingState, record: Record, timer: checkpoint.Due) -> None:
         if self._checkpoints is not None:

@@ -27,10 +27,12 @@ from autoglm.contracts.record import digest, from_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Stage, StageChain
 from autoglm.datasets.dataset_version import load_rows
-from autoglm.errors import AutoGLMError, TrainingError
+from autoglm.errors import AutoGLMError, CancelledError, TrainingError
 from autoglm.modeling.adapters import load_trained
 from autoglm.modeling.auto_model import load_model
 from autoglm.modeling.backbones.own import OWN, make_backbone
+from autoglm.modeling.causal_lm import export_causal_lm, load_causal_lm
+from autoglm.modeling.chat import Chat
 from autoglm.modeling.encoding import encode, open_tokenizer
 from autoglm.modeling.export import export_folder
 from autoglm.modeling.images import Pixels, Preprocessor, image_of
@@ -43,6 +45,7 @@ from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import parts, stages
 from autoglm.training.data import Encoded, targets_of
 from autoglm.training.decisions import Decisions
+from autoglm.training.texts import encode_turns, score_folder
 from autoglm.training.trainer import Trainer
 
 CACHE_BYTES = 2**30
@@ -62,6 +65,7 @@ class Worker:
         self._cache = PrefixCache(CACHE_BYTES)
         self._cancel, self._cancelled = threading.Event(), 0
         self._opened = ""
+        self._chat: Chat | None = None
         self._models: dict[str, AutoGLMForSequenceClassification] = {}
 
     def answer(self, request: Mapping[str, Any]) -> Any:
@@ -92,21 +96,29 @@ class Worker:
         logs.get_logger().info("opened", run_id=spec.run_id, rows=len(self._data.ids))
         return None
 
+    def _loaded(self, settings: Mapping[str, Any]) -> AutoGLMForSequenceClassification:
+        max_length = int(self._spec.config["data"]["max_length"])
+        if self._chat is not None:
+            return load_causal_lm(
+                self._start, settings, sample=self._sample(), max_length=max_length
+            )
+        task = registry.get("task", settings["task"])
+        return load_model(
+            self._start,
+            settings,
+            labels=self._spec.dataset.outputs,
+            problem_type=task.problem_type,
+            is_per_token=task.is_per_token,
+            unit=self._data.unit if task.problem_type == "regression" else (0.0, 1.0),
+            sample=self._sample(),
+            max_length=max_length,
+        )
+
     def _model_of(self, settings: Mapping[str, Any]) -> AutoGLMForSequenceClassification:
         """The start of trials with this section `model`; the last few stay in memory."""
         key = digest(settings)
         if key not in self._models:
-            task = registry.get("task", settings["task"])
-            made = load_model(
-                self._start,
-                settings,
-                labels=self._spec.dataset.outputs,
-                problem_type=task.problem_type,
-                is_per_token=task.is_per_token,
-                unit=self._data.unit if task.problem_type == "regression" else (0.0, 1.0),
-                sample=self._sample(),
-                max_length=int(self._spec.config["data"]["max_length"]),
-            )
+            made = self._loaded(settings)
             for oldest in list(self._models)[: 1 - MODELS_KEPT]:
                 del self._models[oldest]
             self._models[key] = made
@@ -132,12 +144,16 @@ class Worker:
         train, validation = (load_rows(spec.dataset, name) for name in ("train", "validation"))
         inputs, answers = [*train.inputs, *validation.inputs], [*train.answers, *validation.answers]
         encodings: Sequence[Any]
+        max_length = int(spec.config["data"]["max_length"])
+        self._chat = Chat(folder, max_length) if spec.dataset.form.answers == "text" else None
+        if self._chat is not None:
+            data = encode_turns(self._chat, inputs, answers, num_train=len(train))
+            return data, list(data.ids[len(train) :][:PARITY_ROWS])
         if spec.dataset.form.reads == "image":
             inputs = list(map(image_of, inputs))
             ids: Any = Pixels(inputs, Preprocessor.of(folder))
             encodings = ids
         else:
-            max_length = int(spec.config["data"]["max_length"])
             tokenizer = open_tokenizer(folder, max_length, spec.dataset.form)
             encodings = encode(tokenizer, inputs)
             ids = [encoding.ids for encoding in encodings]
@@ -226,17 +242,35 @@ class Worker:
             weights,
             adapter=Path(self._spec.folder) / "adapter",
         )
-        exported = export_folder(
-            model,
-            self._start,
+        facts: dict[str, Any] = {
+            "max_length": int(self._spec.config["data"]["max_length"]),
+            "pad_id": int(getattr(model.backbone.config, "pad_token_id", 0) or 0),
+            "task": settings["task"],
+        }
+        target = Path(request["folder"])
+        if self._chat is not None:
+            facts |= {"end_id": self._chat.end_id, "rows": self._inputs}
+            return asdict(export_causal_lm(model, self._start, target, **facts))
+        facts |= {"labels": self._spec.dataset.outputs, "inputs": self._inputs}
+        return asdict(export_folder(model, self._start, target, **facts))
+
+    def _do_score(self, request: Mapping[str, Any]) -> Any:
+        """What the model in a folder gives to the test rows' answers; no run need be open."""
+        spec = from_json(RunSpec, request["spec"])
+        project_files.open_parts(spec)  # the folder may want an attention of the project's
+        test = load_rows(spec.dataset, "test")
+        scores = score_folder(
             Path(request["folder"]),
-            labels=self._spec.dataset.outputs,
-            max_length=int(self._spec.config["data"]["max_length"]),
-            pad_id=int(getattr(model.backbone.config, "pad_token_id", 0) or 0),
-            inputs=self._inputs,
-            task=settings["task"],
+            test.inputs,
+            test.answers,
+            max_length=int(spec.config["data"]["max_length"]),
+            stop=self._stop_if_asked,
         )
-        return asdict(exported)
+        return [asdict(score) for score in scores]
+
+    def _stop_if_asked(self) -> None:
+        if self._cancel.is_set():
+            raise CancelledError("scoring was stopped.", next_step="Start it again.")
 
 
 def main() -> None:

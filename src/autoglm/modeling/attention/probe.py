@@ -59,10 +59,12 @@ def probe(model_or_config: Any, said: str | Mapping[str, Any]) -> None:
 
 
 def check_generation(model: Any, said: str | Mapping[str, Any]) -> None:
-    """Greedy answers to two prompts, one padded at the left, with and without a key-value cache.
+    """Two prompts, one padded at the left, with and without a key-value cache: the last token's
+    logits, every key kept, and then greedy answers with the attention as it is.
 
-    Raises: ModelError model.attention_cache when tokens differ, or logits by more than 0.1 % of
-    the largest; ValueError for a model that cannot generate.
+    Raises: ModelError model.attention_cache when the former differ by more than `TOLERANCE` of the
+    largest, or in the latter tokens do, or logits by more than 0.1 % of the largest; ValueError for
+    a model that cannot generate.
     """
     if not (hasattr(model, "can_generate") and model.can_generate()):
         raise ValueError(f"{_kind(model)} cannot generate.")
@@ -70,17 +72,49 @@ def check_generation(model: Any, said: str | Mapping[str, Any]) -> None:
     mask = torch.ones_like(ids)
     mask[1, :NUM_PADDED] = 0
     with _attention(model, said), torch.no_grad():
+        with _keeping_everything(find(said)):
+            whole, step = _last_logits(model, ids, mask)
+        _refuse_cache(said, whole, step, TOLERANCE)
         with_cache, without = (_answer(model, ids, mask, has_cache) for has_cache in (True, False))
-    largest = max(float(step.abs().max()) for step in without.logits)
-    pairs = zip(with_cache.logits, without.logits, strict=True)
-    worst = max(float((a - b).abs().max()) for a, b in pairs)
-    if not torch.equal(with_cache.sequences, without.sequences) or not worst <= 1e-3 * largest:
+    is_same = torch.equal(with_cache.sequences, without.sequences)
+    whole, step = (torch.stack(answers.logits) for answers in (without, with_cache))
+    _refuse_cache(said, whole, step, 1e-3 if is_same else 0.0)
+
+
+def _refuse_cache(
+    said: str | Mapping[str, Any], without: Tensor, with_cache: Tensor, tolerance: float
+) -> None:
+    largest, worst = float(without.abs().max()), float((with_cache - without).abs().max())
+    # `not <=`: what is no number does not agree.
+    if not worst <= tolerance * largest:
         raise ModelError(
             f"attention {find(said).name!r} answers otherwise with a key-value cache than without "
             f"one: logits differ by {worst:.1e} of {largest:.1e}.",
             code="model.attention_cache",
             next_step="What a query reads must not depend on the queries beside it.",
         )
+
+
+def _last_logits(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the last token: read with all before it at once, and alone behind their cache."""
+    whole = model(input_ids=ids, attention_mask=mask, use_cache=False)
+    before = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
+    cache = before.past_key_values
+    step = model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True)
+    return whole.logits[:, -1], step.logits[:, -1]
+
+
+@contextmanager
+def _keeping_everything(chosen: Chosen) -> Iterator[None]:
+    """Inside, the attention drops no key, if it can be told so."""
+    everything = None if chosen.function is None else chosen.keeping_everything
+    if everything is not None:
+        AttentionInterface.register(chosen.implementation, everything)
+    try:
+        yield
+    finally:
+        if everything is not None:
+            AttentionInterface.register(chosen.implementation, chosen.bound)
 
 
 def _answer(model: Any, ids: Tensor, mask: Tensor, has_cache: bool) -> Any:
