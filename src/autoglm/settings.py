@@ -42,6 +42,7 @@ from autoglm.plugins import project_files, registry, sections
 from autoglm.plugins.config import PluginsConfig
 from autoglm.registry.config import StorageConfig
 from autoglm.release.config import ReleaseConfig
+from autoglm.reuse.config import CacheConfig
 from autoglm.search.config import SearchConfig
 from autoglm.serving.config import ServingConfig
 from autoglm.streaming.config import DataConfig
@@ -67,6 +68,9 @@ class Settings:
     )
     training: Annotated[TrainingConfig, Key("How one trial is trained.")] = field(
         default_factory=TrainingConfig
+    )
+    cache: Annotated[CacheConfig, Key("What is not computed twice.")] = field(
+        default_factory=CacheConfig
     )
     evaluate: Annotated[EvaluateConfig, Key("What counts as better.")] = field(
         default_factory=EvaluateConfig

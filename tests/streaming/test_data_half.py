@@ -292,6 +292,34 @@ def test_equal_numbers_are_refused_as_numbers_not_as_classes(tmp_path: Path) -> 
     assert caught.value.code == "data.one_number"
 
 
+def test_a_column_may_say_the_split_and_the_others_go_by_hash(tmp_path: Path) -> None:
+    def row(number: int, part: str | None) -> ChangeEvent:
+        return event(
+            f"{number:04}", number, text=f"text {number}", label="ab"[number % 2], part=part
+        )
+
+    parts = ["Train", "test ", "validation", None]
+    table, other = table_of(tmp_path / "one"), table_of(tmp_path / "two")
+    commit(table, *(row(i, parts[i % 4]) for i in range(120)))
+    found = describe(table, min_rows=2, split=SPLIT, split_column="part")
+    by_hash = load_rows(describe(table, min_rows=2, split=SPLIT))
+    for key, said in zip(load_rows(found).keys, load_rows(found).splits, strict=True):
+        part = parts[int(key) % 4]
+        expected = by_hash.splits[by_hash.keys.index(key)] if part is None else part.strip().lower()
+        assert said == expected
+    commit(other, *(row(i, parts[(i + 1) % 4]) for i in range(120)))
+    moved = describe(other, min_rows=2, split=SPLIT, split_column="part")
+    assert moved.content_digest != found.content_digest
+    commit(table, row(200, "dev"), start=120)
+    for column, said in (
+        ("part", "row 0200 is said to be of the split 'dev'"),
+        ("none", "no column"),
+    ):
+        with pytest.raises(DataError, match=said) as caught:
+            describe(table, min_rows=2, split=SPLIT, split_column=column)
+        assert caught.value.code == "data.wrong_split"
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.text(min_size=1))
 def test_the_same_words_never_straddle_a_split(text: str) -> None:

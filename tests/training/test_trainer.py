@@ -19,6 +19,7 @@ from autoglm.evaluation.metrics import entities
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.training import schedules, tasks
 from autoglm.training.data import Encoded, batches, pieces
+from autoglm.training.head_start import start_head
 from training import toy
 
 Event = Mapping[str, Any]
@@ -148,7 +149,7 @@ def test_the_step_loop_waits_for_no_number_outside_of_the_record() -> None:
 
     one = toy.trainer(log_steps=1000)
     state = one._begin()
-    one._start_head(state)
+    start_head(one._model, one._forward, one._data, one._task, one._stop_if_asked)
     state.rows = list(range(8))
     state.rows.sort(key=lambda i: -len(one._data.ids[i]))
     with Counts() as counts:

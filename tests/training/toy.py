@@ -19,7 +19,7 @@ from autoglm.training import parts, tasks
 from autoglm.training.config import TrainingConfig
 from autoglm.training.data import Encoded
 from autoglm.training.decisions import Decisions
-from autoglm.training.trainer import Trained, Trainer
+from autoglm.training.trainer import Pause, Trained, Trainer
 
 LABELS = ("a", "b", "c")
 
@@ -94,6 +94,7 @@ def trainer(
     events: list[Any] | None = None,
     algorithms: Sequence[Any] = (),
     callbacks: Sequence[Any] = (),
+    cache: PrefixCache | None = None,
     **more: Any,
 ) -> Trainer:
     chosen, data = settings(**more), data or rows()
@@ -107,7 +108,7 @@ def trainer(
         task=task,
         metric=metric,
         seed=7,
-        cache=PrefixCache(2**24),
+        cache=cache or PrefixCache(2**24),
         cache_key="toy",
         on_event=heard.append,
         checkpoints=checkpoints,
@@ -118,5 +119,5 @@ def trainer(
     )
 
 
-def train(**more: Any) -> Trained:
-    return trainer(**more).train(threading.Event())
+def train(pause: Pause | None = None, **more: Any) -> Trained:
+    return trainer(**more).train(threading.Event(), pause=pause)

@@ -22,6 +22,7 @@ STATUS_OF = {
     "data.one_class": 409,
     "data.one_number": 409,
     "data.split_empty": 409,
+    "data.wrong_split": 409,
     "serving.no_model": 503,
     "serving.unreachable": 503,
 }

@@ -39,6 +39,7 @@ class DatasetVersion:
     created_at: datetime
     task: str = "text-classification"
     label_separator: str = ","
+    split_column: str = ""
 
     @property
     def form(self) -> TaskForm:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 
@@ -35,19 +36,28 @@ class StageChain:
     def num_steps(self) -> int:
         return sum(stage.num_steps for stage in self.stages)
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Optimizer steps done at the end of each stage: where `advance` may stop."""
+        return tuple(accumulate(stage.num_steps for stage in self.stages))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """Expected cost of what is not stored yet."""
+    """Expected cost of what is not stored yet; `why` says what it is made of and what is reused."""
 
     cpu_seconds: float
     disk_bytes: int
     num_steps: int
+    why: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Where a chain stands after `advance`. `metrics` are of the validation rows at `step`."""
+    """Where a chain stands after `advance`. `metrics` are of the validation rows and the best epoch
+    so far; `cpu_seconds` is what all its steps cost, whoever made them, and `saved` what of it was
+    not paid again, by lever. `is_stopped`: training ended itself, what would follow costs nothing.
+    """
 
     key: str
     step: int
@@ -56,6 +66,8 @@ class Progress:
     cpu_seconds: float
     reused_steps: int
     folder: str
+    saved: Mapping[str, float] = field(default_factory=dict)
+    is_stopped: bool = False
 
     @property
     def is_done(self) -> bool:

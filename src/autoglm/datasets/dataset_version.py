@@ -48,20 +48,25 @@ def describe(
     split: Mapping[str, float],
     task: str = "text-classification",
     label_separator: str = ",",
+    split_column: str = "",
 ) -> DatasetVersion:
-    """The dataset at `version` (the newest if None); `split` has the shares validation and test.
+    """The dataset at `version` (the newest if None); `split` has the shares validation and test of
+    the rows of which `split_column` says nothing.
 
     Raises: DataError data.no_rows, data.one_class, data.one_number, data.split_empty,
-    data.no_such_version.
+    data.wrong_split, data.no_such_version.
     """
     at = table.version if version is None else version
     source = table.provenance(at) if at >= 0 else None
     if source is None:
         raise _no_rows(table, waiting=0, dead=0)
-    latest = table.read(at, columns=["_key", "_version", "_trace", table.text, table.label])
+    columns = ["_key", "_version", "_trace", table.text, table.label]
+    latest = table.read(at, columns=[*columns, *filter(None, [split_column])])
+    if split_column and split_column not in latest.column_names:
+        raise _wrong_split(f"the feature table has no column {split_column!r}")
     num_dead = table.num_dead(at)
     form = TASKS[task]
-    rows, num_waiting = _labelled(latest, table, split, form, label_separator)
+    rows, num_waiting = _labelled(latest, table, split, form, label_separator, split_column)
     if not len(rows):
         raise _no_rows(table, waiting=num_waiting, dead=num_dead)
     named = [] if form.answers in {"number", "text"} else rows.answers
@@ -92,13 +97,14 @@ def describe(
         label=table.label,
         split=dict(split),
         schema_digest=digest(table.text, table.label, _type_name(latest, table.label)),
-        content_digest=_content_digest(usable, labels, split),
+        content_digest=_content_digest(usable, labels, split, split_column),
         positions=source.positions,
         traceparent=source.traceparent,
         linked_traces=_linked_traces(latest, source),
         created_at=source.at,
         task=task,
         label_separator=label_separator,
+        split_column=split_column,
     )
 
 
@@ -107,8 +113,11 @@ def load_rows(dataset: DatasetVersion, split: str | None = None) -> Rows:
     table = DeltaFeatureTable(
         Path(dataset.uri), project=dataset.project, key="", text=dataset.text, label=dataset.label
     )
-    latest = table.read(dataset.version, columns=["_key", dataset.text, dataset.label])
-    rows, _ = _labelled(latest, table, dataset.split, dataset.form, dataset.label_separator)
+    columns = ["_key", dataset.text, dataset.label, *filter(None, [dataset.split_column])]
+    latest = table.read(dataset.version, columns=columns)
+    rows, _ = _labelled(
+        latest, table, dataset.split, dataset.form, dataset.label_separator, dataset.split_column
+    )
     return _only(rows, labels=dataset.labels, split=split)
 
 
@@ -118,6 +127,7 @@ def _labelled(
     split: Mapping[str, float],
     form: TaskForm,
     separator: str,
+    split_column: str,
 ) -> tuple[Rows, int]:
     """Rows with input and answer, and how many wait for their answer."""
     if table.text not in latest.column_names:
@@ -131,13 +141,26 @@ def _labelled(
     keys: list[str] = latest["_key"].filter(is_labelled).to_pylist()
     texts: list[str] = latest[table.text].filter(is_labelled).to_pylist()
     cells: list[str] = labels.filter(is_labelled).to_pylist()
+    splits = split_all(texts, validation=split["validation"], test=split["test"])
+    if split_column:
+        said = latest[split_column].filter(is_labelled).to_pylist()
+        splits = [_said(*each) for each in zip(keys, said, splits, strict=True)]
     rows = Rows(
         keys=keys,
         inputs=_parsed(keys, texts, table.text, lambda cell: read_input(cell, form)),
         answers=_parsed(keys, cells, table.label, lambda c: read_answer(c, form, separator)),
-        splits=split_all(texts, validation=split["validation"], test=split["test"]),
+        splits=splits,
     )
     return rows, latest.num_rows - len(rows)
+
+
+def _said(key: str, said: Any, by_hash: Split) -> Split:
+    name = str(said or "").strip().lower()
+    if not name:
+        return by_hash
+    if name not in SPLITS:
+        raise _wrong_split(f"row {key} is said to be of the split {said!r:.60}")
+    return name
 
 
 def _parsed(
@@ -210,10 +233,14 @@ def _only(rows: Rows, *, labels: Iterable[str], split: str | None = None) -> Row
     )
 
 
-def _content_digest(rows: Rows, labels: Sequence[str], split: Mapping[str, float]) -> str:
+def _content_digest(
+    rows: Rows, labels: Sequence[str], split: Mapping[str, float], split_column: str
+) -> str:
     hasher = hashlib.blake2b(digest_size=16)
     hasher.update(canonical([list(labels), dict(split)]))
-    for column in (rows.keys, rows.inputs, rows.answers):
+    # By hash, texts and shares say it all.
+    said = [rows.splits] if split_column else []
+    for column in (rows.keys, rows.inputs, rows.answers, *said):
         data = pa.array(map(_as_cell, column), pa.large_string())
         for buffer in data.buffers()[1:]:  # ends of the values, then their bytes
             hasher.update(len(buffer).to_bytes(8, "big"))
@@ -262,6 +289,14 @@ def _one_class(
         f"column {label!r} has {has} with at least {min_rows} rows.{detail}",
         code="data.one_class",
         next_step="A classifier needs two: add rows of another class, or lower data.min_rows.",
+    )
+
+
+def _wrong_split(what: str) -> DataError:
+    return DataError(
+        f"{what}.",
+        code="data.wrong_split",
+        next_step=f"data.split.column names a column of: {', '.join(SPLITS)}, or nothing.",
     )
 
 

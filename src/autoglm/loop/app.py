@@ -74,6 +74,7 @@ class App:
             self._trainer = TrainingWorker.start(
                 logs=self.project.logs,
                 workspace=self.work,
+                cache=self.project.state / "cache",
                 threads=self.project.settings.training.threads,
                 nice=0 if self.is_alone else 10,
                 project=self.project.name,

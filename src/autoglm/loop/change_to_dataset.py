@@ -107,6 +107,7 @@ def describe_dataset(project: Project) -> DatasetVersion:
         table,
         min_rows=data.min_rows,
         split={"validation": data.split.validation, "test": data.split.test},
+        split_column=data.split.column,
         task=project.settings.model.task,
         label_separator=data.label_separator,
     )

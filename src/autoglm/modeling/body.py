@@ -34,12 +34,8 @@ class Body:
         if not self.why_padded:
             backbone.set_attn_implementation(packed.register(self._attention))
         self.is_cut = num_frozen > 0 and can_cut(backbone)
-        self._whole = backbone
-        if self.is_cut:
-            self._lower = _with_layers(backbone, 0, num_frozen)
-            self._upper = _with_layers(backbone, num_frozen, None)
-            self._handed = _Handed()
-            self._upper.embeddings = self._handed
+        self._whole, self.num_frozen = backbone, num_frozen
+        self._slices: dict[tuple[int, int | None], Any] = {}
 
     def whole(self, rows: Sequence[Sequence[int]], layout: Layout) -> Tensor:
         """(tokens, hidden) of `rows`, which are in the layout's order."""
@@ -48,18 +44,36 @@ class Body:
     @torch.no_grad()
     def lower(self, rows: Sequence[Sequence[int]], layout: Layout) -> Tensor:
         """(tokens, hidden) entering the first learning layer."""
-        return self._run(self._lower, rows, layout)
+        return self._run(self._slice(0, self.num_frozen), rows, layout)
 
     def upper(self, flat: Tensor, layout: Layout) -> Tensor:
         """(tokens, hidden) of what `lower` gave."""
+        return self.between(flat, layout, start=self.num_frozen)
+
+    def between(
+        self, flat: Tensor, layout: Layout, *, start: int, end: int | None = None
+    ) -> Tensor:
+        """(tokens, hidden) entering layer `end`, or leaving the last, of those entering `start`."""
+        layers = self._slice(start, end)
         if not self.why_padded:
-            self._handed.hidden = flat[None]
+            layers.embeddings.hidden = flat[None]
             pack_as(layout)
-            out: Tensor = self._upper(inputs_embeds=flat[None], attention_mask=None)[0][0]
+            out: Tensor = layers(inputs_embeds=flat[None], attention_mask=None)[0][0]
             return out
         hidden, mask = layout.padded(flat)
-        self._handed.hidden = hidden
-        return _unpadded(self._upper(inputs_embeds=hidden, attention_mask=mask)[0], mask)
+        layers.embeddings.hidden = hidden
+        return _unpadded(layers(inputs_embeds=hidden, attention_mask=mask)[0], mask)
+
+    def _slice(self, start: int, end: int | None) -> Any:
+        """A module over the same parameters: the layers from `start` to `end`, with the embeddings
+        below them when they begin at the bottom.
+        """
+        if (start, end) not in self._slices:
+            layers = _with_layers(self._whole, start, end)
+            if start:
+                layers.embeddings = _Handed()
+            self._slices[start, end] = layers
+        return self._slices[start, end]
 
     def _run(self, module: Any, rows: Sequence[Sequence[int]], layout: Layout) -> Tensor:
         ids = torch.tensor([token for row in rows for token in row])

@@ -1,66 +1,348 @@
-"""Hidden states that leave the frozen part, kept unpadded in memory: one encode for many trials."""
+"""What the frozen part says of each row: computed once for trials, epochs, folds and later runs.
+
+    FOLDER/KEY/SHA256.safetensors   states (tokens, width), keys (rows, 16), lengths (rows)
+    FOLDER/KEY/about.json           CPU-seconds that it cost, how often it was asked for
+
+KEY names the frozen part (`modeling.frozen`), a row's key its token ids; a segment is named by its
+content, so a damaged one is a miss. Rows are encoded in blocks of one shape per length: what is
+said of a row does not depend, to the bit, on the rows beside it, and a changed data set pays for
+its changed rows alone.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-BATCH_ROWS = 64
-Encode = Callable[[Sequence[Sequence[int]]], Tensor]
+from autoglm.observability.logging import get_logger
+from autoglm.reuse.keys import ROW_KEY_BYTES
+
+# Tokens of one block: from here on longer ones gain little (docs/search.md).
+BLOCK_TOKENS = 256
+SEGMENT_BYTES = 2**26
+ABOUT, LOCK = "about.json", ".lock"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenStates:
-    """`flat` (tokens of all rows, hidden); row i is flat[offsets[i]:offsets[i + 1]]."""
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """A frozen part: `encode` gives the states of rows of one length by their numbers: one per
+    token, or one per row where it `is_pooled`. It is handed what the part named `below` says of
+    these rows where that is known, else None.
+    """
 
-    flat: Tensor
-    offsets: tuple[int, ...]
+    key: str
+    width: int
+    encode: Callable[[Sequence[int], Tensor | None], Tensor]
+    below: str = ""
+    is_pooled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowStates:
+    """(tokens, width) per row; `encoded` of them were not known before and took `cpu_seconds`.
+    `saved_seconds` is what the known ones took when they were made.
+    """
+
+    parts: Sequence[Tensor]
+    encoded: int = 0
+    cpu_seconds: float = 0.0
+    saved_seconds: float = 0.0
 
     def of(self, rows: Sequence[int]) -> Tensor:
-        """(tokens, hidden) of these rows, one behind the other."""
-        return torch.cat([self.flat[self.offsets[i] : self.offsets[i + 1]] for i in rows])
+        """(tokens, width) of these rows, one behind the other."""
+        return torch.cat([self.parts[i] for i in rows])
+
+
+@dataclass(kw_only=True)
+class _Store:
+    """What is known under one key. Tensors are views of mapped files, or lie in memory."""
+
+    known: dict[bytes, Tensor] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    num_bytes: int = 0
+    seconds_per_token: float = 0.0
 
 
 class PrefixCache:
-    """Keyed by what the states depend on; the least recently used go when `max_bytes` is passed."""
+    """At most `max_bytes`, in `folder`, or in memory without one. What saves the fewest CPU-seconds
+    per byte goes first; what a process has in use (`begin` to the next `begin`) never goes.
+    """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._states: OrderedDict[str, TokenStates] = OrderedDict()
+    def __init__(self, max_bytes: int, folder: Path | None = None) -> None:
+        self._max_bytes, self._folder = max_bytes, folder
+        self._stores: OrderedDict[str, _Store] = OrderedDict()
+        self._locks: dict[str, int] = {}
+        weakref.finalize(self, _release, self._locks)
+        self._memo: dict[str, Any] = {}
 
-    def fits(self, num_tokens: int, hidden_size: int) -> bool:
-        return 4 * num_tokens * hidden_size <= self._max_bytes
+    @property
+    def is_on(self) -> bool:
+        return self._max_bytes > 0
 
-    def get(self, key: str) -> TokenStates | None:
-        if key in self._states:
-            self._states.move_to_end(key)
-        return self._states.get(key)
+    def why_too_large(self, num_tokens: int, width: int) -> str:
+        """Why so many states are not kept; empty when they are."""
+        if not self.is_on:
+            return "cache.prefix is off"
+        wanted = 4 * num_tokens * width
+        if wanted <= self._max_bytes:
+            return ""
+        limit = self._max_bytes / 2**20
+        return f"{wanted / 2**20:,.0f} MiB of states pass cache.bytes ({limit:,.0f} MiB)"
 
-    def put(self, key: str, states: TokenStates) -> None:
-        self._states[key] = states
-        while sum(s.flat.nbytes for s in self._states.values()) > self._max_bytes:
-            if len(self._states) == 1:
+    def remembered(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gave under this name before: each trial asks for digests of weights."""
+        if name not in self._memo:
+            self._memo[name] = make()
+        return self._memo[name]
+
+    def begin(self) -> None:
+        """What was in use until now may go."""
+        _release(self._locks)
+
+    def has(self, key: str) -> bool:
+        """Whether anything is known under `key`."""
+        return bool(self._stores.get(key, _Store()).known) or any(self._segments(key))
+
+    def states(
+        self, prefix: Prefix, row_keys: Sequence[bytes], lengths: Sequence[int]
+    ) -> RowStates:
+        """What `prefix` says of each row; only unknown rows are encoded, and kept. `lengths` counts
+        the tokens of a row. Rows alike are encoded once.
+        """
+        store = self._opened(prefix.key)
+        missing = list({k: i for i, k in enumerate(row_keys) if k not in store.known}.values())
+        known_tokens = sum(n for k, n in zip(row_keys, lengths, strict=True) if k in store.known)
+        saved = known_tokens * store.seconds_per_token
+        started = time.process_time()
+        for rows in _segments_of(missing, lengths, prefix.width):
+            self._add(prefix, store, rows, row_keys, lengths)
+        spent = time.process_time() - started
+        if missing:
+            self._evict()
+        self._note(prefix.key, store, spent, sum(lengths[i] for i in missing))
+        return RowStates(
+            parts=[store.known[key] for key in row_keys],
+            encoded=len(missing),
+            cpu_seconds=spent,
+            saved_seconds=saved,
+        )
+
+    def _add(
+        self,
+        prefix: Prefix,
+        store: _Store,
+        rows: Sequence[int],
+        row_keys: Sequence[bytes],
+        lengths: Sequence[int],
+    ) -> None:
+        below = self._opened(prefix.below).known if prefix.below else {}
+        is_below = all(row_keys[i] in below for i in rows)
+        parts: dict[int, Tensor] = {}
+        for block in blocks(rows, lengths):
+            handed = torch.cat([below[row_keys[i]] for i in block]) if is_below else None
+            states = prefix.encode(block, handed)
+            size = 1 if prefix.is_pooled else lengths[block[0]]
+            for row, part in zip(block, torch.split(states, size), strict=True):
+                parts[row] = part
+        flat = torch.cat([parts[i] for i in rows])
+        tensors = {
+            "states": flat,
+            "keys": torch.from_numpy(
+                np.frombuffer(b"".join(row_keys[i] for i in rows), np.uint8)
+                .reshape(-1, ROW_KEY_BYTES)
+                .copy()
+            ),
+            "lengths": torch.tensor([len(parts[i]) for i in rows]),
+        }
+        if not self._written(prefix.key, store, tensors):
+            _take(store, tensors)
+
+    def _written(self, key: str, store: _Store, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether the segment lies on disk (and is mapped from there)."""
+        if self._folder is None:
+            return False
+        content = save(dict(tensors))
+        name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        staging = self._folder / key / f".{os.getpid()}.part"
+        try:
+            with staging.open("wb") as stream:
+                stream.write(content)
+            staging.rename(staging.with_name(name))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                staging.unlink(missing_ok=True)
+            get_logger().warning("prefix states stay in memory", cause=str(error))
+            return False
+        self._map(store, staging.with_name(name), is_checked=True)
+        return True
+
+    def _opened(self, key: str) -> _Store:
+        """What is known under `key` in memory and on disk, marked as in use."""
+        store = self._stores.setdefault(key, _Store())
+        self._stores.move_to_end(key)
+        if self._folder is None:
+            return store
+        try:
+            (self._folder / key).mkdir(parents=True, exist_ok=True)
+            if key not in self._locks:
+                self._locks[key] = os.open(self._folder / key / LOCK, os.O_CREAT | os.O_RDWR)
+                fcntl.flock(self._locks[key], fcntl.LOCK_SH)
+        except OSError as error:
+            get_logger().warning("no prefix cache on disk", cause=str(error))
+            return store
+        about = _about(self._folder / key)
+        store.seconds_per_token = about.get("seconds_per_token", store.seconds_per_token)
+        for path in self._segments(key):
+            if path.name not in store.seen:
+                self._map(store, path, is_checked=False)
+        return store
+
+    def _map(self, store: _Store, path: Path, *, is_checked: bool) -> None:
+        try:
+            if not is_checked:
+                with path.open("rb") as stream:
+                    sha = hashlib.file_digest(stream, "sha256").hexdigest()
+                if sha != path.stem:
+                    raise ValueError(f"its content is {sha[:12]}…")
+            tensors = load_file(path)
+        except (OSError, ValueError, SafetensorError) as error:
+            get_logger().warning("prefix segment dropped", segment=path.name, cause=str(error))
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            return
+        store.seen.add(path.name)
+        _take(store, tensors)
+
+    def _segments(self, key: str) -> Iterator[Path]:
+        if self._folder is not None and key:
+            yield from sorted((self._folder / key).glob("*.safetensors"))
+
+    def _note(self, key: str, store: _Store, spent: float, num_tokens: int) -> None:
+        if num_tokens:
+            store.seconds_per_token = spent / num_tokens
+        if self._folder is None:
+            return
+        folder = self._folder / key
+        about = _about(folder)
+        facts = {
+            "cpu_seconds": about.get("cpu_seconds", 0.0) + spent,
+            "uses": about.get("uses", 0) + 1,
+            "seconds_per_token": store.seconds_per_token,
+            "used_at": time.time(),
+        }
+        staging = folder / f".{os.getpid()}.about"
+        with contextlib.suppress(OSError):  # a full disk costs the order of eviction, no more
+            staging.write_text(json.dumps(facts))
+            staging.rename(folder / ABOUT)
+
+    def _evict(self) -> None:
+        if self._folder is None or not self._folder.is_dir():
+            while sum(s.num_bytes for s in self._stores.values()) > self._max_bytes:
+                if len(self._stores) == 1:
+                    return
+                self._stores.popitem(last=False)
+            return
+        sizes = {path: _size(path) for path in self._folder.iterdir() if path.is_dir()}
+        for folder in sorted(sizes, key=lambda path: _worth(path, sizes[path])):
+            if sum(sizes.values()) <= self._max_bytes:
                 return
-            self._states.popitem(last=False)
+            with _only_here(folder) as is_free:
+                if is_free:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    self._stores.pop(folder.name, None)
+                    del sizes[folder]
 
 
-def encode_rows(ids: Sequence[Sequence[int]], hidden_size: int, encode: Encode) -> TokenStates:
-    """Run `encode` over all rows in batches of like length, longest row first: (tokens, hidden)."""
-    offsets = [0]
-    for tokens in ids:
-        offsets.append(offsets[-1] + len(tokens))
-    flat = torch.empty(offsets[-1], hidden_size)
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    for start in range(0, len(order), BATCH_ROWS):
-        rows = order[start : start + BATCH_ROWS]
-        hidden = encode([ids[i] for i in rows])
-        for i, part in zip(rows, torch.split(hidden, [len(ids[i]) for i in rows]), strict=True):
-            flat[offsets[i] : offsets[i + 1]] = part
-    return TokenStates(flat=flat, offsets=tuple(offsets))
+def blocks(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """`rows` in blocks of rows of one length, and of one number of rows per length: a block that is
+    not full repeats its first row. Matrices of one shape are multiplied in one order.
+    """
+    alike: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        alike[lengths[row]].append(row)
+    for length in sorted(alike, reverse=True):
+        size = max(1, BLOCK_TOKENS // length)
+        for start in range(0, len(alike[length]), size):
+            block = alike[length][start : start + size]
+            yield [*block, *[block[0]] * (size - len(block))]
+
+
+def _segments_of(
+    rows: Sequence[int], lengths: Sequence[int], width: int
+) -> Iterator[Sequence[int]]:
+    """`rows` in parts whose states fill a segment, rows of like length together."""
+    part: list[int] = []
+    num_bytes = 0
+    for row in sorted(rows, key=lambda i: -lengths[i]):
+        part.append(row)
+        num_bytes += 4 * lengths[row] * width
+        if num_bytes >= SEGMENT_BYTES:
+            yield part
+            part, num_bytes = [], 0
+    if part:
+        yield part
+
+
+def _release(locks: dict[str, int]) -> None:
+    while locks:
+        os.close(locks.popitem()[1])
+
+
+def _take(store: _Store, tensors: Mapping[str, Tensor]) -> None:
+    raw = tensors["keys"].numpy().tobytes()
+    keys = [raw[i : i + ROW_KEY_BYTES] for i in range(0, len(raw), ROW_KEY_BYTES)]
+    parts = torch.split(tensors["states"], tensors["lengths"].tolist())
+    store.known.update(zip(keys, parts, strict=True))
+    store.num_bytes += tensors["states"].nbytes
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads((folder / ABOUT).read_text())
+    except (OSError, ValueError):
+        return {}
+    return known
+
+
+def _size(folder: Path) -> int:
+    with contextlib.suppress(OSError):
+        return sum(path.stat().st_size for path in folder.iterdir())
+    return 0
+
+
+def _worth(folder: Path, num_bytes: int) -> tuple[float, float]:
+    """CPU-seconds saved per byte; of equals the one that was used last is worth more."""
+    about = _about(folder)
+    saved = about.get("cpu_seconds", 0.0) * about.get("uses", 0)
+    return saved / max(1, num_bytes), about.get("used_at", 0.0)
+
+
+@contextlib.contextmanager
+def _only_here(folder: Path) -> Iterator[bool]:
+    """Whether nobody has it in use, us included."""
+    try:
+        with (folder / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+    except OSError:
+        yield False
 
 
 def pad_ids(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

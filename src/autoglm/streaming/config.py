@@ -34,6 +34,13 @@ class SplitConfig:
     test: Annotated[
         Share, Gt(0), live("Share of rows that only gates; also the replayed ones.")
     ] = 0.1
+    column: Annotated[
+        str,
+        live(
+            "Column that says of a row `train`, `validation` or `test`; where it says nothing, and"
+            " without a column, the hash of the text does."
+        ),
+    ] = ""
 
     def __post_init__(self) -> None:
         if self.validation + self.test > MAX_HELD_OUT:
@@ -74,7 +81,7 @@ class DataConfig:
     processors: Annotated[
         tuple[str, ...], Key("Processors after the product's own checks, by name, in order.")
     ] = ()
-    split: Annotated[SplitConfig, live("Held-out shares, by hash of the text.")] = field(
+    split: Annotated[SplitConfig, live("Held-out rows: by hash of the text, or a column.")] = field(
         default_factory=SplitConfig
     )
 

@@ -32,6 +32,14 @@ class TrainingConfig:
     warmup: Annotated[Share, Ge(0), Lt(1), live("Share of optimizer steps with a rising rate.")] = (
         0.1
     )
+    warmup_steps: Annotated[
+        int,
+        Ge(0),
+        live(
+            "Optimizer steps with a rising rate, in place of `warmup`: the same for any number of"
+            " epochs, so that trials share them. 0 = by share."
+        ),
+    ] = 0
     optimizer: Annotated[str, live("Optimizer, by name.")] = "adamw"
     schedule: Annotated[str, live("Learning rate after the warm-up, by name.")] = "linear"
     clip_norm: Annotated[

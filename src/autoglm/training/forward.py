@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoglm.modeling.attention.packed import Layout, lay_out
+from autoglm.modeling.attention.packed import lay_out
 from autoglm.modeling.body import Body, PixelBody
+from autoglm.modeling.frozen import versions_below, why_not_frozen
 from autoglm.modeling.images import Pixels
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.observability.logging import get_logger
-from autoglm.reuse.prefix_cache import PrefixCache, TokenStates, encode_rows
+from autoglm.reuse.prefix_cache import PrefixCache, RowStates
+from autoglm.training.frozen_part import FrozenPart
 from autoglm.training.vocabulary import Vocabulary
 
 EVAL_ROWS = 64
@@ -44,27 +46,39 @@ class Forward:
         firsts: Sequence[int] | None = None,
     ) -> None:
         self._model, self._ids, self._stop, self._firsts = model, ids, stop, firsts
-        self._cache, self._cache_key = cache, f"{cache_key}/{num_frozen}"
         self._hidden_size = int(model.backbone.config.hidden_size)
         pad_id = int(getattr(model.backbone.config, "pad_token_id", 0) or 0)
         self._body: Any
+        self._frozen: FrozenPart | None = None
+        # Why states of frozen layers are computed in each batch; empty where nothing is frozen too.
+        self.why_not_kept = ""
         if isinstance(ids, Pixels):
             self._body = PixelBody(model.backbone, ids[0])
             self._lengths = [self._body.num_states] * len(ids)
         else:
             self._lengths = [len(row) for row in ids]
-            is_kept = num_frozen > 0 and cache.fits(sum(self._lengths), self._hidden_size)
-            num_cut = num_frozen if is_kept else 0
+            if num_frozen:
+                self.why_not_kept = why_not_frozen(model.backbone, num_frozen) or (
+                    cache.why_too_large(sum(self._lengths), self._hidden_size)
+                )
+            num_cut = 0 if self.why_not_kept else num_frozen
             self._body = Body(model.backbone, pad_id=pad_id, num_frozen=num_cut)
+            if cache.is_on:
+                self._frozen = FrozenPart(
+                    model, ids, self._body, cache=cache, start_name=cache_key, stop=stop
+                )
         if self._body.why_padded:
             get_logger().info("rows are padded, not packed", reason=self._body.why_padded)
         self.eval_rows = EVAL_ROWS
-        self._states: TokenStates | None = None
+        self._states: RowStates | None = None
         self._pooled: Tensor | None = None
+        self._at_start: Tensor | None = None
 
     def renumber(self, vocabulary: Vocabulary) -> None:
         """The model's word table was cut: tokens go by their new numbers."""
         self._ids = vocabulary.of(self._ids)
+        if self._frozen is not None:
+            self._frozen.renumber(self._ids)
         self._body.pad_id = int(vocabulary.numbers[self._body.pad_id])
 
     def set_gradient_checkpointing(self, is_on: bool) -> None:
@@ -75,24 +89,53 @@ class Forward:
         new = getattr(backbone, f"activation_checkpointing_{switch}", None)
         (new or getattr(backbone, f"gradient_checkpointing_{switch}"))()
 
-    def prepare(self) -> None:
+    def prepare(self) -> RowStates | None:
         """States at the boundary, encoded once for all trials that cut here."""
         if not self._body.is_cut:
-            return
+            return None
+        assert self._frozen is not None, "a body is cut where states are kept"
         self._model.eval()
-        self._states = self._cache.get(self._cache_key)
+        self._states = self._frozen.states(self.boundary)
+        self._versions = versions_below(self._model.backbone, self.boundary)
+        return self._states
+
+    @property
+    def boundary(self) -> int:
+        """The first layer that learns, where states below it are kept; else 0."""
+        return int(self._body.num_frozen) if self._body.is_cut else 0
+
+    def check_frozen(self, by: str) -> None:
+        """What an algorithm reaches below the boundary for makes kept states untrue."""
         if self._states is None:
-            self._states = encode_rows(self._ids, self._hidden_size, self._lower)
-            self._cache.put(self._cache_key, self._states)
+            return
+        backbone, boundary = self._model.backbone, self.boundary
+        reason = why_not_frozen(backbone, boundary)
+        if not reason and versions_below(backbone, boundary) != self._versions:
+            reason = f"{by} wrote to what is frozen"
+        if reason:
+            self._states, self.why_not_kept = None, reason
+            get_logger().warning("frozen states are not used any more", reason=reason)
 
     def keep_features(self) -> None:
         """Nothing below the head learns: what it is handed is computed once."""
-        self._pooled = self.all_features()
+        self._pooled = self.start_features()
 
     @torch.no_grad()
-    def all_features(self) -> Tensor:
-        """Pooled (rows, hidden) of every row, in the rows' order."""
-        self._model.eval()
+    def start_features(self) -> Tensor:
+        """Pooled (rows, hidden) of every row before anything was learnt, in the rows' order.
+
+        They answer for the backbone until `leave_start`: all trials of a start share them.
+        """
+        if self._at_start is None:
+            self._model.eval()
+            kept = self._frozen.pooled() if self._frozen is not None else None
+            self._at_start = self._computed() if kept is None else kept.of(range(len(self._ids)))
+        return self._at_start
+
+    def leave_start(self) -> None:
+        self._at_start = None
+
+    def _computed(self) -> Tensor:
         pooled = torch.empty(len(self._ids), self._hidden_size)
         for rows in self.in_batches(range(len(self._ids))):
             self._stop()
@@ -103,8 +146,9 @@ class Forward:
         """(rows, hidden), or (tokens, hidden) where tokens are answered for: of those; `rows` are
         longest first.
         """
-        if self._pooled is not None:
-            return self._pooled[rows]
+        known = self._pooled if self._pooled is not None else self._at_start
+        if known is not None:
+            return known[rows]
         layout = lay_out([self._lengths[i] for i in rows])
         flat: Tensor
         if self._states is not None:
@@ -142,12 +186,6 @@ class Forward:
         order = sorted(rows, key=lambda i: -self._lengths[i])
         starts = range(0, len(order), self.eval_rows)
         return [order[start : start + self.eval_rows] for start in starts]
-
-    def _lower(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        self._stop()
-        layout: Layout = lay_out([len(row) for row in rows])
-        states: Tensor = self._body.lower(rows, layout)
-        return states
 
 
 def set_training_mode(model: AutoGLMForSequenceClassification) -> None:

@@ -21,11 +21,8 @@ from autoglm.errors import CancelledError, ModelError, TrainingError, from_docum
 from autoglm.modeling.backbone_ref import resolve_backbone
 from autoglm.modeling.backbones.own import OWN
 from autoglm.observability.logging import get_logger
-from autoglm.training import stages
 
 OnEvent = Callable[[Mapping[str, Any]], None]
-# A token of a small encoder costs about this much to train, forward and back.
-SECONDS_PER_TOKEN = 1e-3
 # A worker that was told to stop gets this long to say so.
 GRACE_SECONDS = 5.0
 
@@ -55,13 +52,16 @@ class TrainingWorker:
         *,
         logs: Path,
         workspace: Path,
+        cache: Path,
         threads: int,
         nice: int,
         project: str,
         on_event: OnEvent | None = None,
         cancel: threading.Event | None = None,
     ) -> TrainingWorker:
-        """Start the process; torch loads while we go on."""
+        """Start the process; torch loads while we go on. Stages of the work in hand lie in
+        `workspace`, what outlives it in `cache`.
+        """
         logs.mkdir(parents=True, exist_ok=True)
         workspace.mkdir(parents=True, exist_ok=True)
         path = logs / "trainer.stderr"
@@ -83,6 +83,7 @@ class TrainingWorker:
         options = {
             "logs": str(logs),
             "workspace": str(workspace),
+            "cache": str(cache),
             "threads": threads,
             "nice": nice,
             "project": project,
@@ -98,7 +99,9 @@ class TrainingWorker:
         start = self._start_from(spec, start_folder, base)
         self._spec = spec
         self._start = _name_of(start, spec)
-        self._call("open", spec=to_json(spec), start=str(start), base=str(base))
+        self._call(
+            "open", spec=to_json(spec), start=str(start), start_name=self._start, base=str(base)
+        )
 
     def _start_from(self, spec: RunSpec, start_folder: Path | None, base: Path) -> Path:
         wanted = spec.config["model"]["start_from"]
@@ -128,29 +131,22 @@ class TrainingWorker:
         return self._workspace / "starts" / _own_name(spec)
 
     def plan(self, params: Mapping[str, Any]) -> StageChain:
-        return stages.plan(self._opened(), params, start=self._start)
+        """A stage per epoch. Raises: PluginError for a schedule that nobody knows."""
+        return from_json(StageChain, self._call("plan", params=dict(params)))
 
     def cost(self, chain: StageChain) -> Cost:
-        """Nothing for a stored chain; else a rough figure from rows and length."""
-        if stages.stored(self._workspace / "stages" / chain.key) is not None:
-            return Cost(cpu_seconds=0.0, disk_bytes=0, num_steps=0)
-        spec = self._opened()
-        batch = int(chain.stages[-1].settings["training"]["batch_size"])
-        tokens = chain.num_steps * batch * int(spec.config["data"]["max_length"])
-        return Cost(
-            cpu_seconds=tokens * SECONDS_PER_TOKEN,
-            disk_bytes=100_000_000,
-            num_steps=chain.num_steps,
-        )
+        """Nothing for a stored chain; else from what this machine was measured to do."""
+        return from_json(Cost, self._call("cost", chain=to_json(chain)))
 
     def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
-        """Train to the end of the chain (`to_step` must be its last; stages are whole).
+        """Train to the end of a stage (`to_step` is one of `chain.ends`), from the deepest that is
+        stored.
 
         Raises: TrainingError (training.worker_died is retryable), CancelledError.
         """
-        if to_step != chain.num_steps:
-            raise ValueError(f"a stage is trained whole: {chain.num_steps} optimizer steps")
-        answer = self._call("advance", cancel=cancel, chain=to_json(chain))
+        if to_step not in chain.ends:
+            raise ValueError(f"a stage is trained whole: {to_step} is none of {chain.ends}")
+        answer = self._call("advance", cancel=cancel, chain=to_json(chain), to_step=to_step)
         return from_json(Progress, answer)
 
     def export(self, chain: StageChain, folder: Path) -> dict[str, Any]:

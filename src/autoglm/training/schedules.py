@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 # The share of the steps in which warm-up-stable-decay goes down.
 DECAY_SHARE = 0.2
@@ -37,3 +39,18 @@ def inverse_sqrt(step: int, num_steps: int) -> float:
     """
     warm = max(1.0, num_steps / 9)
     return math.sqrt(warm / (warm + step))
+
+
+def rate_at(
+    step: int,
+    num_steps: int,
+    settings: Mapping[str, Any],
+    schedule: Callable[[int, int], float],
+) -> float:
+    """The learning rate of one optimizer step (counted from 0) under the section `training`."""
+    peak = float(settings["lr"])
+    share = round(float(settings["warmup"]) * num_steps)
+    warm = max(1, int(settings.get("warmup_steps") or share))
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * float(schedule(step - warm, max(1, num_steps - warm)))

@@ -8,15 +8,17 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from autoglm.contracts.record import digest
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Stage, StageChain
+from autoglm.recovery.checkpoints import Checkpoints
+from autoglm.training.schedules import rate_at
 
-WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
+WEIGHTS, MANIFEST, STATE = "weights.safetensors", "manifest.json", "state"
 # What does not change which weights come out.
 WITHOUT_EFFECT = {
     "callbacks",
@@ -28,6 +30,9 @@ WITHOUT_EFFECT = {
     "log_steps",
     "threads",
 }
+
+# What decides nothing but the rates of the steps.
+TOLD_BY_RATES = {"epochs", "warmup", "warmup_steps"}
 
 
 def settings_of(spec: RunSpec, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,26 +47,63 @@ def settings_of(spec: RunSpec, params: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def plan(spec: RunSpec, params: Mapping[str, Any], *, start: str) -> StageChain:
-    """The chain of a trial: one stage. `start` is the digest of the weights it starts from."""
+def plan(
+    spec: RunSpec,
+    params: Mapping[str, Any],
+    *,
+    start: str,
+    schedule: Callable[[int, int], float],
+) -> StageChain:
+    """The chain of a trial: a stage per epoch. `start` is the digest of the weights it starts from.
+
+    Two trials share a stage where all that went into its weights is equal: not the number of
+    epochs is named, but the rate of each step. All trials of a study see the rows in one order and
+    draw from one seed (docs/decisions/0009).
+    """
     settings = settings_of(spec, params)
     training = settings["training"]
-    train_rows = spec.dataset.split_rows["train"]
-    num_steps = int(training["epochs"]) * math.ceil(train_rows / int(training["batch_size"]))
-    learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT}
+    per_epoch = math.ceil(spec.dataset.split_rows["train"] / int(training["batch_size"]))
+    num_steps = int(training["epochs"]) * per_epoch
+    learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT | TOLD_BY_RATES}
+    if training["algorithms"]:
+        learning["num_steps"] = num_steps  # they are told
     data = {"digest": spec.dataset.content_digest, "max_length": spec.config["data"]["max_length"]}
     metric = spec.config["evaluate"]["metric"]
-    content = [start, settings["model"], learning, data, metric, num_steps, spec.seed]
-    key = digest(*content)
-    stage = Stage(
-        key=key,
-        parent=start,
-        settings=settings,
-        num_steps=num_steps,
-        seed=int(digest(spec.seed, key, size=4), 16),
-        data_order=digest(spec.seed, data, size=8),
-    )
-    return StageChain(project=spec.project, params=dict(params), stages=(stage,))
+    key = digest(start, settings["model"], learning, data, metric, spec.seed)
+    stages = []
+    for first in range(0, num_steps, per_epoch):
+        steps = range(first, first + per_epoch)
+        parent, key = key, digest(key, [rate_at(s, num_steps, training, schedule) for s in steps])
+        stages.append(
+            Stage(
+                key=key,
+                parent=parent,
+                settings=settings,
+                num_steps=per_epoch,
+                seed=int(digest(spec.seed, "trials", size=4), 16),
+                data_order=digest(spec.seed, data, size=8),
+            )
+        )
+    return StageChain(project=spec.project, params=dict(params), stages=tuple(stages))
+
+
+def states_of(folder: Path) -> Checkpoints:
+    """What training was at the end of the stage in `folder`, if something can follow."""
+    return Checkpoints(folder / STATE, keep=1, max_bytes=0)
+
+
+def prune(folder: Path, max_bytes: int, *, but: Collection[str]) -> None:
+    """Let the oldest states go until they fit; a stage without one is trained again when something
+    is to follow it. Stages with a key in `but` keep theirs.
+    """
+    states = sorted(folder.glob(f"*/{STATE}"), key=lambda path: path.stat().st_mtime)
+    sizes = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in states}
+    for path in states:
+        if sum(sizes.values()) <= max_bytes:
+            return
+        if path.parent.name not in but:
+            shutil.rmtree(path, ignore_errors=True)
+            del sizes[path]
 
 
 def stored(folder: Path) -> dict[str, Any] | None:

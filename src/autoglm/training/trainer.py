@@ -33,7 +33,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psutil
@@ -49,20 +49,20 @@ from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.plugins import registry
 from autoglm.recovery.checkpoints import Checkpoints
-from autoglm.reuse.prefix_cache import PrefixCache
+from autoglm.reuse.prefix_cache import PrefixCache, RowStates
 from autoglm.training import checkpoint, gradients, memory, precision
-from autoglm.training.data import IGNORED, Encoded, batches, pieces
+from autoglm.training.data import Encoded, batches, pieces
 from autoglm.training.decisions import Decisions
 from autoglm.training.diagnosis import diverged
 from autoglm.training.forward import Forward, set_training_mode
+from autoglm.training.head_start import start_head
 from autoglm.training.parameter_groups import parameter_groups
 from autoglm.training.record import Record
+from autoglm.training.schedules import rate_at
 from autoglm.training.state import TrainingState
 from autoglm.training.vocabulary import cut_vocabulary
 
 OnEvent = Callable[[Mapping[str, Any]], None]
-# What a head for tokens starts from: enough to find 400 directions, little enough to solve.
-HEAD_TOKENS, HEAD_ROWS = 30_000, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,19 @@ class Trained:
     metrics: dict[str, float]
     best_epoch: int
     num_steps: int
+    is_stopped: bool = False
+    saved: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pause:
+    """Train to the end of `epoch`, going on from the newest state in `starts` (deepest first);
+    what training is at that moment goes to `keep`, so that it can go on from there.
+    """
+
+    epoch: int
+    starts: Sequence[Checkpoints] = ()
+    keep: Checkpoints | None = None
 
 
 class Trainer:
@@ -100,7 +113,7 @@ class Trainer:
         callbacks: Sequence[Any] = (),
     ) -> None:
         self._settings, self._data, self._metric, self._seed = settings, data, metric, seed
-        self._task, self._checkpoints = task, checkpoints
+        self._task, self._checkpoints, self._cache = task, checkpoints, cache
         self._algorithms, self._callbacks, self._on_event = algorithms, callbacks, on_event
         # The last trial's copy is held by cycles, and there are too few objects in it for Python
         # to look soon: 200 trials would hold gigabytes.
@@ -139,32 +152,55 @@ class Trainer:
         self._schedule = registry.get("schedule", str(settings["schedule"]))
         self._accumulation = int(settings["accumulation"])
         self._has_halved, self._precision, self._decisions = False, "fp32", decisions
+        self._known: RowStates | None = None
+        self._resumed_steps = 0
 
-    def train(self, cancel: threading.Event) -> Trained:
+    def train(self, cancel: threading.Event, *, pause: Pause | None = None) -> Trained:
         """Raises: CancelledError between optimizer steps (what was done is kept); TrainingError
         training.diverged with step, rows and layer; PluginError of a part that broke.
         """
         self._cancel = cancel
-        self._forward.prepare()
+        self._prepare()
         self._decide()
         torch.manual_seed(self._seed)
         state = self._begin()
         record = Record(self._settings, state, self._tell)
         timer = checkpoint.Due(self._settings)
-        if not self._resume(state, record):
-            self._start_head(state)
+        if not self._resume(state, record, pause):
+            start_head(self._model, self._forward, self._data, self._task, self._stop_if_asked)
             self._score(state, epoch=0)
             self._at("start", state)
-        while state.epoch <= int(self._settings["epochs"]) and not state.should_stop:
+        self._forward.leave_start()
+        last = num_epochs = int(self._settings["epochs"])
+        if pause is not None:
+            last = min(last, pause.epoch)
+        while state.epoch <= last and not state.should_stop:
             self._epoch(state, record, timer)
-        self._at("end", state)
+        if pause is not None:
+            self._keep(state, record, pause)
+        if last == num_epochs or state.should_stop:
+            self._at("end", state)
         best, vocabulary = state.best_weights, self._vocabulary
         return Trained(
             weights=best if vocabulary is None else vocabulary.whole(best),
             metrics=state.best_metrics,
             best_epoch=state.best_epoch,
             num_steps=state.step,
+            is_stopped=state.should_stop,
+            saved=self._saved(state),
         )
+
+    def _prepare(self) -> None:
+        """States below the boundary, and word of why there are none."""
+        self._cache.begin()
+        self._known = self._forward.prepare()
+        if self._known is None:
+            if reason := self._forward.why_not_kept:
+                self._tell({"kind": "prefix", "boundary": 0, "reason": reason})
+            return
+        facts = {"rows": len(self._known.parts), "encoded": self._known.encoded}
+        spent = {"cpu_seconds": round(self._known.cpu_seconds, 3)}
+        self._tell({"kind": "prefix", "boundary": self._forward.boundary, **facts, **spent})
 
     def _begin(self) -> TrainingState:
         if isinstance(self._data.targets, Tensor):
@@ -255,11 +291,7 @@ class Trainer:
         return whole
 
     def _rate(self, step: int, num_steps: int) -> float:
-        peak = float(self._settings["lr"])
-        warm = max(1, round(float(self._settings["warmup"]) * num_steps))
-        if step < warm:
-            return peak * (step + 1) / warm
-        return peak * float(self._schedule(step - warm, max(1, num_steps - warm)))
+        return rate_at(step, num_steps, self._settings, self._schedule)
 
     def _write_down(self, state: TrainingState, record: Record, *, is_told: bool = True) -> None:
         """The record's next line; the one place where the loop waits for numbers."""
@@ -268,45 +300,6 @@ class Trainer:
             raise diverged(state, self._forward, self._task, self._data, bad)
         if is_told:
             record.tell(state)
-
-    def _start_head(self, state: TrainingState) -> None:
-        """Ridge regression on what the backbone says at the start, where the head is linear; what
-        the head knew before stays.
-        """
-        head = self._model.classifier
-        if not isinstance(head, nn.Linear) or not hasattr(self._task, "ridge"):
-            return
-        new = sorted({*range(head.out_features)} - {*self._model.known_outputs})
-        if not new:
-            return
-        weight, bias = self._task.ridge(*self._known())
-        with torch.no_grad():
-            head.weight[new] = weight[new]
-            head.bias[new] = bias[new]
-
-    @torch.no_grad()
-    def _known(self) -> tuple[Tensor, Tensor]:
-        """Features and targets of the training rows; of tokens, of the first rows that hold
-        `HEAD_TOKENS`.
-        """
-        if not self._task.is_per_token:
-            assert isinstance(self._data.targets, Tensor), "an answer per row"
-            known = slice(0, self._data.num_train)
-            return self._forward.all_features()[known], self._data.targets[known]
-        self._model.eval()
-        features, targets, left = [], [], HEAD_TOKENS
-        for start in range(0, self._data.num_train, HEAD_ROWS):
-            rows = range(start, min(start + HEAD_ROWS, self._data.num_train))
-            longest_first = sorted(rows, key=lambda i: -len(self._data.ids[i]))
-            labels = self._data.batch(longest_first)["labels"]
-            is_word = labels != IGNORED
-            features.append(self._forward.features(longest_first)[is_word])
-            targets.append(labels[is_word])
-            left -= len(labels)
-            self._stop_if_asked()
-            if left <= 0:
-                break
-        return torch.cat(features), torch.cat(targets)
 
     def _reads_backbone(self) -> bool:
         learning = {n for n, p in self._model.named_parameters() if p.requires_grad}
@@ -376,13 +369,33 @@ class Trainer:
             with timer.measured():
                 checkpoint.save(self._checkpoints, state, record, self._algorithms)
 
-    def _resume(self, state: TrainingState, record: Record) -> bool:
-        found = self._checkpoints.newest() if self._checkpoints is not None else None
-        if found is None:
-            return False
-        checkpoint.load(found, state, record, self._algorithms)
-        self._tell({"kind": "trial_resumed", "step": state.step, "epoch": state.epoch})
-        return True
+    def _resume(self, state: TrainingState, record: Record, pause: Pause | None) -> bool:
+        """From a checkpoint of this very piece of work, else from the stage before it."""
+        places = [self._checkpoints] if self._checkpoints is not None else []
+        for place in [*places, *(pause.starts if pause is not None else ())]:
+            found = place.newest()
+            if found is not None:
+                checkpoint.load(found, state, record, self._algorithms)
+                self._resumed_steps = state.step if place is not self._checkpoints else 0
+                self._tell({"kind": "trial_resumed", "step": state.step, "epoch": state.epoch})
+                return True
+        return False
+
+    def _keep(self, state: TrainingState, record: Record, pause: Pause) -> None:
+        """Not where nothing follows: a schedule that has come down to 0 cannot go on."""
+        is_over = state.step >= state.num_steps and self._rate(state.step, state.num_steps) == 0
+        if pause.keep is not None and not state.should_stop and not is_over:
+            checkpoint.save(pause.keep, state, record, self._algorithms)
+
+    def _saved(self, state: TrainingState) -> dict[str, float]:
+        """CPU-seconds that kept states saved: each epoch would have asked for them again."""
+        if self._known is None:
+            return {}
+        tokens = sum(self._data.lengths)
+        per_token = (self._known.saved_seconds + self._known.cpu_seconds) / max(1, tokens)
+        epochs = (state.step - self._resumed_steps) / max(1, state.num_steps)
+        asked = 1 + epochs * int(self._settings["epochs"])
+        return {"cache": max(0.0, asked * tokens * per_token - self._known.cpu_seconds)}
 
     def _decide(self) -> None:
         """What is measured: once per run, then read."""
@@ -437,6 +450,7 @@ class Trainer:
         for algorithm in self._algorithms:
             with _speaking_for(f"algorithm:{type(algorithm).__name__}"):
                 algorithm.apply(moment, state)
+            self._forward.check_frozen(type(algorithm).__name__)
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         self._on_event(event)

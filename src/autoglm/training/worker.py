@@ -7,6 +7,7 @@ output. When the input ends, the parent is gone and so is this process, at once.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import queue
@@ -15,25 +16,27 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from autoglm.contracts.record import digest, from_json
+from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.contracts.stage_chain import Stage, StageChain
+from autoglm.contracts.stage_chain import StageChain
 from autoglm.datasets.dataset_version import load_rows
+from autoglm.datasets.tokenised import Tokens, tokenised
 from autoglm.errors import AutoGLMError, CancelledError, TrainingError
 from autoglm.modeling.adapters import load_trained
 from autoglm.modeling.auto_model import load_model
 from autoglm.modeling.backbones.own import OWN, make_backbone
 from autoglm.modeling.causal_lm import export_causal_lm, load_causal_lm
 from autoglm.modeling.chat import Chat
-from autoglm.modeling.encoding import encode, open_tokenizer
+from autoglm.modeling.encoding import encode, open_tokenizer, prefix_of
 from autoglm.modeling.export import export_folder
 from autoglm.modeling.images import Pixels, Preprocessor, image_of
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
@@ -43,12 +46,12 @@ from autoglm.plugins import project_files, registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import parts, stages
+from autoglm.training.cost import cost_of, seconds_per_flop
 from autoglm.training.data import Encoded, targets_of
 from autoglm.training.decisions import Decisions
 from autoglm.training.texts import encode_turns, score_folder
-from autoglm.training.trainer import Trainer
+from autoglm.training.trainer import Pause, Trainer
 
-CACHE_BYTES = 2**30
 PARITY_ROWS = 64
 # Starts of trials in memory: a search over structure goes back and forth between a few.
 MODELS_KEPT = 3
@@ -57,12 +60,25 @@ CHECKPOINTS_KEPT = 2
 SAMPLE_ROWS = 128
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredStage:
+    """The first `depth` stages of a chain, as they lie on disk."""
+
+    depth: int
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def is_stopped(self) -> bool:
+        """Training ended itself here: there are no stages behind it."""
+        return bool(self.manifest["is_stopped"])
+
+
 class Worker:
     """One open run at a time."""
 
-    def __init__(self, workspace: Path, send: Any) -> None:
-        self._workspace, self._send = workspace, send
-        self._cache = PrefixCache(CACHE_BYTES)
+    def __init__(self, workspace: Path, send: Any, *, cache: Path) -> None:
+        self._workspace, self._send, self._cache_folder = workspace, send, cache
         self._cancel, self._cancelled = threading.Event(), 0
         self._opened = ""
         self._chat: Chat | None = None
@@ -86,6 +102,11 @@ class Worker:
             return None
         logs.set_trace(spec.traceparent)
         self._spec, self._start, self._base = spec, start, Path(request["base"])
+        self._start_name = str(request["start_name"])
+        limits = spec.config["cache"]
+        self._cache = PrefixCache(
+            int(limits["bytes"]) * limits["prefix"], self._cache_folder / "prefix"
+        )
         project_files.open_parts(spec)
         if spec.config["model"]["backbone"] in OWN and not start.exists():
             self._make_start(spec, start)
@@ -154,8 +175,7 @@ class Worker:
             ids: Any = Pixels(inputs, Preprocessor.of(folder))
             encodings = ids
         else:
-            tokenizer = open_tokenizer(folder, max_length, spec.dataset.form)
-            encodings = encode(tokenizer, inputs)
+            encodings = self._tokens(spec, folder, max_length, inputs)
             ids = [encoding.ids for encoding in encodings]
         data = Encoded(
             ids=ids,
@@ -165,32 +185,100 @@ class Worker:
         )
         return data, inputs[len(train) :][:PARITY_ROWS]
 
+    def _tokens(
+        self, spec: RunSpec, folder: Path, max_length: int, inputs: Sequence[Any]
+    ) -> Sequence[Tokens]:
+        """Train and validation rows, in the order of `inputs`."""
+        form = spec.dataset.form
+        read = (folder / "tokenizer.json").read_bytes(), json.dumps(inputs).encode()
+        shas = [hashlib.sha256(each).hexdigest() for each in read]
+        key = digest(form.reads, prefix_of(folder), max_length, version("tokenizers"), *shas)
+        kept = self._cache_folder / "tokens" if spec.config["cache"]["tokens"] else None
+        tokenizer = open_tokenizer(folder, max_length, form)
+        return tokenised(kept, key, lambda: encode(tokenizer, inputs))
+
+    def _do_plan(self, request: Mapping[str, Any]) -> Any:
+        return to_json(self._plan(request["params"]))
+
+    def _plan(self, params: Mapping[str, Any]) -> StageChain:
+        name = str(stages.settings_of(self._spec, params)["training"]["schedule"])
+        schedule = registry.get("schedule", name)
+        return stages.plan(self._spec, params, start=self._start_name, schedule=schedule)
+
+    def _do_cost(self, request: Mapping[str, Any]) -> Any:
+        chain = from_json(StageChain, request["chain"])
+        settings = chain.stages[-1].settings
+        known = self._deepest(chain, len(chain.stages))
+        return to_json(
+            cost_of(
+                chain,
+                known=len(chain.stages)
+                if known and known.is_stopped
+                else known.depth
+                if known
+                else 0,
+                model=self._model_of(settings["model"]),
+                data=self._data,
+                cache=self._cache,
+                cache_key=self._cache_key(settings["model"]),
+                seconds_per_flop=self._decisions.decided("seconds_per_flop", seconds_per_flop),
+            )
+        )
+
     def _do_advance(self, request: Mapping[str, Any]) -> Any:
         chain = from_json(StageChain, request["chain"])
-        stage, folder = chain.stages[-1], self._workspace / "stages" / chain.key
-        manifest = stages.stored(folder)
-        reused = manifest is not None
-        if manifest is None:
-            manifest = self._train(stage, folder)
+        depth = 1 + chain.ends.index(request["to_step"])
+        known = self._deepest(chain, depth)
+        saved: dict[str, float] = {}
+        if known is not None:
+            saved["stage_tree"] = known.manifest["cpu_seconds"]
+        if known is None or (known.depth < depth and not known.is_stopped):
+            reached = self._train(chain, depth, known)
+            saved |= reached.manifest["saved"]
+        else:
+            reached = known
         return {
-            "key": chain.key,
-            "step": chain.num_steps,
+            "key": reached.folder.name,
+            "step": request["to_step"],
             "num_steps": chain.num_steps,
-            "metrics": manifest["metrics"],
-            "cpu_seconds": manifest["cpu_seconds"],
-            "reused_steps": chain.num_steps if reused else 0,
-            "folder": str(folder),
+            "metrics": reached.manifest["metrics"],
+            "cpu_seconds": reached.manifest["cpu_seconds"],
+            "reused_steps": chain.ends[known.depth - 1] if known is not None else 0,
+            "folder": str(reached.folder),
+            "saved": saved,
+            "is_stopped": reached.is_stopped,
         }
 
-    def _train(self, stage: Stage, folder: Path) -> dict[str, Any]:
-        """Train a stage from its newest checkpoint, or from the start, and store it."""
+    def _deepest(self, chain: StageChain, depth: int) -> StoredStage | None:
+        """The deepest of the first `depth` stages from which one can go on: the last of them, one
+        whose training ended itself, or one with the state that the next begins in.
+        """
+        for number in range(depth, 0, -1):
+            folder = self._workspace / "stages" / chain.stages[number - 1].key
+            manifest = stages.stored(folder)
+            if manifest is None:
+                continue
+            found = StoredStage(depth=number, folder=folder, manifest=manifest)
+            if number == depth or found.is_stopped or stages.states_of(folder).newest() is not None:
+                return found
+        return None
+
+    def _train(self, chain: StageChain, depth: int, known: StoredStage | None) -> StoredStage:
+        """Train to the end of a stage from its newest checkpoint, the stage before or the start,
+        and store it.
+        """
         started = time.process_time()
+        stage = chain.stages[depth - 1]
+        folder = self._workspace / "stages" / stage.key
         model, training = stage.settings["model"], stage.settings["training"]
         checkpoints = Checkpoints(
             folder.with_name(f"{folder.name}.checkpoints"),
             keep=CHECKPOINTS_KEPT,
             max_bytes=int(training["checkpoint_budget"]),
         )
+        staging = folder.with_name(f".{folder.name}")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
         lines = folder.with_name(f"{folder.name}.jsonl")
         trainer = Trainer(
             self._model_of(model),
@@ -200,28 +288,43 @@ class Worker:
             metric=self._spec.config["evaluate"]["metric"],
             seed=stage.seed,
             cache=self._cache,
-            cache_key=digest(stage.parent, model, self._spec.dataset.content_digest),
+            cache_key=self._cache_key(model),
             on_event=partial(self._told, lines),
             checkpoints=checkpoints,
-            decisions=Decisions(Path(self._spec.folder) / "decisions.json"),
+            decisions=self._decisions,
             structure=from_json(StructureConfig, model["structure"]),
             algorithms=parts.algorithms(training),
             callbacks=parts.callbacks(training),
         )
-        trained = trainer.train(self._cancel)
-        staging = folder.with_name(f".{folder.name}")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+        keeps = bool(self._spec.config["cache"]["stages"])
+        pause = Pause(
+            epoch=depth,
+            starts=[stages.states_of(known.folder)] if known is not None else [],
+            keep=stages.states_of(staging) if keeps else None,
+        )
+        trained = trainer.train(self._cancel, pause=pause)
         save_file(trained.weights, staging / stages.WEIGHTS)
+        before = known.manifest["cpu_seconds"] if known is not None else 0.0
         manifest = {
             "metrics": trained.metrics,
             "num_steps": trained.num_steps,
             "best_epoch": trained.best_epoch,
-            "cpu_seconds": time.process_time() - started,
+            "cpu_seconds": before + time.process_time() - started,
+            "is_stopped": trained.is_stopped,
+            "saved": dict(trained.saved),
         }
         stages.store(staging, folder, manifest)
         checkpoints.clear()
-        return manifest
+        stages.prune(folder.parent, int(self._spec.config["cache"]["bytes"]), but={stage.key})
+        return StoredStage(depth=depth, folder=folder, manifest=manifest)
+
+    def _cache_key(self, model: Mapping[str, Any]) -> str:
+        """Names the weights that training starts from."""
+        return digest(self._start_name, model)
+
+    @property
+    def _decisions(self) -> Decisions:
+        return Decisions(Path(self._spec.folder) / "decisions.json")
 
     def _told(self, lines: Path, event: Mapping[str, Any]) -> None:
         """Pass an event on; what a record consists of is kept beside the stage."""
@@ -233,7 +336,9 @@ class Worker:
 
     def _do_export(self, request: Mapping[str, Any]) -> Any:
         chain = from_json(StageChain, request["chain"])
-        weights = load_file(self._workspace / "stages" / chain.key / stages.WEIGHTS)
+        reached = self._deepest(chain, len(chain.stages))
+        assert reached is not None, "what is exported was trained"
+        weights = load_file(reached.folder / stages.WEIGHTS)
         settings = chain.stages[-1].settings["model"]
         model = copy.deepcopy(self._model_of(settings))
         load_trained(
@@ -287,7 +392,8 @@ def main() -> None:
         with lock:
             channel.write(json.dumps(message) + "\n")
 
-    worker = Worker(Path(options["workspace"]), lambda event: send({"event": event}))
+    folders = Path(options["workspace"]), Path(options["cache"])
+    worker = Worker(folders[0], lambda event: send({"event": event}), cache=folders[1])
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, worker), daemon=True).start()
     send({"ready": True})

@@ -18,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 # So many pads cost as much as another call of the attention, forward and backward.
 MAX_PADS = 64
+PACKED = "packed_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def pack_as(layout: Layout) -> None:
 
 def register(name: str) -> str:
     """Make a packed form of the attention `name` known to transformers; returns its name."""
-    packed = f"packed_{name}"
+    packed = f"{PACKED}{name}"
     inner = AttentionInterface()[name]
     AttentionInterface.register(packed, _packing(inner))
     AttentionMaskInterface.register(packed, _no_mask)

@@ -1,0 +1,82 @@
+"""What a trial will cost: from the machine's measured speed and what is stored already."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from autoglm.contracts.stage_chain import Cost, StageChain
+from autoglm.modeling.auto_model import layers_of
+from autoglm.modeling.backbones.own_models import is_own
+from autoglm.modeling.body import can_cut
+from autoglm.modeling.frozen import frozen_keys
+from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
+from autoglm.reuse.prefix_cache import PrefixCache
+from autoglm.training.data import Encoded
+
+# Of a training step, what the matmuls take (benchmarks/training_speed.py); the rest comes on top.
+MATMUL_SHARE = 0.8
+# Multiplications of a weight per token: forward, and twice that back where it learns.
+FORWARD, LEARNING = 2, 6
+
+
+def seconds_per_flop(seconds: float = 0.1) -> float:
+    """CPU-seconds of a floating-point operation in matmuls of a small encoder's shape."""
+    left, right = torch.randn(512, 384), torch.randn(384, 1536)
+    torch.mm(left, right)
+    started, wall, count = time.process_time(), time.monotonic(), 0
+    while time.monotonic() - wall < seconds or not count:
+        torch.mm(left, right)
+        count += 1
+    return (time.process_time() - started) / (count * 2 * 512 * 384 * 1536)
+
+
+def cost_of(
+    chain: StageChain,
+    *,
+    known: int,
+    model: AutoGLMForSequenceClassification,
+    data: Encoded,
+    cache: PrefixCache,
+    cache_key: str,
+    seconds_per_flop: float,
+) -> Cost:
+    """`known` stages of the chain are stored."""
+    left = len(chain.stages) - known
+    steps = sum(stage.num_steps for stage in chain.stages[known:])
+    if not left:
+        return Cost(cpu_seconds=0.0, disk_bytes=0, num_steps=0, why=("it is stored",))
+    training = chain.stages[-1].settings["training"]
+    layers = [model.backbone] if is_own(model.backbone) else layers_of(model.backbone)
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    has_adapters = bool(chain.stages[-1].settings["model"]["structure"]["lora_rank"])
+    learns = has_adapters or is_own(model.backbone)
+    num_frozen = 0 if learns else max(0, len(layers) - int(training["trainable_layers"]))
+    below, above = sum(sizes[:num_frozen]), sum(sizes[num_frozen:])
+    train = sum(data.lengths[: data.num_train])
+    every = sum(data.lengths)
+    why = [f"{left} of {len(chain.stages)} stages of {chain.stages[-1].num_steps} steps"]
+    per_epoch = LEARNING * above * train + FORWARD * above * (every - train)
+    once = 0
+    if num_frozen:
+        hidden = int(model.backbone.config.hidden_size)
+        reason = "its layers cannot be cut apart" if not can_cut(model.backbone) else ""
+        reason = reason or cache.why_too_large(every, hidden)
+        if reason:
+            per_epoch += FORWARD * below * every
+            why.append(f"{num_frozen} frozen layers in each epoch: {reason}")
+        else:
+            keys = cache.remembered(f"{cache_key}/parts", lambda: frozen_keys(model.backbone))
+            is_known = cache.has(keys[num_frozen])
+            once = 0 if is_known else FORWARD * below * every
+            kept = "are kept" if is_known else "are encoded once"
+            why.append(f"states behind {num_frozen} frozen layers {kept}")
+    flops = once + left * per_epoch
+    learning = 4 * (above + sum(p.numel() for p in model.classifier.parameters()))
+    return Cost(
+        cpu_seconds=flops * seconds_per_flop / MATMUL_SHARE,
+        disk_bytes=learning,
+        num_steps=steps,
+        why=tuple(why),
+    )

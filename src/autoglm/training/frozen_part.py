@@ -1,0 +1,98 @@
+"""What the backbone says of the rows before anything was learnt, by way of the prefix cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoglm.contracts.record import digest
+from autoglm.modeling.attention.packed import lay_out
+from autoglm.modeling.body import can_cut
+from autoglm.modeling.frozen import frozen_keys
+from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
+from autoglm.reuse.keys import row_key
+from autoglm.reuse.prefix_cache import Prefix, PrefixCache, RowStates
+
+
+class FrozenPart:
+    """Of one model's start. `start_name` names its weights, so that they are digested once."""
+
+    def __init__(
+        self,
+        model: AutoGLMForSequenceClassification,
+        ids: Sequence[Sequence[int]],
+        body: Any,
+        *,
+        cache: PrefixCache,
+        start_name: str,
+        stop: Callable[[], None],
+    ) -> None:
+        self._model, self._ids, self._body = model, ids, body
+        self._cache, self._stop = cache, stop
+        self._lengths = [len(row) for row in ids]
+        self._is_cuttable = can_cut(model.backbone)
+        # Now: later the word table may be cut and layers may learn.
+        self._keys: list[str] = cache.remembered(
+            f"{start_name}/parts", lambda: frozen_keys(model.backbone)
+        )
+
+    def renumber(self, ids: Sequence[Sequence[int]]) -> None:
+        """Tokens have other numbers in a table that was cut; they are the same words."""
+        assert self._row_keys, "rows are named by the numbers they had"
+        self._ids = ids
+
+    @cached_property
+    def _row_keys(self) -> list[bytes]:
+        return [row_key(row) for row in self._ids]
+
+    @torch.no_grad()
+    def states(self, boundary: int) -> RowStates:
+        """(tokens, hidden) entering layer `boundary`."""
+        prefix = self._prefix(boundary, self._keys[boundary])
+        return self._cache.states(prefix, self._row_keys, self._lengths)
+
+    @torch.no_grad()
+    def pooled(self) -> RowStates | None:
+        """(1, hidden) of each row as the head gets it; None where the pooling itself learns."""
+        pooling = self._model.config.pooling
+        if pooling == "none" or any(True for _ in self._model.pooling.parameters()):
+            return None
+        key = digest(self._keys[-1], pooling, "pooled")
+        prefix = self._prefix(None, key, is_pooled=True)
+        return self._cache.states(prefix, self._row_keys, self._lengths)
+
+    def _prefix(self, boundary: int | None, key: str, *, is_pooled: bool = False) -> Prefix:
+        """States are made from the deepest boundary below that is known."""
+        depths = range(boundary if boundary is not None else len(self._keys))
+        known = [i for i in reversed(depths) if i and self._cache.has(self._keys[i])]
+        start = known[0] if known and self._is_cuttable else 0
+        return Prefix(
+            key=key,
+            width=int(self._model.backbone.config.hidden_size),
+            encode=partial(self._encode, start, boundary, is_pooled),
+            below=self._keys[start] if start else "",
+            is_pooled=is_pooled,
+        )
+
+    def _encode(
+        self,
+        start: int,
+        end: int | None,
+        is_pooled: bool,
+        rows: Sequence[int],
+        states: Tensor | None,
+    ) -> Tensor:
+        self._stop()
+        layout = lay_out([self._lengths[i] for i in rows])
+        flat: Tensor
+        if states is not None:
+            flat = self._body.between(states, layout, start=start, end=end)
+        elif end is None:
+            flat = self._body.whole([self._ids[i] for i in rows], layout)
+        else:
+            flat = self._body.lower([self._ids[i] for i in rows], layout)
+        return self._model.pooled(*layout.padded(flat)) if is_pooled else flat

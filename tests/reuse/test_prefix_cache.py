@@ -1,0 +1,265 @@
+"""States of frozen layers are computed once per row, and are the same whoever asks."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training import toy
+from torch import Tensor
+from transformers import BertConfig
+
+from autoglm.modeling.body import Body
+from autoglm.modeling.frozen import frozen_keys
+from autoglm.reuse.keys import row_key
+from autoglm.reuse.prefix_cache import Prefix, PrefixCache, RowStates, blocks
+from autoglm.training.frozen_part import FrozenPart
+
+DEEP = BertConfig(
+    vocab_size=60,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=64,
+)
+
+
+class Asked:
+    """A model whose rows are asked for through a cache; counts the tokens that its layers see."""
+
+    def __init__(self, cache: PrefixCache, ids: list[list[int]], *, num_frozen: int = 2) -> None:
+        self.model = toy.model(config=DEEP)
+        self.seen = [0] * 3
+        body = Body(self.model.backbone, pad_id=0, num_frozen=num_frozen)
+        self.part = FrozenPart(
+            self.model, ids, body, cache=cache, start_name="toy", stop=lambda: None
+        )
+        for number, layer in enumerate(self.model.backbone.encoder.layer):
+            layer.register_forward_hook(self._counting(number))
+
+    def _counting(self, number: int) -> Any:
+        def count(_layer: Any, given: tuple[Tensor, ...], _out: Any) -> None:
+            self.seen[number] += given[0].shape[1]
+
+        return count
+
+
+def same(left: RowStates, right: RowStates) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left.parts, right.parts, strict=True))
+
+
+def test_a_changed_row_alone_is_encoded_and_every_row_has_the_bytes_of_a_full_pass(
+    tmp_path: Path,
+) -> None:
+    ids = toy.ids(40, seed=1, longest=30)
+    before = Asked(PrefixCache(2**24, tmp_path / "one"), ids).part.states(2)
+    assert before.encoded == 40
+    changed = [*ids[:17], [5, 6, 7, 8, 9], *ids[18:39][::-1]]
+    again = Asked(PrefixCache(2**24, tmp_path / "one"), changed).part.states(2)
+    anew = Asked(PrefixCache(2**24, tmp_path / "two"), changed).part.states(2)
+    assert again.encoded == 1
+    assert anew.encoded == len({tuple(row) for row in changed})
+    assert same(again, anew)
+    assert all(torch.equal(again.parts[i], before.parts[i]) for i in range(17)), (
+        "where a row stands does not count"
+    )
+
+
+def test_a_deeper_boundary_is_made_from_a_shallower_one_to_the_same_bytes(tmp_path: Path) -> None:
+    ids = toy.ids(20, longest=20)
+    cache = PrefixCache(2**24, tmp_path / "one")
+    Asked(cache, ids, num_frozen=1).part.states(1)
+    deeper = Asked(cache, ids)
+    found = deeper.part.states(2)
+    assert deeper.seen[0] == 0
+    assert deeper.seen[1] > 0
+    assert same(found, Asked(PrefixCache(2**24, tmp_path / "two"), ids).part.states(2))
+
+
+def test_pooled_rows_are_one_vector_each_whatever_lies_below(tmp_path: Path) -> None:
+    ids = toy.ids(20, longest=20)
+    cache = PrefixCache(2**24, tmp_path)
+    Asked(cache, ids).part.states(2)
+    from_states, from_tokens = Asked(cache, ids), Asked(PrefixCache(2**24), ids)
+    pooled, alone = from_states.part.pooled(), from_tokens.part.pooled()
+    assert pooled is not None
+    assert alone is not None
+    assert from_states.seen[:2] == [0, 0]
+    assert {tuple(part.shape) for part in pooled.parts} == {(1, 32)}
+    assert same(pooled, alone)
+    model, rows = toy.model(config=DEEP), [ids[0]]
+    wanted = model.pooled(model.backbone(torch.tensor(rows))[0], torch.ones(1, len(ids[0])))
+    assert torch.allclose(pooled.parts[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_damaged_or_lost_segment_is_a_miss(tmp_path: Path) -> None:
+    ids = toy.ids(20)
+    whole = Asked(PrefixCache(2**24, tmp_path), ids).part.states(2)
+    (segment,) = tmp_path.glob("*/*.safetensors")
+    content = bytearray(segment.read_bytes())
+    content[-5] ^= 1
+    segment.write_bytes(content)
+    again = Asked(PrefixCache(2**24, tmp_path), ids).part.states(2)
+    assert again.encoded > 0
+    assert same(again, whole)
+    (segment,) = tmp_path.glob("*/*.safetensors")
+    segment.write_bytes(segment.read_bytes()[:100])
+    cache = PrefixCache(2**24, tmp_path)
+    assert Asked(cache, ids).part.states(2).encoded > 0
+    shutil.rmtree(tmp_path)
+    gone = Asked(cache, [*ids, [1, 2, 3]]).part.states(2)
+    assert same(gone, Asked(PrefixCache(2**24), [*ids, [1, 2, 3]]).part.states(2))
+
+
+def test_without_a_place_on_disk_states_stay_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file stands where the folder should be")
+    cache = PrefixCache(2**24, tmp_path / "cache")
+    assert Asked(cache, toy.ids(9)).part.states(2).encoded > 0
+    assert Asked(cache, toy.ids(9)).part.states(2).encoded == 0
+
+
+def test_everything_that_decides_a_state_is_in_its_name() -> None:
+    names = frozen_keys(toy.backbone(DEEP))
+    assert names == frozen_keys(toy.backbone(DEEP))
+    assert len(set(names)) == 4
+    other = toy.backbone(DEEP)
+    with torch.no_grad():
+        next(other.encoder.layer[1].parameters())[0] += 1
+    assert [a == b for a, b in zip(names, frozen_keys(other), strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    shallow = toy.backbone(DEEP)
+    shallow.encoder.layer = shallow.encoder.layer[:2]
+    shallow.config.num_hidden_layers = 2
+    assert frozen_keys(shallow) == names[:3]
+    config = copy.deepcopy(DEEP)
+    config.layer_norm_eps = 1e-3
+    assert not set(frozen_keys(toy.backbone(config))) & set(names)
+    eager = toy.backbone(DEEP)
+    eager.set_attn_implementation("eager")
+    assert not set(frozen_keys(eager)) & set(names)
+    packed = toy.backbone(DEEP)
+    Body(packed, pad_id=0)
+    assert frozen_keys(packed) == names
+
+
+def test_what_saves_least_per_byte_goes_first_and_what_is_in_use_never(tmp_path: Path) -> None:
+    def filled(cache: PrefixCache, name: str, *, uses: int = 1) -> None:
+        cache.begin()
+        for _ in range(uses):
+            prefix = Prefix(key=name, width=256, encode=lambda rows, _s: torch.ones(len(rows), 256))
+            cache.states(prefix, [row_key([i]) for i in range(100)], [1] * 100)
+
+    # 100 KiB each: three of them pass the limit.
+    cache = PrefixCache(280 * 1024, tmp_path)
+    filled(cache, "a", uses=50)
+    filled(cache, "b")
+    filled(cache, "c")
+    assert cache.has("a")
+    assert not cache.has("b")
+    assert cache.has("c")
+    holder = textwrap.dedent(
+        f"""
+        import torch, sys
+        from pathlib import Path
+        from autoglm.reuse.prefix_cache import Prefix, PrefixCache
+        cache = PrefixCache(2**20, Path({str(tmp_path)!r}))
+        cache.states(Prefix(key="c", width=256, encode=None), [], [])
+        print("held", flush=True)
+        sys.stdin.read()
+        """
+    )
+    command = [sys.executable, "-c", holder]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        filled(cache, "d")
+        assert cache.has("c"), "another process has it in use"
+        assert not cache.has("a")
+        assert process.stdin is not None
+        process.stdin.close()
+    filled(cache, "e")
+    assert not cache.has("c") or not cache.has("d")
+
+
+def test_blocks_have_one_shape_per_length() -> None:
+    lengths = [3, 200, 3, 7, 200, 200] + [3] * 200
+    seen: dict[int, set[int]] = {}
+    rows: list[int] = []
+    for block in blocks(range(len(lengths)), lengths):
+        assert len({lengths[i] for i in block}) == 1
+        seen.setdefault(lengths[block[0]], set()).add(len(block))
+        rows += block
+    assert set(rows) == set(range(len(lengths)))
+    assert all(len(sizes) == 1 for sizes in seen.values())
+
+
+def test_training_over_kept_states_gives_the_bytes_of_training_that_fills_them(
+    tmp_path: Path,
+) -> None:
+    events: list[Any] = []
+    more = {"trainable_layers": 1, "events": events}
+    first = toy.train(cache=PrefixCache(2**24, tmp_path), **more)
+    second = toy.train(cache=PrefixCache(2**24, tmp_path), **more)
+    told = [e for e in events if e["kind"] == "prefix"]
+    assert [e["encoded"] > 0 for e in told] == [True, False]
+    assert {e["boundary"] for e in told} == {1}
+    assert all(torch.equal(t, second.weights[n]) for n, t in first.weights.items())
+    assert second.saved["cache"] >= first.saved["cache"]
+    uncached = toy.train(cache=PrefixCache(0), **more)
+    assert events[-1]["kind"] == "evaluation"
+    assert (
+        next(e for e in reversed(events) if e["kind"] == "prefix")["reason"]
+        == "cache.prefix is off"
+    )
+    for name, tensor in first.weights.items():
+        assert torch.allclose(tensor, uncached.weights[name], rtol=1e-3, atol=1e-4), name
+
+
+def test_kept_states_are_what_the_frozen_part_says_inside_a_batch() -> None:
+    kept = toy.trainer(trainable_layers=1, cache=PrefixCache(2**24))
+    asked = toy.trainer(trainable_layers=1, cache=PrefixCache(0))
+    for one in (kept, asked):
+        one._prepare()
+        one._model.eval()
+    rows = sorted(range(8), key=lambda i: -len(kept._data.ids[i]))
+    with torch.no_grad():
+        left, right = kept._forward.features(rows), asked._forward.features(rows)
+    assert (left - right).abs().max() <= 1e-5 * right.abs().max()
+
+
+@pytest.mark.parametrize("way", ["writes", "hooks"])
+def test_an_algorithm_that_reaches_below_the_boundary_switches_kept_states_off(way: str) -> None:
+    class Reaches:
+        def apply(self, moment: str, state: Any) -> None:
+            if moment != "step" or state.step != 3:
+                return
+            table = state.model.backbone.embeddings
+            if way == "writes":
+                with torch.no_grad():
+                    table.word_embeddings.weight.mul_(0.5)
+            else:
+                table.register_forward_hook(lambda _m, _given, out: out * 0.5)
+
+    kept = toy.trainer(trainable_layers=1, dropout=0.0, algorithms=[Reaches()])
+    asked = toy.trainer(
+        trainable_layers=1, dropout=0.0, algorithms=[Reaches()], cache=PrefixCache(0)
+    )
+    found, wanted = kept.train(threading.Event()), asked.train(threading.Event())
+    assert kept._forward.why_not_kept
+    for name, tensor in wanted.weights.items():
+        assert torch.allclose(found.weights[name], tensor, rtol=1e-3, atol=1e-4), name

@@ -1,0 +1,185 @@
+"""A trial is a chain of stages: what two of them have in common is trained once, to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.conftest import learnable_rows
+
+from autoglm.contracts.record import from_json, to_json
+from autoglm.contracts.stage_chain import Progress, StageChain
+from autoglm.loop import stations
+from autoglm.loop.app import App
+from autoglm.project import Project
+from autoglm.training import stages
+from autoglm.training.worker import Worker
+
+OWN = [
+    "training.threads=1",
+    "training.schedule=constant",
+    "training.warmup_steps=4",
+    "training.batch_size=16",
+    "training.precision=fp32",
+    "training.trainable_layers=9",
+]
+
+
+class Runner:
+    """The worker's side of the port, in this process."""
+
+    def __init__(self, workspace: Path, spec: Any, start: Path) -> None:
+        self.events: list[Any] = []
+        self.workspace = workspace
+        self._worker = Worker(workspace, self.events.append, cache=workspace / "cache")
+        self._ask("open", spec=to_json(spec), start=str(start), start_name="s", base=str(start))
+
+    def _ask(self, call: str, **arguments: Any) -> Any:
+        return self._worker.answer({"id": 1, "call": call, **arguments})
+
+    def plan(self, **params: Any) -> StageChain:
+        return from_json(StageChain, self._ask("plan", params=params))
+
+    def cost(self, chain: StageChain) -> Any:
+        return self._ask("cost", chain=to_json(chain))
+
+    def advance(self, chain: StageChain, depth: int) -> Progress:
+        wanted = {"chain": to_json(chain), "to_step": chain.ends[depth - 1]}
+        return from_json(Progress, self._ask("advance", **wanted))
+
+    def weights(self, progress: Progress) -> dict[str, torch.Tensor]:
+        return load_file(Path(progress.folder) / stages.WEIGHTS)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps that were made, by the last line that each stage told."""
+        told = [e["step"] for e in self.events if e["kind"] == "evaluation" and e["epoch"]]
+        return len(told)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("stages")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in learnable_rows(120)))
+    init = ["init", str(folder / "p"), "--from", str(rows), "--backbone", str(tiny_backbone)]
+    subprocess.run([sys.executable, "-m", "autoglm.cli", *init], check=True, capture_output=True)
+    project = Project(folder / "p", assignments=OWN)
+    with project.own("test"):
+        app = App(project=project)
+        yield stations._spec(app)
+        app.close()
+
+
+@pytest.fixture
+def runner(tmp_path: Path, spec: Any, tiny_backbone: Path) -> Runner:
+    return Runner(tmp_path / "work", spec, tiny_backbone)
+
+
+def test_a_trial_in_pieces_and_a_trial_behind_another_have_the_bytes_of_one_in_one_go(
+    tmp_path: Path, spec: Any, tiny_backbone: Path
+) -> None:
+    whole = Runner(tmp_path / "whole", spec, tiny_backbone)
+    four = whole.plan(**{"training.epochs": 4, "training.dropout": 0.1})
+    wanted = whole.advance(four, 4)
+
+    pieces = Runner(tmp_path / "pieces", spec, tiny_backbone)
+    two = pieces.plan(**{"training.epochs": 2, "training.dropout": 0.1})
+    assert [s.key for s in two.stages] == [s.key for s in four.stages[:2]]
+    assert pieces.advance(two, 1).reused_steps == 0
+    end = pieces.advance(two, 2)
+    assert end.reused_steps == two.ends[0]
+    found = pieces.advance(four, 4)
+    assert found.reused_steps == two.ends[1]
+    assert found.saved["stage_tree"] == end.cpu_seconds > 0
+    assert pieces.num_steps == whole.num_steps == 4
+    assert found.metrics == wanted.metrics
+    left, right = pieces.weights(found), whole.weights(wanted)
+    assert all(torch.equal(t, right[n]) for n, t in left.items())
+    again = pieces.advance(four, 4)
+    assert again.reused_steps == again.num_steps
+    assert pieces.num_steps == 4
+
+
+def test_trials_share_the_steps_that_are_equal_and_no_others(runner: Runner) -> None:
+    def keys(**params: Any) -> list[str]:
+        chain = runner.plan(**{f"training.{name}": value for name, value in params.items()})
+        return [stage.key for stage in chain.stages]
+
+    assert keys(epochs=2) == keys(epochs=4)[:2]
+    assert keys(epochs=2)[0] != keys(epochs=2, dropout=0.2)[0]
+    assert keys(epochs=2)[0] != keys(epochs=2, lr=1e-3)[0]
+    assert keys(epochs=2, schedule="linear")[0] != keys(epochs=4, schedule="linear")[0]
+    # Five epochs keep the peak for four: the first four of ten are the same, the fifth is not.
+    decay = {"schedule": "warmup_stable_decay", "warmup_steps": 0, "warmup": 0}
+    five, ten = keys(epochs=5, **decay), keys(epochs=10, **decay)
+    assert five[:4] == ten[:4]
+    assert five[4] != ten[4]
+    # By share, a longer trial warms up for longer.
+    assert keys(epochs=2, warmup_steps=0)[0] != keys(epochs=4, warmup_steps=0)[0]
+
+
+def test_a_lost_or_damaged_state_costs_its_steps_and_changes_nothing(
+    tmp_path: Path, spec: Any, tiny_backbone: Path
+) -> None:
+    runner = Runner(tmp_path, spec, tiny_backbone)
+    chain = runner.plan(**{"training.epochs": 3})
+    wanted = runner.weights(runner.advance(chain, 3))
+    other = Runner(tmp_path / "other", spec, tiny_backbone)
+    other.advance(chain, 1)
+    second = other.advance(chain, 2)
+    (state,) = Path(second.folder).glob("state/*/content.safetensors")
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    end = other.advance(chain, 3)
+    assert end.reused_steps == chain.ends[0]
+    assert all(torch.equal(t, wanted[n]) for n, t in other.weights(end).items())
+    stages.prune(tmp_path / "other" / "stages", 0, but=())
+    assert not list((tmp_path / "other" / "stages").glob("*/state"))
+    assert other.advance(chain, 3).reused_steps == chain.num_steps, "weights of what is done stay"
+
+
+def test_what_ended_itself_early_is_not_asked_to_go_on(runner: Runner) -> None:
+    chain = runner.plan(**{"training.epochs": 8, "training.early_stopping": 1, "training.lr": 1e-9})
+    found = runner.advance(chain, 8)
+    assert found.is_stopped
+    made = runner.num_steps
+    assert made < 8
+    again = runner.advance(chain, 8)
+    assert again.is_stopped
+    assert again.key == found.key
+    assert runner.num_steps == made
+
+
+def test_costs_grow_with_what_learns_and_fall_with_what_is_stored(runner: Runner) -> None:
+    def cost(**params: Any) -> Any:
+        chain = runner.plan(**{f"training.{name}": value for name, value in params.items()})
+        return runner.cost(chain)
+
+    whole, top = cost(trainable_layers=9), cost(trainable_layers=1)
+    assert 0 < top["cpu_seconds"] < whole["cpu_seconds"] < cost(epochs=9)["cpu_seconds"]
+    assert "encoded once" in top["why"][1]
+    chain = runner.plan(**{"training.trainable_layers": 1})
+    runner.advance(chain, len(chain.stages))
+    stored = runner.cost(chain)
+    assert (stored["cpu_seconds"], stored["why"]) == (0, ["it is stored"])
+    other = cost(trainable_layers=1, lr=1e-3)
+    assert "are kept" in other["why"][1]
+    assert other["cpu_seconds"] < top["cpu_seconds"]
+    assert cost(trainable_layers=9) == whole, "the machine is measured once per run"
+
+
+def test_a_step_that_ends_no_stage_is_a_mistake_of_the_caller(runner: Runner) -> None:
+    from autoglm.training.launcher import TrainingWorker
+
+    chain = runner.plan(**{"training.epochs": 2})
+    worker = TrainingWorker.__new__(TrainingWorker)
+    with pytest.raises(ValueError, match="trained whole"):
+        worker.advance(chain, chain.ends[0] + 1, cancel=threading.Event())
