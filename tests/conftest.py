@@ -16,6 +16,19 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Files of a minute and more, longest first: of two processes none shall begin one at the end.
+LONGEST = (
+    "loop/test_trip.py", "loop/test_tasks.py", "api/test_up.py", "plugins/test_own_parts.py",
+    "cli/test_bad_days.py", "modeling/test_package_weights.py", "modeling/test_surgery.py",
+    "modeling/test_attention.py", "training/test_trainer.py", "loop/test_stations.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONGEST)))
+
+
 WORDS = {
     "sport": [
         "goal",

@@ -1,7 +1,8 @@
 """Run the suite and print the seconds each area took, beside its budget.
 
-An area over 1.5 times its budget fails the suite when `CI` is set to `strict`; elsewhere it is a
-line to read, since a shared machine may be slow for reasons of its own.
+On two cores or more it runs in two processes, each file in one of them; an area's seconds are the
+sum of its tests'. `-n 0` runs it in one. An area over 1.5 times its budget is a line to read, no
+failure: a shared machine may be slow for reasons of its own.
 """
 
 from __future__ import annotations
@@ -60,6 +61,15 @@ def install_servers() -> None:
         print(f"could not get {', '.join(missing)}: its tests are skipped")
 
 
+def processes(arguments: list[str]) -> list[str]:
+    """The options of pytest-xdist; none on one core, or where the caller gives his own."""
+    said = any(argument.startswith(("-n", "--numprocesses")) for argument in arguments)
+    if said or (os.cpu_count() or 1) < 2:
+        return []
+    # The longest files come first (see conftest.py), so that none begins when all else is done.
+    return ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+
+
 class Seconds:
     """Adds up set-up, call and tear-down per area, and names what was skipped."""
 
@@ -79,7 +89,11 @@ def main() -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     install_servers()
     seconds, started = Seconds(), time.monotonic()
-    code = int(pytest.main(["-m", "not soak", *sys.argv[1:]], plugins=[seconds]))
+    said = sys.argv[1:]
+    if (more := processes(said)) != []:
+        # Two threads in each of two processes would wait for each other.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    code = int(pytest.main(["-m", "not soak", *more, *said], plugins=[seconds]))
     print(f"\nseconds per area ({time.monotonic() - started:.0f} in all)")
     for area, budget in BUDGETS.items():
         over = "  OVER 1.5x" if seconds.seconds[area] > 1.5 * budget else ""

@@ -8,8 +8,10 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from autoglm.contracts.record import digest
 from autoglm.errors import ModelError
+from autoglm.modeling import kept_graphs
 from autoglm.modeling.attention import registry as attentions
 from autoglm.modeling.auto_model import LM_HEAD
 from autoglm.modeling.backbones.own_models import MODELS
@@ -67,9 +71,11 @@ def export_folder(
     pad_id: int,
     inputs: Sequence[Any],
     task: str = "text-classification",
+    graphs: Path | None = None,
 ) -> Exported:
     """Write the folder at `target` (a rename: whole or absent). `inputs` are rows for parity:
-    texts, tokens, or images as bytes or paths. What reads them is copied from `tokenizer`.
+    texts, tokens, or images as bytes or paths. What reads them is copied from `tokenizer`. In
+    `graphs` graphs without weights are kept: a second model of one structure needs no exporter.
 
     Raises: ModelError model.export_parity, model.export_failed.
     """
@@ -81,7 +87,6 @@ def export_folder(
     for name in READERS:
         if (tokenizer / name).is_file():
             shutil.copy(tokenizer / name, staging / name)
-    _write_graph(model, staging / "model.onnx")
     facts = {
         "task": task,
         "labels": list(labels),
@@ -92,8 +97,10 @@ def export_folder(
         "prefix": prefix_of(tokenizer),
     }
     _write_json(staging / "autoglm.json", facts)
-    parity = _parity(model, staging, inputs, pad_id)
-    if parity > MAX_PARITY:
+    check = partial(_parity, model, staging, inputs, pad_id)
+    parity = _write_graph(model, staging / "model.onnx", graphs, check)
+    # `not <=`: what is no number does not agree.
+    if not parity <= MAX_PARITY:
         raise ModelError(
             f"the graph's logits differ by {parity:.2g} from the model's.",
             code="model.export_parity",
@@ -174,6 +181,12 @@ def _compared(model: AutoGLMForSequenceClassification, pad_id: int) -> list[dict
 
 def write_code(model: AutoGLMForSequenceClassification, folder: Path) -> None:
     """The model's own file, and the parts that neither it nor transformers has."""
+    for name, text in _code_of(model).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _code_of(model: AutoGLMForSequenceClassification) -> dict[str, str]:
+    """File name → text."""
     found = {}
     if model.config.attention not in attentions.BUILT_IN:
         found["attention:" + model.config.attention] = attentions.find(
@@ -185,9 +198,8 @@ def write_code(model: AutoGLMForSequenceClassification, folder: Path) -> None:
     if model.config.head not in (*BUILT_IN_HEADS, LM_HEAD):
         found["head:" + model.config.head] = registry.get("head", model.config.head)
     code = CODE.read_text(encoding="utf-8")
-    for name, text in carried_files(found).items():
-        (folder / name).write_text(text, encoding="utf-8")
-    (folder / CODE.name).write_text(code.replace(NO_PARTS, WITH_PARTS) if found else code, "utf-8")
+    own = code.replace(NO_PARTS, WITH_PARTS) if found else code
+    return {**carried_files(found), CODE.name: own}
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -236,8 +248,46 @@ def _graph_of(model: AutoGLMForSequenceClassification) -> tuple[nn.Module, dict[
     return _Logits(model), inputs, dict.fromkeys(inputs, axes)
 
 
-def _write_graph(model: AutoGLMForSequenceClassification, path: Path) -> None:
+def _write_graph(
+    model: AutoGLMForSequenceClassification,
+    path: Path,
+    graphs: Path | None,
+    check: Callable[[], float],
+) -> float:
+    """Gives the parity that `check` finds. A kept graph that does not agree is made again."""
     whole, inputs, axes = _graph_of(model)
+    key = _structure(model)
+    kept = kept_graphs.find(graphs, key) if graphs is not None else None
+    if kept is not None:
+        with contextlib.suppress(ValueError):
+            _write_proto(kept_graphs.fill(kept, whole), path)
+            if (parity := check()) <= MAX_PARITY:
+                return parity
+        kept = None
+    if kept_graphs.can_be_kept(whole):
+        with kept_graphs.told_apart(whole):
+            kept = kept_graphs.without_weights(_exported(whole, inputs, axes), whole)
+    if kept is not None and graphs is not None:
+        kept_graphs.keep(graphs, key, kept)
+    made = _exported(whole, inputs, axes) if kept is None else kept_graphs.fill(kept, whole)
+    _write_proto(made, path)
+    return check()
+
+
+def _structure(model: AutoGLMForSequenceClassification) -> str:
+    """What the graph depends on, weights left out: sizes, code, and who exports."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in {"id2label", "label2id"}}
+    shapes = [(name, list(t.shape)) for name, t in model.state_dict().items()]
+    makers = [(name, version(name)) for name in ("torch", "onnx", "onnxscript", "transformers")]
+    code = [Path(__file__).read_text("utf-8"), *sorted(_code_of(model).items())]
+    return digest(str(sorted(config.items(), key=str)), shapes, makers, code)
+
+
+def _write_proto(graph: Any, path: Path) -> None:
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def _exported(whole: nn.Module, inputs: dict[str, Any], axes: Any) -> Any:
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -258,11 +308,13 @@ def _write_graph(model: AutoGLMForSequenceClassification, path: Path) -> None:
                 verbose=False,
             )
             assert program is not None, "the dynamo exporter returns a program"
-            program.save(str(path), external_data=False)
+            made = program.model_proto
     except Exception as error:
         raise ModelError(
             f"the graph cannot be exported: {error}.", code="model.export_failed"
         ) from error
+    kept_graphs.forget_notes(made)
+    return made
 
 
 @torch.no_grad()

@@ -1,0 +1,121 @@
+"""A graph without its weights takes the next weights, and gives what an export would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.conftest import learnable_rows
+
+from autoglm.modeling import export, kept_graphs
+from autoglm.modeling.auto_model import load_model
+from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
+
+SETTINGS = {"attention": "sdpa", "head": "linear", "pooling": "auto"}
+TEXTS = [row["text"] for row in learnable_rows(8)]
+
+
+def toy(backbone: Path, **more: Any) -> AutoGLMForSequenceClassification:
+    structure = {"structure": {"num_layers": 1}}
+    return load_model(backbone, SETTINGS | structure | more, labels=["money", "sport"])
+
+
+def exported(model: Any, backbone: Path, target: Path, graphs: Path | None) -> export.Exported:
+    return export.export_folder(
+        model, backbone, target, labels=["money", "sport"], max_length=32, pad_id=0, inputs=TEXTS,
+        graphs=graphs,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A line per work of torch's exporter."""
+    lines, real = [], torch.onnx.export
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        lines.append("export")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.onnx, "export", counted)
+    return lines
+
+
+def test_other_weights_of_one_structure_need_no_exporter_and_give_its_bytes(
+    tmp_path: Path, tiny_backbone: Path, exports: list[str]
+) -> None:
+    model, graphs = toy(tiny_backbone), tmp_path / "graphs"
+    exported(model, tiny_backbone, tmp_path / "first", graphs)
+    assert exports == ["export"]
+    (kept,) = graphs.glob("*.onnx")
+    good = kept.read_bytes()
+    with torch.no_grad():  # two matrices and two vectors that are equal: no constant may be shared
+        layer = model.backbone.encoder.layer[0].attention.self
+        for one in (layer.query, layer.key):
+            one.weight.fill_(0.1)
+            one.bias.fill_(0.3)
+        model.classifier.weight.normal_()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    done = exported(model, tiny_backbone, tmp_path / "second", graphs)
+    assert exports == ["export"]
+    assert done.parity <= export.MAX_PARITY
+    graph = (tmp_path / "second" / "model.onnx").read_bytes()
+    assert graph != (tmp_path / "first" / "model.onnx").read_bytes()
+    assert str(Path(torch.__file__).parents[1]).encode() not in graph, "paths of a machine"
+
+    spoil(kept)  # it does not answer alike: the graph is made again, and of the same bytes
+    done = exported(model, tiny_backbone, tmp_path / "third", graphs)
+    assert exports == ["export", "export"]
+    assert done.parity <= export.MAX_PARITY
+    assert (tmp_path / "third" / "model.onnx").read_bytes() == graph
+    assert kept.read_bytes() == good
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+    kept.write_bytes(b"")
+    other = toy(tiny_backbone, head="mlp")
+    assert export._structure(other) != export._structure(model) == kept.stem
+    assert kept_graphs.find(graphs, kept.stem) is None
+
+
+def spoil(kept: Path) -> None:
+    import onnx
+
+    graph = onnx.load(kept)
+    node = next(node for node in graph.graph.node if node.op_type == "Gelu")
+    node.op_type = "Relu"
+    del node.attribute[:]
+    onnx.save(graph, kept)
+
+
+def test_constants_that_are_more_than_a_weight_are_not_kept() -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = torch.nn.Linear(2, 3)
+    weight, bias = (t.detach().numpy() for t in model.parameters())
+
+    def graph(*constants: Any) -> Any:
+        named = [numpy_helper.from_array(c, name=f"c{i}") for i, c in enumerate(constants)]
+        out = helper.make_tensor_value_info("c0", TensorProto.FLOAT, None)
+        return helper.make_model(helper.make_graph([], "g", [], [out], named))
+
+    kept = kept_graphs.without_weights(graph(weight.T, bias), model)
+    assert [c.raw_data for c in kept.graph.initializer] == [b"", b""]
+    other = torch.nn.Linear(2, 3)
+    filled = kept_graphs.fill(kept, other).graph.initializer
+    assert numpy_helper.to_array(filled[0]).tolist() == other.weight.T.tolist()
+    assert kept_graphs.without_weights(graph(weight * 2, bias), model) is None
+    assert kept_graphs.without_weights(graph(bias), torch.nn.Linear(1, 1, bias=False)) is None
+    again = kept_graphs.without_weights(graph(weight, bias), model)
+    with pytest.raises(ValueError, match="no weight of shape"):
+        kept_graphs.fill(again, torch.nn.Linear(2, 4))
+    assert not kept_graphs.can_be_kept(torch.nn.GRU(2, 2))
+
+
+def test_the_oldest_graphs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnx import ModelProto
+
+    monkeypatch.setattr(kept_graphs, "GRAPHS_KEPT", 2)
+    for key in "abc":
+        kept_graphs.keep(tmp_path, key, ModelProto())
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["b", "c"]
