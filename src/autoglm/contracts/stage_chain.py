@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 
@@ -35,6 +36,11 @@ class StageChain:
     def num_steps(self) -> int:
         return sum(stage.num_steps for stage in self.stages)
 
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """The optimizer steps at which `advance` may stop: where each stage ends."""
+        return tuple(accumulate(stage.num_steps for stage in self.stages))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
@@ -47,7 +53,13 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Where a chain stands after `advance`. `metrics` are of the validation rows at `step`."""
+    """Where a chain stands after `advance`. `metrics` are of the validation rows, at the best epoch
+    up to `step`.
+
+    `cpu_seconds`: what the chain cost up to `step`, whichever call paid for it. `saved`: lever
+    (`cache`, `stage_tree`, `packing`, `early_stop`) → CPU-seconds up to `step` that it saved.
+    `is_stopped`: training ended itself early; the later stages cost nothing.
+    """
 
     key: str
     step: int
@@ -56,6 +68,8 @@ class Progress:
     cpu_seconds: float
     reused_steps: int
     folder: str
+    saved: Mapping[str, float] = field(default_factory=dict)
+    is_stopped: bool = False
 
     @property
     def is_done(self) -> bool:
