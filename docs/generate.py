@@ -6,8 +6,8 @@ import dataclasses
 import json
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from autoglm.api.app import create_app
 from autoglm.config.schema import (
@@ -77,6 +77,9 @@ def _type(annotation: Any) -> str:
     plain, unit = bare(annotation), extra_of(annotation, Unit)
     if unit is not None:
         return "size" if unit.name == "bytes" else "share"
+    optional = [kind for kind in get_args(plain) if kind is not NoneType]
+    if get_origin(plain) in (UnionType, Union) and len(optional) == 1:
+        plain = bare(optional[0])
     if plain is timedelta:
         return "duration"
     if is_free(annotation):
@@ -97,7 +100,7 @@ def _default(key: str) -> str:
         section = _section_of(section, field.name)
     field = {f.name: f for f in dataclasses.fields(section)}[last]
     if field.default is not dataclasses.MISSING:
-        return f"`{field.default}`" if field.default != "" else "empty"
+        return "empty" if field.default in ("", None) else f"`{field.default}`"
     if field.default_factory is not dataclasses.MISSING:
         return f"`{field.default_factory()}`"
     return "required"

@@ -52,7 +52,7 @@ class Runner:
         return self._ask("cost", chain=to_json(chain))
 
     def advance(self, chain: StageChain, depth: int) -> Progress:
-        wanted = {"chain": to_json(chain), "to_step": chain.ends[depth - 1]}
+        wanted = {"chain": to_json(chain), "to_step": chain.boundaries[depth - 1]}
         return from_json(Progress, self._ask("advance", **wanted))
 
     def weights(self, progress: Progress) -> dict[str, torch.Tensor]:
@@ -96,10 +96,12 @@ def test_a_trial_in_pieces_and_a_trial_behind_another_have_the_bytes_of_one_in_o
     assert [s.key for s in two.stages] == [s.key for s in four.stages[:2]]
     assert pieces.advance(two, 1).reused_steps == 0
     end = pieces.advance(two, 2)
-    assert end.reused_steps == two.ends[0]
+    assert end.reused_steps == two.boundaries[0]
     found = pieces.advance(four, 4)
-    assert found.reused_steps == two.ends[1]
+    assert found.reused_steps == two.boundaries[1]
     assert found.saved["stage_tree"] == end.cpu_seconds > 0
+    assert found.cpu_seconds > end.cpu_seconds
+    assert "stage_tree" not in end.saved, "what it trained itself it did not save"
     assert pieces.num_steps == whole.num_steps == 4
     assert found.metrics == wanted.metrics
     left, right = pieces.weights(found), whole.weights(wanted)
@@ -139,7 +141,7 @@ def test_a_lost_or_damaged_state_costs_its_steps_and_changes_nothing(
     (state,) = Path(second.folder).glob("state/*/content.safetensors")
     state.write_bytes(state.read_bytes()[:-1] + b"x")
     end = other.advance(chain, 3)
-    assert end.reused_steps == chain.ends[0]
+    assert end.reused_steps == chain.boundaries[0]
     assert all(torch.equal(t, wanted[n]) for n, t in other.weights(end).items())
     stages.prune(tmp_path / "other" / "stages", 0, but=())
     assert not list((tmp_path / "other" / "stages").glob("*/state"))
@@ -182,4 +184,4 @@ def test_a_step_that_ends_no_stage_is_a_mistake_of_the_caller(runner: Runner) ->
     chain = runner.plan(**{"training.epochs": 2})
     worker = TrainingWorker.__new__(TrainingWorker)
     with pytest.raises(ValueError, match="trained whole"):
-        worker.advance(chain, chain.ends[0] + 1, cancel=threading.Event())
+        worker.advance(chain, chain.boundaries[0] + 1, cancel=threading.Event())

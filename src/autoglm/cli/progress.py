@@ -113,6 +113,22 @@ class Progress:
             f"  best {number(event['best'])}  {event['seconds']:.1f} s  {_params(event['params'])}",
         )
 
+    def _on_trial_promoted(self, event: Mapping[str, Any]) -> None:
+        self._live("trial", f"{event['number'] + 1}/{self._trials} goes on to {event['stage']}")
+
+    def _on_trial_paused(self, event: Mapping[str, Any]) -> None:
+        self._at_rung("paused", event)
+
+    def _on_trial_stopped(self, event: Mapping[str, Any]) -> None:
+        self._at_rung("stopped", event)
+
+    def _at_rung(self, what: str, event: Mapping[str, Any]) -> None:
+        self._line(
+            "trial",
+            f"{event['number'] + 1}/{self._trials}  {number(event['value'])}"
+            f"  {what} after {event['stage']} epochs  {_params(event['params'])}",
+        )
+
     def _on_trial_failed(self, event: Mapping[str, Any]) -> None:
         self._line("trial", f"{event['number'] + 1}/{self._trials}  failed: {event['cause']}")
 

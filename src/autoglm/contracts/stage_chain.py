@@ -37,8 +37,8 @@ class StageChain:
         return sum(stage.num_steps for stage in self.stages)
 
     @property
-    def ends(self) -> tuple[int, ...]:
-        """Optimizer steps done at the end of each stage: where `advance` may stop."""
+    def boundaries(self) -> tuple[int, ...]:
+        """The optimizer steps at which `advance` may stop: where each stage ends."""
         return tuple(accumulate(stage.num_steps for stage in self.stages))
 
 

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One point of the search space and what it was worth on the validation rows."""
+    """One point of the search space and what it was worth on the validation rows.
+
+    A `stopped` trial was not trained to its end: `value` is what it had come to. `curve` is stage →
+    value at its end. `saved`: see `Progress`.
+    """
 
     project: str
     study: str
     number: int
     params: Mapping[str, Any]
-    state: Literal["complete", "failed"]
+    state: Literal["complete", "stopped", "failed"]
     value: float | None
     metrics: Mapping[str, float]
     chain_key: str
@@ -21,11 +25,18 @@ class Trial:
     seconds: float
     cpu_seconds: float
     cause: str = ""
+    curve: Mapping[str, float] = field(default_factory=dict)
+    saved: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
-    """`best` is picked by the validation rows alone."""
+    """`best` is picked by the validation rows alone, by `metric`, among the complete trials.
+
+    `stopped_by`: `trials | budget | cpu_budget | until_gain | space` (every point was tried).
+    `objectives`: metric → `maximize | minimize`; `pareto`: numbers of the complete trials that no
+    other one beats in all of them. `hints`: points that earlier studies gave to this one.
+    """
 
     project: str
     study: str
@@ -34,3 +45,7 @@ class StudyResult:
     trials: tuple[Trial, ...]
     stopped_by: str
     seconds: float
+    cpu_seconds: float = 0.0
+    objectives: Mapping[str, str] = field(default_factory=dict)
+    pareto: tuple[int, ...] = ()
+    hints: tuple[Mapping[str, Any], ...] = ()

@@ -61,6 +61,8 @@ def check_names(
     if TASKS[settings.model.task].answers == "text":
         _check_writing(settings, searched)
     _sound("evaluator", metric_of(settings), "evaluate.metric", kinds)
+    for name in settings.search.objectives:
+        _sound("evaluator", name, "search.objectives", kinds)
     for key, kind in NAMED.items():
         section, _, field = key.partition(".")
         _sound(kind, getattr(getattr(settings, section), field), key, kinds)
@@ -130,13 +132,14 @@ def _check_task(settings: Settings) -> None:
             code="config.wrong_value",
             next_step="Choose another model.backbone; docs/backbones.md lists them.",
         )
-    metric, known = metric_of(settings), form.metrics
-    if metric not in known and any(metric in names for names in METRICS_OF.values()):
-        raise ConfigError(
-            f"evaluate.metric = {metric!r} says nothing of {name}.",
-            code="config.wrong_value",
-            next_step=f"Known for it: {', '.join(known)}.",
-        )
+    said = {metric: "search.objectives" for metric in settings.search.objectives}
+    for metric, key in {**said, metric_of(settings): "evaluate.metric"}.items():
+        if metric not in form.metrics and any(metric in names for names in METRICS_OF.values()):
+            raise ConfigError(
+                f"{key} = {metric!r} says nothing of {name}.",
+                code="config.wrong_value",
+                next_step=f"Known for it: {', '.join(form.metrics)}.",
+            )
 
 
 # What means nothing where the head is the backbone's own, with the value that says so.

@@ -87,6 +87,7 @@ def searchable_keys(backbone: str) -> Mapping[str, Any]:
 def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     """The study of this run; told trials are never repeated, whoever died in between."""
     from autoglm.search.constraints import read_constraints
+    from autoglm.search.results import Objective
     from autoglm.search.space import read_space
     from autoglm.search.study import Study
 
@@ -105,6 +106,11 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             constraints=constraints,
             defaults=_said(spec),
             metric=settings.evaluate.metric,
+            maximize=_is_sought(settings.evaluate.metric),
+            objectives=[
+                Objective(name=name, maximize=_is_sought(name))
+                for name in settings.search.objectives
+            ],
             seed=spec.seed,
             runner=open_trainer(spec, app),
             log=app.log,
@@ -121,6 +127,11 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
                 raise
             app.on_event({"kind": "worker_restarted", "cause": error.message})
     raise AssertionError("the loop returns or raises")
+
+
+def _is_sought(metric: str) -> bool:
+    """Whether more of it is better."""
+    return bool(getattr(registry.get("evaluator", metric), "greater_is_better", True))
 
 
 def _said(spec: RunSpec) -> Mapping[str, Any]:

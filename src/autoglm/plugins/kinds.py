@@ -232,7 +232,9 @@ class Algorithm(Protocol):
 
 
 class SamplerFactory(Protocol):
-    """Makes an Optuna sampler from a seed."""
+    """Makes an Optuna sampler from a seed: for each trial a new one, with a seed of its own. One
+    that has a parameter `study_seed` is also given the one that stays.
+    """
 
     def __call__(self, seed: int) -> Any: ...
 
@@ -332,7 +334,9 @@ KINDS: Mapping[str, Kind] = {
     "callback": Kind("a class with `on_event`", Callback, ("on_event",)),
     "algorithm": Kind("a class with `apply`", Algorithm, ("apply",)),
     "evaluator": Kind("a class with `evaluate` (port Evaluator)", Evaluator, ("evaluate",)),
-    "sampler": Kind("a function seed → Optuna sampler", SamplerFactory),
+    "sampler": Kind(
+        "a function seed → Optuna sampler, or Optuna's own class or object", SamplerFactory
+    ),
     "space": Kind("a map of dimensions, or a function that gives one", SpaceMaker),
     "metric_provider": Kind(
         "a class with `measure` (port MetricProvider)", MetricProvider, ("measure",)

@@ -156,8 +156,9 @@ def check(kind: str, name: str, part: Any) -> None:
         )
     wanted = KINDS[kind]
     missing = [m for m in wanted.needs if not hasattr(part, m) and not _makes(part, m)]
-    is_space = kind == "space" and isinstance(part, Mapping)
-    if missing or (not wanted.needs and not callable(part) and not is_space):
+    is_object = isinstance(part, Mapping) if kind == "space" else hasattr(part, "sample_relative")
+    is_made = kind in {"space", "sampler"} and is_object
+    if missing or (not wanted.needs and not callable(part) and not is_made):
         lacks = ", ".join(missing) or "a call"
         raise PluginError(
             f"{kind}:{name} lacks {lacks}; what stands for {kind} is {wanted.what}.",

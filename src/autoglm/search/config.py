@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
@@ -23,8 +23,31 @@ class SearchConfig:
     budget: Annotated[timedelta, Gt(timedelta(0)), live("Wall time that ends the study.")] = (
         timedelta(minutes=10)
     )
+    cpu_budget: Annotated[
+        Annotated[timedelta, Gt(timedelta(0))] | None,
+        live("CPU time of training that ends the study."),
+    ] = None
     trials: Annotated[int, Ge(1), live("Upper bound of trials.")] = 24
+    until_gain: Annotated[
+        Annotated[float, Gt(0)] | None,
+        live("Ends the study when as many trials again would add less to the best value."),
+    ] = None
     sampler: Annotated[str, live("Optuna sampler, by name.")] = "tpe"
+    scheduler: Annotated[
+        Literal["none", "median", "asha", "hyperband"],
+        live("Which trials are trained on: judged at the ends of epochs (docs/search.md)."),
+    ] = "none"
+    reduction_factor: Annotated[
+        int, Ge(2), live("asha, hyperband: one of so many trials goes on from a rung to the next.")
+    ] = 3
+    min_epochs: Annotated[int, Ge(1), live("Epochs before a trial is judged.")] = 1
+    objectives: Annotated[
+        tuple[str, ...],
+        live("Evaluators that are sought together; evaluate.metric picks among the trials."),
+    ] = ()
+    warm_start: Annotated[
+        bool, live("Try the best points of the project's earlier studies of this space first.")
+    ] = True
     space: Annotated[
         str | Mapping[str, Any],
         live(

@@ -5,7 +5,7 @@ new and fulfils the constraints.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from autoglm.errors import SearchError
 from autoglm.search.constraints import Constraint, violations
 from autoglm.search.space import Dimension, assignments
 from autoglm.search.spellings import refused
+from autoglm.search.standing import PARAMS
 
 if TYPE_CHECKING:
     import optuna
@@ -31,25 +32,24 @@ class Proposals:
     constraints: tuple[Constraint, ...]
     own: Mapping[str, Any]
 
-    def next(self, study: optuna.Study) -> tuple[optuna.Trial, dict[str, Any]]:
-        """A trial to be run and its values: the one that was asked but not told (we were killed
-        in it), else one that repeats no other; refused points are told to the sampler.
+    def next(
+        self, study: optuna.Study, sampler_of: Callable[[int], Any] | None = None
+    ) -> tuple[optuna.Trial, dict[str, Any]]:
+        """A new trial and its values, which repeat no other; refused points are told to the
+        sampler, which `sampler_of` makes for each (without it the study's own is asked).
 
         Raises: SearchError search.infeasible, search.constraint.
         """
         import optuna
 
-        for unfinished in study.get_trials(
-            deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)
-        ):
-            # What was asked before the kill is read, the rest is asked now.
-            trial = optuna.Trial(study, unfinished._trial_id)
-            values = self.ask(trial)
-            if not self._refuse(study, trial, values):
-                return trial, values
-        told = [self.values(t.params) for t in study.get_trials(deepcopy=False)]
+        before = study.get_trials(deepcopy=False)
+        told = [t.user_attrs.get(PARAMS) or self.values(t.params) for t in before]
+        num_asked = sum(t.state != optuna.trial.TrialState.WAITING for t in before)
         num_known, num_refused, off = 0, 0, Counter[str]()
         while True:
+            if sampler_of is not None:
+                study.sampler = sampler_of(num_asked)
+            num_asked += 1
             trial = study.ask()
             values = self.ask(trial)
             missed = self._refuse(study, trial, values)
@@ -65,6 +65,19 @@ class Proposals:
                 study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
                 if num_known == MOST_KNOWN and (new := self._untold(told)):
                     study.enqueue_trial(new)
+
+    def again(
+        self, study: optuna.Study, trial_id: int, sampler: Any
+    ) -> tuple[optuna.Trial, dict[str, Any]] | None:
+        """A trial that was half asked, by a version that wrote down value by value, with the rest
+        asked now; None when it is refused.
+        """
+        import optuna
+
+        study.sampler = sampler
+        trial = optuna.Trial(study, trial_id)
+        values = self.ask(trial)
+        return None if self._refuse(study, trial, values) else (trial, values)
 
     def _untold(self, told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A point of a finite space that the sampler did not come upon, as Optuna takes it."""

@@ -1,21 +1,101 @@
-"""Optuna samplers by name, made from a seed."""
+"""Optuna's samplers by name, made anew for each trial, from a seed of its own.
+
+Left out: CMA-ES, whose state Optuna keeps pickled in the study (nothing is unpickled here).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from autoglm.contracts.record import digest
+from autoglm.plugins import registry
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 
-def tpe(seed: int) -> BaseSampler:
-    """Tree-structured Parzen estimator after six random trials."""
-    from optuna.samplers import TPESampler
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptunaSampler:
+    """`num_startup`: the trials before it has learnt anything, which are asked at once.
 
-    return TPESampler(seed=seed, n_startup_trials=6)
+    `is_exhaustive`: it tries every point, so there must be an end of them. `is_sequence`: its
+    numbers are of one sequence, whose seed is the study's.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    num_startup: int = 6
+    is_exhaustive: bool = False
+    is_sequence: bool = False
+
+    def __call__(self, seed: int, study_seed: int = 0) -> BaseSampler:
+        from optuna import samplers
+
+        options = dict(self.options)
+        if self.is_sequence:
+            seed, options["independent_sampler"] = study_seed, samplers.RandomSampler(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "experimental": its interface, which we pin
+            return getattr(samplers, self.name)(**options, seed=seed)
 
 
-def random(seed: int) -> BaseSampler:
-    from optuna.samplers import RandomSampler
+# A study has tens of trials, not hundreds: start-up and generations are shorter than Optuna's own.
+random = OptunaSampler(name="RandomSampler")
+tpe = OptunaSampler(name="TPESampler", options={"n_startup_trials": 6})
+tpe_multivariate = OptunaSampler(
+    name="TPESampler", options={"n_startup_trials": 6, "multivariate": True, "group": True}
+)
+gp = OptunaSampler(
+    name="GPSampler", options={"n_startup_trials": 6, "warn_independent_sampling": False}
+)
+qmc = OptunaSampler(
+    name="QMCSampler",
+    options={
+        "scramble": True,
+        "warn_independent_sampling": False,
+        "warn_asynchronous_seeding": False,
+    },
+    is_sequence=True,
+)
+nsga2 = OptunaSampler(name="NSGAIISampler", options={"population_size": 8}, num_startup=8)
+nsga3 = OptunaSampler(name="NSGAIIISampler", options={"population_size": 8}, num_startup=8)
+# A grid with conditions: Optuna's own grid knows none, and wants the points a second time.
+brute_force = OptunaSampler(name="BruteForceSampler", is_exhaustive=True)
+grid = brute_force
 
-    return RandomSampler(seed=seed)
+
+class Samplers:
+    """The sampler of a study, by name: one of the above, or a project's own, which may be a
+    function of a seed, one of Optuna's classes, or an object. Raises: PluginError.
+    """
+
+    def __init__(self, name: str, study_seed: int) -> None:
+        self.name, self._seed = name, study_seed
+        self._made = registry.get("sampler", name)
+        known = isinstance(self._made, OptunaSampler)
+        self.num_startup = self._made.num_startup if known else 1
+        self.is_exhaustive = known and self._made.is_exhaustive
+        self._names = set() if is_sampler(self._made) else _parameters(self._made)
+
+    def of(self, number: int) -> BaseSampler:
+        """The sampler that proposes trial `number`: after a kill it proposes the same. An object
+        cannot be given a seed: it goes on from its own.
+        """
+        if is_sampler(self._made):
+            return self._made
+        seed = int(digest(self._seed, number)[:8], 16)
+        if "study_seed" in self._names:
+            return self._made(seed=seed, study_seed=self._seed & 0x7FFFFFFF)
+        return self._made(seed=seed) if "seed" in self._names else self._made(seed)
+
+
+def is_sampler(part: Any) -> bool:
+    return not isinstance(part, type) and hasattr(part, "sample_relative")
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    return {*inspect.signature(function).parameters}

@@ -1,55 +1,48 @@
-"""The loop of a study: ask, train, tell, until budget or trials are used up.
+"""The loop of a study: ask, train from rung to rung, tell, until a bound is reached.
 
-open the journal; trials that were asked but not told are taken up first
-the project's own values are the first trial, as far as they lie in the space
-while trials are left and wall time is left:
-params  ← sampler                        (recorded before the trial starts)
-chain   ← runner.plan(params)
-metrics ← runner.advance(chain)          (idempotent: a stored stage is not trained again)
-tell the value                           (recorded exactly once)
-best ← highest validation value; among equals the cheapest, then the first
+open the journal; the project's own values and earlier studies' best points are the first trials
+trials before the sampler has learnt anything are asked at once and run cheapest first
+while trials are left and no bound is reached:
+next    ← the trial that was going on, else the one that the scheduler promotes, else an asked
+          one, else a new one of the sampler                     (recorded before it is trained)
+metrics ← runner.advance(chain, end of the next rung)            (idempotent: no step twice)
+record the value; tell it at the chain's end (exactly once), else the scheduler's verdict
+the best paused trial is trained to its end while it is better than every complete one
+best ← best validation value of the complete; among equals the cheapest, then the first
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autoglm.clock import Clock
-from autoglm.contracts.record import digest
-from autoglm.contracts.trial import StudyResult, Trial
+from autoglm.contracts.stage_chain import Progress, StageChain
+from autoglm.contracts.trial import StudyResult
 from autoglm.errors import AutoGLMError, CancelledError, SearchError, TrainingError
 from autoglm.observability.logging import get_logger
-from autoglm.plugins import registry
 from autoglm.plugins.kinds import TrialRunner
 from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import Constraint
-from autoglm.search.journal import EventLogJournal
 from autoglm.search.proposals import Proposals
+from autoglm.search.results import Objective, all_failed, result_of, undefined
+from autoglm.search.samplers import Samplers
+from autoglm.search.schedulers import make_scheduler
 from autoglm.search.space import Dimension
+from autoglm.search.standing import COST, CURVE, PARAMS, PROMOTED, Standing, standing_of
+from autoglm.search.stopping import CancelOrDeadline, reason_to_stop
 from autoglm.state.event_log import EventLog
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
+
+    from autoglm.search.journal import StudyStorage
 
 OnEvent = Callable[[Mapping[str, Any]], None]
-
-
-class _CancelOrDeadline(threading.Event):
-    """What a trial is told to stop by: the user's `cancel`, or the study's deadline once armed."""
-
-    def __init__(self, cancel: threading.Event, clock: Clock, deadline: float) -> None:
-        super().__init__()
-        self._cancel, self._clock, self._deadline = cancel, clock, deadline
-        self.is_armed = False
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self._cancel.is_set()
-
-    def is_set(self) -> bool:
-        return self.is_cancelled or (self.is_armed and self._clock.monotonic() >= self._deadline)
 
 
 class Study:
@@ -65,6 +58,8 @@ class Study:
         constraints: tuple[Constraint, ...] = (),
         defaults: Mapping[str, Any],
         metric: str,
+        maximize: bool = True,
+        objectives: Sequence[Objective] = (),
         seed: int,
         runner: TrialRunner,
         log: EventLog,
@@ -72,204 +67,357 @@ class Study:
         on_event: OnEvent,
     ) -> None:
         self._project, self._name, self._config = project, name, config
-        self._metric, self._seed = metric, seed
+        self._metric, self._sign, self._seed = metric, 1 if maximize else -1, seed
+        self._objectives = tuple(objectives)
         self._proposals = Proposals(dimensions=dimensions, constraints=constraints, own=defaults)
+        self._samplers = Samplers(config.sampler, seed)
+        self._scheduler = make_scheduler(config, seed)
         self._runner, self._log, self._clock = runner, log, clock
         self._on_event = on_event
         self._logger = get_logger(study=name)
+        self._chains: dict[int, StageChain] = {}
+        self._read: dict[int, tuple[FrozenTrial, Standing | None]] = {}
+        self._forgiven: set[int] = set()
+        self._study: optuna.Study
+        self._storage: StudyStorage
 
     def run(self, cancel: threading.Event, *, started: float | None = None) -> StudyResult:
         """`started` (monotonic seconds): the budget counts from there, preparations included.
 
-        Raises: SearchError when no trial could be finished or no point fulfils the constraints,
-        CancelledError (resumable).
+        Raises: SearchError when no trial could be finished, no point fulfils the constraints or
+        the stored study asked something else; CancelledError (resumable); FencedError when
+        another process took the study over.
         """
         started = self._clock.monotonic() if started is None else started
-        num_points = self._proposals.num_points()
-        study = self._open()
-        used = sum(t.user_attrs.get("seconds", 0.0) for t in study.trials)
-        stopped_by = "trials"
-        limit = min(self._config.trials, num_points or self._config.trials)
-        stop = _CancelOrDeadline(
-            cancel, self._clock, started + self._config.budget.total_seconds() - used
-        )
-        while self._num_finished(study) < limit:
-            # The first value is waited for, however long it takes: without one there is no result.
-            stop.is_armed = self._has_value(study)
-            if stop.is_set() and not cancel.is_set():
-                stopped_by = "budget"
-                break
-            self._one_trial(study, stop)
-            if self._all_failed(study):
-                break
-        return self._result(study, stopped_by, used + self._clock.monotonic() - started)
+        num_points = self._num_points()
+        self._open()
+        self._forgiven = {*self._study.user_attrs.get("forgiven", ())}
+        used = sum(each.seconds for each in self._standings())
+        deadline = started + self._config.budget.total_seconds() - used
+        stop = CancelOrDeadline(cancel, self._clock, deadline)
+        stopped_by = self._study.user_attrs.get("stopped_by", "")
+        if not stopped_by:
+            stopped_by = self._work(stop, num_points)
+            self._end(stopped_by, used + self._clock.monotonic() - started)
+        return result_of(
+            self._study, project=self._project, metric=self._metric, sign=self._sign,
+            objectives=self._objectives, trials=self._storage.recorded(self._study._study_id),
+        )  # fmt: skip
 
-    def _open(self) -> optuna.Study:
+    def _work(self, stop: CancelOrDeadline, num_points: int | None) -> str:
+        """Train until there is nothing more to do; says what ended it."""
+        limit = min(self._config.trials, num_points or self._config.trials)
+        done = "space" if limit < self._config.trials else "trials"
+        while True:
+            standings = self._standings()
+            # The first value is waited for, however long it takes: without one there is no result.
+            stop.is_armed = any(each.state == "complete" for each in standings)
+            reason = reason_to_stop(self._config, standings, stop)
+            if stop.is_cancelled:
+                raise CancelledError("the search was stopped.", next_step="It can be resumed.")
+            if all_failed(standings):
+                return reason or done
+            each = self._next(standings, reason, limit)
+            if each is None:
+                return reason or done
+            if each.state == "half_asked":
+                self._ask_rest(each)
+            else:
+                self._advance(each, stop, to_the_end=bool(reason))
+
+    def _next(self, standings: Sequence[Standing], reason: str, limit: int) -> Standing | None:
+        """The trial to be trained now; None when there is nothing more to do."""
+        going_on = [each for each in standings if each.state == "going_on"]
+        paused = [each for each in standings if each.state == "paused"]
+        complete = [each.score for each in standings if each.state == "complete"]
+        if reason:
+            if complete:
+                return None
+            if going_on or paused:
+                return max(going_on + paused, key=lambda s: (s.score, -s.number))
+        half_asked = [each for each in standings if each.state == "half_asked"]
+        if going_on or half_asked:
+            return (half_asked + going_on)[0]
+        if resumed := self._scheduler.promoted(standings):
+            return resumed
+        asked = [each for each in standings if each.state == "asked"]
+        if not asked and len(standings) < limit:
+            asked = self._ask(limit - len(standings))
+        if asked:
+            return min(asked, key=lambda each: (each.cost, each.number))
+        # What is served was trained to its end: the best of the paused is, while it is the best.
+        best = max((score for score in complete if score is not None), default=None)
+        better = [s for s in paused if best is None or (s.score or 0.0) > best]
+        return max(better, key=lambda s: (s.score, -s.number), default=None)
+
+    def _ask(self, most: int) -> list[Standing]:
+        """The next trials: several at once before the sampler has learnt anything, with what they
+        will cost; else one. One commit.
+        """
+        num_asked = len(self._standings())
+        num = max(1, min(most, self._samplers.num_startup - num_asked))
+        numbers = set()
+        with self._storage.batch():
+            for _ in range(num):
+                trial, params = self._proposals.next(self._study, self._samplers.of)
+                trial.set_user_attr(PARAMS, params)
+                numbers.add(trial.number)
+                if num > 1:
+                    trial.set_user_attr(COST, self._cost(trial.number, params))
+        return [each for each in self._standings() if each.number in numbers]
+
+    def _cost(self, number: int, params: Mapping[str, Any]) -> float:
+        """Expected CPU-seconds; a trial that cannot be planned fails when its turn comes, first."""
+        try:
+            self._chains[number] = self._runner.plan(params)
+            return self._runner.cost(self._chains[number]).cpu_seconds
+        except (TrainingError, SearchError) as error:
+            if error.retryable:
+                raise
+            return 0.0
+
+    def _ask_rest(self, each: Standing) -> None:
+        with self._storage.batch():
+            sampler = self._samplers.of(each.number)
+            asked = self._proposals.again(self._study, each.trial_id, sampler)
+            if asked is not None:
+                asked[0].set_user_attr(PARAMS, asked[1])
+
+    def _advance(self, each: Standing, stop: CancelOrDeadline, *, to_the_end: bool) -> None:
+        """Train to the next rung and record what came of it."""
+        if each.state == "asked":
+            self._tell("trial_started", each, params=each.params)
+        started = self._clock.monotonic()
+        try:
+            chain = self._chains.get(each.number) or self._runner.plan(each.params)
+            self._chains[each.number] = chain
+            stage = self._next_rung(each, chain, to_the_end=to_the_end)
+            if each.state == "paused":
+                self._set(each, {PROMOTED: stage})
+                self._tell("trial_promoted", each, stage=stage, value=self._value(each))
+            progress = self._runner.advance(chain, chain.boundaries[stage - 1], cancel=stop)
+            if progress.is_stopped and not progress.is_done:
+                stage = len(chain.stages)
+                progress = self._runner.advance(chain, chain.num_steps, cancel=stop)
+        except CancelledError:
+            if stop.is_cancelled:
+                raise
+            self._cut_off(each)
+            return
+        except (TrainingError, SearchError) as error:
+            if error.retryable:
+                raise
+            self._fail(each, error, self._clock.monotonic() - started)
+            return
+        self._record(each, progress, stage, self._clock.monotonic() - started)
+
+    def _next_rung(self, each: Standing, chain: StageChain, *, to_the_end: bool) -> int:
+        num_stages = len(chain.stages)
+        rungs = self._scheduler.rungs(each.number, num_stages)
+        ahead = [rung for rung in rungs if rung > each.reached]
+        return num_stages if to_the_end or not ahead else ahead[0]
+
+    def _record(self, each: Standing, progress: Progress, stage: int, seconds: float) -> None:
+        """One commit: what was measured, and what it means for the trial."""
+        missing = [
+            name
+            for name in (self._metric, *(objective.name for objective in self._objectives))
+            if (value := progress.metrics.get(name)) is None or value != value
+        ]
+        if missing:
+            self._fail(each, undefined(each.number, missing[0], progress.metrics), seconds)
+            return
+        value = progress.metrics[self._metric]
+        scores = {**each.scores, stage: self._sign * value}
+        mine = replace(each, scores=scores, seconds=each.seconds + seconds)
+        facts: dict[str, Any] = {
+            CURVE: {str(at): self._sign * score for at, score in scores.items()},
+            "metrics": dict(progress.metrics),
+            "chain_key": progress.key,
+            "num_steps": progress.step,
+            "cpu_seconds": progress.cpu_seconds,
+            "seconds": mine.seconds,
+            "saved": dict(progress.saved),
+        }
+        others = [s for s in self._standings() if s.number != each.number]
+        verdict = "complete" if progress.is_done else self._scheduler.verdict(mine, others)
+        with self._storage.batch():
+            if not self._objectives:
+                self._storage.set_trial_intermediate_value(each.trial_id, stage, value)
+            if verdict == "go_on":
+                facts[PROMOTED] = self._next_rung(mine, self._chains[each.number], to_the_end=False)
+            facts["at"] = {
+                "seconds": mine.seconds + sum(s.seconds for s in others),
+                "cpu_seconds": progress.cpu_seconds + sum(s.cpu_seconds for s in others),
+            }
+            self._set(each, facts)
+            if verdict == "complete":
+                told = [progress.metrics[objective.name] for objective in self._objectives]
+                self._over(each, told or [value])
+            elif verdict == "stop":
+                self._over(mine, state="PRUNED")
+        self._tell_recorded(mine, verdict, value, others)
+
+    def _tell_recorded(
+        self, mine: Standing, verdict: str, value: float, others: Sequence[Standing]
+    ) -> None:
+        done = [s.score for s in others if s.state == "complete" and s.score is not None]
+        kind = {"complete": "trial_finished", "stop": "trial_stopped"}.get(verdict, "trial_paused")
+        if verdict == "go_on":
+            return
+        best = self._sign * max([*done, self._sign * value])
+        self._tell(
+            kind, mine, params=mine.params, value=value, best=best, seconds=mine.seconds,
+            stage=mine.reached,
+        )  # fmt: skip
+
+    def _cut_off(self, each: Standing) -> None:
+        self._over(each, state="PRUNED")
+        self._logger.info("trial cut off by the budget", trial=each.number)
+        self._tell("trial_cut_off", each)
+
+    def _fail(self, each: Standing, error: AutoGLMError, seconds: float) -> None:
+        with self._storage.batch():
+            self._set(each, {"cause": str(error), "seconds": each.seconds + seconds})
+            self._over(each, state="FAIL")
+        self._logger.warning("trial failed", trial=each.number, cause=str(error))
+        self._tell("trial_failed", each, cause=str(error))
+
+    def _over(self, each: Standing, values: Sequence[float] = (), *, state: str = "") -> None:
+        """Tell the sampler, and write it down. This is Optuna's `tell` without its copies of all
+        trials. A sampler that has seen every point stops Optuna's own loop, which is not running.
+        """
+        from optuna.trial import TrialState
+
+        ended = TrialState[state] if state else TrialState.COMPLETE
+        told = list(values) or None
+        if ended == TrialState.PRUNED and each.score is not None and not self._objectives:
+            told = [self._sign * each.score]
+        trial = self._storage.get_trial(each.trial_id)
+        with contextlib.suppress(RuntimeError):
+            self._study.sampler.after_trial(self._study, trial, ended, told)
+        self._storage.set_trial_state_values(each.trial_id, ended, told)
+        self._chains.pop(each.number, None)
+
+    def _end(self, stopped_by: str, seconds: float) -> None:
+        """One commit: what is still open is told, and why the study ended."""
+        standings = self._standings()
+        if not any(each.state == "complete" for each in standings):
+            # There is no result to be kept. Called again, when the cause is mended, it tries again.
+            failed = [each.number for each in standings if each.state == "failed"]
+            self._study.set_user_attr("forgiven", [*self._forgiven, *failed])
+            return
+        with self._storage.batch():
+            for each in standings:
+                if not each.is_over:
+                    self._over(each, state="PRUNED")
+            self._study.set_user_attr("seconds", seconds)
+            self._study.set_user_attr("stopped_by", stopped_by)
+
+    def _num_points(self) -> int | None:
+        """Raises: SearchError search.infeasible, search.endless."""
+        num = self._proposals.num_points()
+        if num is None and self._samplers.is_exhaustive:
+            shown = ", ".join(str(d) for d in self._proposals.dimensions if d.points() is None)
+            raise SearchError(
+                f"search.sampler = {self._samplers.name!r} tries every point, and there is no end"
+                f" of them: {shown or 'too many combinations'}.",
+                code="search.endless",
+                next_step="Write choice, randint or quniform, or take another sampler.",
+                exit_code=2,
+            )
+        return num
+
+    def _open(self) -> None:
+        """One commit: a new study, what it asks, and its first points."""
         import optuna
 
-        storage = _storage(self._log, self._name)
-        study = optuna.create_study(
-            storage=storage, study_name=self._name, direction="maximize", load_if_exists=True
-        )
-        self._same(study)
-        first = self._proposals.first()
-        if first and not study.trials:
-            study.enqueue_trial(first)
-        # The number of told trials is part of the seed: a resumed sampler goes on, not back.
-        seed = int(digest(self._seed, self._num_finished(study))[:8], 16)
-        study.sampler = registry.get("sampler", self._config.sampler)(seed)
-        return study
+        from autoglm.search import journal
+        from autoglm.search.warm_start import hints
 
-    def _same(self, study: optuna.Study) -> None:
+        self._storage = journal.writing(self._log, self._name)
+        directions = ["maximize" if o.maximize else "minimize" for o in self._objectives]
+        with self._storage.batch():
+            try:
+                self._study = optuna.load_study(
+                    study_name=self._name, storage=self._storage, sampler=self._samplers.of(0)
+                )
+            except KeyError:
+                self._study = optuna.create_study(
+                    storage=self._storage, study_name=self._name, sampler=self._samplers.of(0),
+                    directions=directions or ["maximize" if self._sign > 0 else "minimize"],
+                )  # fmt: skip
+            self._same()
+            if self._storage.recorded(self._study._study_id):
+                return
+            first = self._proposals.first()
+            if first:
+                self._study.enqueue_trial(first)
+            if self._config.warm_start:
+                found = hints(self._log, self._name, self._asks(), num_trials=self._config.trials)
+                for hint in found:
+                    self._study.enqueue_trial(hint.pop("told"))
+                self._study.set_user_attr("hints", found)
+
+    def _same(self) -> None:
         """Whether what is stored under this name asked the same. Raises: SearchError."""
-        asks = self._asks()
+        asks, study = self._asks(), self._study
         known = study.user_attrs.get("asks", asks)
-        if known != asks:
-            differs = [name for name in asks if known.get(name) != asks[name]]
+        differs = [name for name in {**asks, **known} if known.get(name) != asks.get(name)]
+        if differs:
             stored, wanted = ({name: each.get(name) for name in differs} for each in (known, asks))
             raise SearchError(
                 f"study {self._name} was made for another {' and '.join(differs)}: it holds"
                 f" {stored}, asked for is {wanted}.",
                 code="search.other_space",
                 next_step="Start a new run: results of one space say little of another.",
+                exit_code=2,
             )
         if "asks" not in study.user_attrs:
             study.set_user_attr("asks", asks)
 
     def _asks(self) -> dict[str, Any]:
         """What decides which trials there can be and which is best."""
-        return {
+        asks = {
             "space": [str(dimension) for dimension in self._proposals.dimensions],
             "constraints": [each.text for each in self._proposals.constraints],
             "metric": self._metric,
             "seed": self._seed,
         }
+        if self._objectives:
+            asks["objectives"] = [each.name for each in self._objectives]
+        return asks if self._sign > 0 else {**asks, "lower_is_better": True}
 
-    def _one_trial(self, study: optuna.Study, stop: _CancelOrDeadline) -> None:
-        trial, params = self._proposals.next(study)
-        if params != trial.params:
-            trial.set_user_attr("params", params)
-        started = self._clock.monotonic()
-        self._on_event({"kind": "trial_started", "number": trial.number, "params": params})
-        try:
-            chain = self._runner.plan(params)
-            progress = self._runner.advance(chain, chain.num_steps, cancel=stop)
-        except CancelledError:
-            if stop.is_cancelled:
-                raise
-            self._cut_off(study, trial)
-            return
-        except (TrainingError, SearchError) as error:
-            if error.retryable:
-                raise
-            self._fail(study, trial, error)
-            return
-        seconds = self._clock.monotonic() - started
-        value = progress.metrics.get(self._metric)
-        if value is None or value != value:
-            self._fail(study, trial, _undefined(trial.number, self._metric, progress.metrics))
-            return
-        trial.set_user_attr("metrics", dict(progress.metrics))
-        trial.set_user_attr("chain_key", progress.key)
-        trial.set_user_attr("num_steps", progress.num_steps)
-        trial.set_user_attr("cpu_seconds", progress.cpu_seconds)
-        trial.set_user_attr("seconds", seconds)
-        study.tell(trial.number, value)
-        self._on_event(
-            {"kind": "trial_finished", "number": trial.number, "params": params, "value": value,
-             "best": study.best_value, "seconds": seconds}
-        )  # fmt: skip
+    def _standings(self) -> list[Standing]:
+        """In the order of their numbers. A trial that did not change is not read again: Optuna's
+        journal makes a new object of one that did.
+        """
+        found = []
+        for trial in self._storage.recorded(self._study._study_id):
+            known = self._read.get(trial.number)
+            if known is None or known[0] is not trial:
+                known = self._read[trial.number] = (trial, standing_of(trial, self._sign))
+            if known[1] is not None and trial.number not in self._forgiven:
+                found.append(known[1])
+        return found
 
-    def _cut_off(self, study: optuna.Study, trial: optuna.Trial) -> None:
-        import optuna
+    def _value(self, each: Standing) -> float | None:
+        return None if each.score is None else self._sign * each.score
 
-        study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
-        self._logger.info("trial cut off by the budget", trial=trial.number)
-        self._on_event({"kind": "trial_cut_off", "number": trial.number})
+    def _set(self, each: Standing, facts: Mapping[str, Any]) -> None:
+        with self._storage.batch():
+            for name, value in facts.items():
+                self._storage.set_trial_user_attr(each.trial_id, name, value)
 
-    def _fail(self, study: optuna.Study, trial: optuna.Trial, error: AutoGLMError) -> None:
-        import optuna
-
-        trial.set_user_attr("cause", str(error))
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        self._logger.warning("trial failed", trial=trial.number, cause=str(error))
-        self._on_event({"kind": "trial_failed", "number": trial.number, "cause": str(error)})
-
-    def _num_finished(self, study: optuna.Study) -> int:
-        return sum(t.state.name in {"COMPLETE", "FAIL"} for t in study.trials)
-
-    def _has_value(self, study: optuna.Study) -> bool:
-        return any(t.state.name == "COMPLETE" for t in study.trials)
-
-    def _all_failed(self, study: optuna.Study) -> bool:
-        """Three failures without one success: more of the same would only cost time."""
-        return not self._has_value(study) and self._num_finished(study) >= 3
-
-    def _result(self, study: optuna.Study, stopped_by: str, seconds: float) -> StudyResult:
-        trials = tuple(
-            Trial(
-                project=self._project,
-                study=self._name,
-                number=t.number,
-                params=_params(t),
-                state="complete" if t.state.name == "COMPLETE" else "failed",
-                value=t.value,
-                metrics=t.user_attrs.get("metrics", {}),
-                chain_key=t.user_attrs.get("chain_key", ""),
-                num_steps=t.user_attrs.get("num_steps", 0),
-                seconds=t.user_attrs.get("seconds", 0.0),
-                cpu_seconds=t.user_attrs.get("cpu_seconds", 0.0),
-                cause=t.user_attrs.get("cause", ""),
-            )
-            for t in study.trials
-            if t.state.name in {"COMPLETE", "FAIL"}
-        )
-        complete = [t for t in trials if t.value is not None]
-        if not complete:
-            cause = next((t.cause for t in trials if t.cause), "no trial was started")
-            raise SearchError(f"no trial could be finished; the first cause: {cause}")
-        best = min(complete, key=lambda t: (-(t.value or 0.0), t.cpu_seconds, t.number))
-        return StudyResult(
-            project=self._project,
-            study=self._name,
-            metric=self._metric,
-            best=best,
-            trials=trials,
-            stopped_by=stopped_by,
-            seconds=seconds,
-        )
+    def _tell(self, kind: str, each: Standing, **facts: Any) -> None:
+        self._on_event({"kind": kind, "number": each.number, **facts})
 
 
 def told_params(log: EventLog, name: str) -> dict[int, dict[str, Any]]:
     """Trial number → parameters of the study `name`; empty when there is no such study."""
-    import optuna
+    from autoglm.search.warm_start import open_study
 
-    try:
-        study = optuna.load_study(study_name=name, storage=_storage(log, name))
-    except KeyError:
-        return {}
-    return {t.number: _params(t) for t in study.trials if t.params}
-
-
-def _params(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    """The values of the keys, where they are not what Optuna was told."""
-    return dict(trial.user_attrs.get("params", trial.params))
-
-
-def _storage(log: EventLog, name: str) -> optuna.storages.JournalStorage:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.storages.JournalStorage(EventLogJournal(log, f"study/{name}"))
-
-
-def _undefined(number: int, metric: str, metrics: Mapping[str, float]) -> SearchError:
-    """As an F1 of entities is on rows without any."""
-    others = sorted(n for n, value in metrics.items() if n != "loss" and value == value)
-    return SearchError(
-        f"trial {number} has no {metric}: the validation rows hold nothing that it counts.",
-        code="search.undefined",
-        next_step=f"Set evaluate.metric to one that they have: {', '.join(others)}."
-        if others
-        else "Add rows.",
-    )
+    study = open_study(log, name)
+    trials = [] if study is None else study.get_trials(deepcopy=False)
+    found = {trial.number: standing_of(trial, 1) for trial in trials}
+    return {n: dict(each.params) for n, each in found.items() if each and each.params}

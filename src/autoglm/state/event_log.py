@@ -11,7 +11,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from autoglm.contracts.record import to_json
-from autoglm.errors import ConflictError
+from autoglm.errors import ConflictError, FencedError
+
+_INSERT = text("insert into event values (:stream, :seq, :kind, :data, :at)")
+_FENCE_AND_LAST = text(
+    "select coalesce((select value from counter where name = :name), 0),"
+    " coalesce((select max(seq) from event where stream = :stream), 0)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +60,7 @@ class EventLog:
         if expect is not None and last != expect:
             raise ConflictError(f"stream {stream} is at {last}, not at {expect}.")
         connection.execute(
-            text("insert into event values (:stream, :seq, :kind, :data, :at)"),
+            _INSERT,
             {
                 "stream": stream,
                 "seq": last + 1,
@@ -65,11 +71,38 @@ class EventLog:
         )
         return int(last) + 1
 
-    def append_many(self, stream: str, kind: str, entries: Sequence[Mapping[str, Any]]) -> None:
-        """All entries in one transaction, or none."""
+    def take(self, stream: str) -> int:
+        """Become the one writer of `stream`, with this fence; who took it before is out."""
         with self._engine.begin() as connection:
-            for entry in entries:
-                self.append_in(connection, stream, kind, entry)
+            fence = connection.execute(
+                text(
+                    "insert into counter values (:name, 1)"
+                    " on conflict (name) do update set value = value + 1 returning value"
+                ),
+                {"name": f"fence/{stream}"},
+            ).scalar_one()
+        return int(fence)
+
+    def append_many(self, stream: str, kind: str, entries: Sequence[str], *, fence: int) -> None:
+        """All entries (JSON documents) in one transaction, or none.
+
+        Raises: FencedError when somebody took the stream after `fence` was given.
+        """
+        at = datetime.now(UTC).isoformat()
+        with self._engine.begin() as connection:
+            newest, last = connection.execute(
+                _FENCE_AND_LAST,
+                {"name": f"fence/{stream}", "stream": stream},
+            ).one()
+            if newest != fence:
+                raise FencedError(f"{stream} was taken over by another process.")
+            connection.execute(
+                _INSERT,
+                [
+                    {"stream": stream, "seq": seq, "kind": kind, "data": data, "at": at}
+                    for seq, data in enumerate(entries, start=last + 1)
+                ],
+            )
 
     def streams(self, prefix: str) -> list[str]:
         """Names of the streams that begin with `prefix`, in the order of their first event."""

@@ -139,13 +139,13 @@ class TrainingWorker:
         return from_json(Cost, self._call("cost", chain=to_json(chain)))
 
     def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
-        """Train to the end of a stage (`to_step` is one of `chain.ends`), from the deepest that is
-        stored.
+        """Train to the end of a stage (`to_step` is one of `chain.boundaries`), from the deepest
+        that is stored.
 
         Raises: TrainingError (training.worker_died is retryable), CancelledError.
         """
-        if to_step not in chain.ends:
-            raise ValueError(f"a stage is trained whole: {to_step} is none of {chain.ends}")
+        if to_step not in chain.boundaries:
+            raise ValueError(f"a stage is trained whole: {to_step} is none of {chain.boundaries}")
         answer = self._call("advance", cancel=cancel, chain=to_json(chain), to_step=to_step)
         return from_json(Progress, answer)
 

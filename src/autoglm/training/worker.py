@@ -227,25 +227,22 @@ class Worker:
 
     def _do_advance(self, request: Mapping[str, Any]) -> Any:
         chain = from_json(StageChain, request["chain"])
-        depth = 1 + chain.ends.index(request["to_step"])
+        depth = 1 + chain.boundaries.index(request["to_step"])
         known = self._deepest(chain, depth)
-        saved: dict[str, float] = {}
-        if known is not None:
-            saved["stage_tree"] = known.manifest["cpu_seconds"]
-        if known is None or (known.depth < depth and not known.is_stopped):
+        reached = known
+        if reached is None or (reached.depth < depth and not reached.is_stopped):
             reached = self._train(chain, depth, known)
-            saved |= reached.manifest["saved"]
-        else:
-            reached = known
+        paid = reached.manifest["paid"]
+        others = sum(seconds for payer, seconds in paid.items() if payer != chain.key)
         return {
             "key": reached.folder.name,
             "step": request["to_step"],
             "num_steps": chain.num_steps,
             "metrics": reached.manifest["metrics"],
-            "cpu_seconds": reached.manifest["cpu_seconds"],
-            "reused_steps": chain.ends[known.depth - 1] if known is not None else 0,
+            "cpu_seconds": sum(paid.values()),
+            "reused_steps": chain.boundaries[known.depth - 1] if known is not None else 0,
             "folder": str(reached.folder),
-            "saved": saved,
+            "saved": {**reached.manifest["saved"], **({"stage_tree": others} if others else {})},
             "is_stopped": reached.is_stopped,
         }
 
@@ -304,14 +301,17 @@ class Worker:
         )
         trained = trainer.train(self._cancel, pause=pause)
         save_file(trained.weights, staging / stages.WEIGHTS)
-        before = known.manifest["cpu_seconds"] if known is not None else 0.0
+        before = known.manifest if known is not None else {"paid": {}, "saved": {}}
+        paid = dict(before["paid"])
+        paid[chain.key] = paid.get(chain.key, 0.0) + time.process_time() - started
+        saved = {name: before["saved"].get(name, 0.0) + s for name, s in trained.saved.items()}
         manifest = {
             "metrics": trained.metrics,
             "num_steps": trained.num_steps,
             "best_epoch": trained.best_epoch,
-            "cpu_seconds": before + time.process_time() - started,
             "is_stopped": trained.is_stopped,
-            "saved": dict(trained.saved),
+            "paid": paid,
+            "saved": saved,
         }
         stages.store(staging, folder, manifest)
         checkpoints.clear()

@@ -1,0 +1,88 @@
+"""Where each trial of a study stands, read from its journal alone: a kill changes nothing in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+# What the journal keeps of a trial beside what Optuna keeps.
+PARAMS, COST, CURVE, PROMOTED = "params", "cost", "curve", "promoted"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """`scores`: stage → value at its end, higher is better. `target`: the stage to which the trial
+    may go; a `paused` one has reached it. `cost`: expected CPU-seconds, asked before it began.
+    """
+
+    number: int
+    trial_id: int
+    state: Literal["half_asked", "asked", "going_on", "paused", "complete", "stopped", "failed"]
+    params: Mapping[str, Any]
+    scores: Mapping[int, float]
+    target: int
+    cost: float
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def reached(self) -> int:
+        return max(self.scores, default=0)
+
+    @property
+    def score(self) -> float | None:
+        return self.scores.get(self.reached)
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in {"complete", "stopped", "failed"}
+
+
+def standing_of(trial: FrozenTrial, sign: int) -> Standing | None:
+    """None for what is no trial of the study: waiting, refused, or a repeated point.
+
+    `sign` is 1 where a higher value is better, else −1.
+    """
+    attrs, curve = trial.user_attrs, curve_of(trial)
+    state: Any = {"COMPLETE": "complete", "FAIL": "failed"}.get(trial.state.name)
+    target = int(attrs.get(PROMOTED, 0))
+    if trial.state.name == "PRUNED" and curve:
+        state = "stopped"
+    if trial.state.name == "RUNNING":
+        if PARAMS not in attrs:
+            state = "half_asked"
+        elif not curve:
+            state = "asked"
+        else:
+            state = "going_on" if target > max(curve) else "paused"
+    if state is None:
+        return None
+    return Standing(
+        number=trial.number,
+        trial_id=trial._trial_id,
+        state=state,
+        params=params_of(trial),
+        scores={stage: sign * value for stage, value in curve.items()},
+        target=target,
+        cost=float(attrs.get(COST, 0.0)),
+        seconds=float(attrs.get("seconds", 0.0)),
+        cpu_seconds=float(attrs.get("cpu_seconds", 0.0)),
+    )
+
+
+def params_of(trial: FrozenTrial) -> dict[str, Any]:
+    """The values of the keys, which need not be what Optuna was told."""
+    return dict(trial.user_attrs.get(PARAMS, trial.params))
+
+
+def curve_of(trial: FrozenTrial) -> dict[int, float]:
+    """Stage → the metric's value at its end."""
+    said = trial.user_attrs.get(CURVE)
+    if said is None:  # written before trials had several stages
+        values = [] if trial.values is None else list(trial.values)
+        return {1: values[0]} if trial.state.name == "COMPLETE" and len(values) == 1 else {}
+    return {int(stage): float(value) for stage, value in said.items()}

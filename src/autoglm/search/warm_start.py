@@ -1,0 +1,69 @@
+"""Points that earlier studies of the project found good: hints, since their rows were others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+
+from autoglm.search import journal
+from autoglm.search.standing import params_of
+from autoglm.state.event_log import EventLog
+
+MOST_HINTS = 3
+# One hint for so many trials: the others are the sampler's.
+TRIALS_PER_HINT = 8
+# Older studies are not opened.
+MOST_STUDIES = 5
+
+
+def hints(
+    log: EventLog, name: str, asks: Mapping[str, Any], *, num_trials: int
+) -> list[dict[str, Any]]:
+    """The best points of earlier studies of the same space and metric, the newest study's first:
+    `study`, `number`, `value`, `params`, and `told`, the point as Optuna takes it.
+    """
+    num = max(1, min(MOST_HINTS, num_trials // TRIALS_PER_HINT))
+    prefix = journal.stream_of("")
+    names = [stream.removeprefix(prefix) for stream in log.streams(prefix)]
+    earlier = [each for each in reversed(names) if each != name][:MOST_STUDIES]
+    ranked = [_best(log, each, asks) for each in earlier]
+    found: list[dict[str, Any]] = []
+    for place in range(num):  # every study's best before any study's second
+        for points in ranked:
+            if place < len(points) and all(points[place]["told"] != h["told"] for h in found):
+                found.append(points[place])
+    return found[:num]
+
+
+def _best(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+    study = open_study(log, name)
+    if study is None:
+        return ()
+    said = study.user_attrs.get("asks", {})
+    if any(said.get(what) != asks[what] for what in ("space", "metric")):
+        return ()
+    sign = -1 if said.get("lower_is_better") else 1
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    metric = said["metric"]
+    points = [
+        {
+            "study": name,
+            "number": trial.number,
+            "value": trial.user_attrs["metrics"][metric],
+            "params": params_of(trial),
+            "told": dict(trial.params),
+        }
+        for trial in complete
+        if metric in trial.user_attrs.get("metrics", {})
+    ]
+    return sorted(points, key=lambda point: (-sign * point["value"], point["number"]))
+
+
+def open_study(log: EventLog, name: str) -> optuna.Study | None:
+    """The study `name` for looking at; None when there is none."""
+    try:
+        return optuna.load_study(study_name=name, storage=journal.reading(log, name))
+    except KeyError:
+        return None

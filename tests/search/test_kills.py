@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("killed_study.py")
+
+
+def study(folder: Path, scheduler: str, *, seed: int = 0, kills: int = 0) -> dict[str, Any]:
+    folder.mkdir()
+    tests = str(PROGRAM.parents[1])
+    paths = [tests, *filter(None, [os.environ.get("PYTHONPATH", "")])]
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(folder), scheduler, str(seed), str(kills)],
+        capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def without_times(result: dict[str, Any]) -> dict[str, Any]:
+    trials = [{**trial, "seconds": 0} for trial in result["trials"]]
+    best = {**result["best"], "seconds": 0}
+    return {**result, "seconds": 0, "trials": trials, "best": best}
+
+
+def check(tmp_path: Path, scheduler: str, seed: int, kills: int) -> None:
+    whole = study(tmp_path / "whole", scheduler)
+    killed = study(tmp_path / "killed", scheduler, seed=seed, kills=kills)
+    assert killed["killed"] == kills
+    assert without_times(killed["result"]) == without_times(whole["result"])
+    # No stage was trained twice, and none that the whole study had no need of.
+    assert len(set(killed["stored"])) == len(killed["stored"])
+    assert set(killed["stored"]) == set(whole["stored"])
+
+
+@pytest.mark.parametrize("scheduler", ["none", "median", "asha", "hyperband"])
+def test_a_study_that_was_killed_ten_times_is_the_study_that_was_not(
+    tmp_path: Path, scheduler: str
+) -> None:
+    check(tmp_path, scheduler, seed=1, kills=10)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("scheduler", ["none", "median", "asha", "hyperband"])
+def test_a_study_that_was_killed_a_hundred_times_is_the_study_that_was_not(
+    tmp_path: Path, scheduler: str
+) -> None:
+    seed, kills = int(os.environ.get("SEED", "1")), int(os.environ.get("KILLS", "100"))
+    check(tmp_path, scheduler, seed, kills)
