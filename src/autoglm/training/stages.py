@@ -17,6 +17,8 @@ from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Stage, StageChain
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
+# In a worker's workspace: what its runs have in common.
+GRAPHS = "graphs"
 # What does not change which weights come out.
 WITHOUT_EFFECT = {
     "callbacks",
