@@ -75,12 +75,15 @@ def show(
 
     """
     from autoglm.config import provenance
+    from autoglm.settings import TUNED_NAME
 
     config = _config(folder, trial, run_id)
     rows = provenance.show(config)
     if as_json:
         print_json({"layers": list(config.layers), "keys": rows})
         return
+    if TUNED_NAME in config.layers:
+        typer.echo(f"{TUNED_NAME} is in force (`autoglm search apply` wrote it).", err=True)
     print_table(
         ("key", "value", "layer", "where"),
         [(r["key"], _text(r["value"]), r["layer"], r["where"]) for r in rows],
