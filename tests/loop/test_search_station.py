@@ -16,7 +16,8 @@ from conftest import learnable_rows
 
 FAST = [
     "--set", "search.trials=4", "--set", "training.threads=1", "--set", "search.sampler=random",
-    "--set", "search.space={lr: {loguniform: [1.0e-4, 1.0e-2]}, epochs: {choice: [1, 2]}}",
+    "--set", "search.space={lr: {loguniform: [1.0e-4, 1.0e-2]}, epochs: {choice: [1, 3]}}",
+    "--set", "search.scheduler=asha", "--set", "search.reduction_factor=2",
 ]  # fmt: skip
 
 
@@ -49,6 +50,15 @@ def test_a_study_alone_prints_its_result_and_a_second_call_trains_nothing(
     assert (found["stopped_by"], len(found["trials"])) == ("trials", 4)
     assert found["best"]["value"] == max(trial["value"] for trial in found["trials"])
     assert json.loads(autoglm("search", "run", str(project), "--json", *FAST)) == found
+    steps = {
+        trial["params"]["training.epochs"]: trial["num_steps"]
+        for trial in found["trials"]
+        if trial["state"] == "complete"
+    }
+    assert steps[3] == 3 * steps.get(1, steps[3] / 3)
+    assert any(len(trial["curve"]) == 2 for trial in found["trials"])
+    # Resumed at its rung, a trial pays for no step a second time.
+    assert all("stage_tree" not in trial["saved"] for trial in found["trials"])
     assert not (project / "autoglm.tuned.yaml").exists()
     assert json.loads(autoglm("runs", "list", "-C", str(project), "--json"))["runs"] == []
 

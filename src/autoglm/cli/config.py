@@ -82,12 +82,12 @@ def show(
     if as_json:
         print_json({"layers": list(config.layers), "keys": rows})
         return
-    if TUNED_NAME in config.layers:
-        typer.echo(f"{TUNED_NAME} is in force (`autoglm search apply` wrote it).", err=True)
     print_table(
         ("key", "value", "layer", "where"),
         [(r["key"], _text(r["value"]), r["layer"], r["where"]) for r in rows],
     )
+    if TUNED_NAME in config.layers:
+        typer.echo(f"{TUNED_NAME} is in force (`autoglm search apply` wrote it).")
 
 
 @app.command("explain")
