@@ -14,7 +14,7 @@ import pytest
 from autoglm.clock import SteeredClock
 from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.contracts.trial import StudyResult, Trial
-from autoglm.errors import FencedError, PluginError, SearchError, StorageError
+from autoglm.errors import FencedError, PluginError, SearchError, StorageError, TrainingError
 from autoglm.plugins import registry
 from autoglm.search import journal, samplers
 from autoglm.search.config import SearchConfig
@@ -419,3 +419,16 @@ def test_a_study_of_other_objectives_under_the_same_name_is_refused(
     with pytest.raises(SearchError, match="another objectives") as caught:
         run(log, runner, trials=2, sought=sought)
     assert (caught.value.code, caught.value.exit_code) == ("search.other_space", 2)
+
+
+def test_a_full_disk_is_no_fault_of_a_trial(log: EventLog, runner: NumericRunner) -> None:
+    def full() -> None:
+        raise TrainingError("SafetensorError: No space left on device", code="training.broken")
+
+    runner.step = full
+    with pytest.raises(StorageError) as caught:
+        run(log, runner, trials=8)
+    assert caught.value.code == "storage.full"
+    runner.step = lambda: None
+    states = [trial.state for trial in run(log, runner, trials=8).trials]
+    assert states == ["complete"] * 8

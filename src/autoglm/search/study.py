@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 from autoglm.clock import Clock
 from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.contracts.trial import StudyResult
-from autoglm.errors import AutoGLMError, CancelledError, ModelError, SearchError, TrainingError
+from autoglm.errors import (
+    AutoGLMError,
+    CancelledError,
+    ModelError,
+    SearchError,
+    TrainingError,
+    from_system,
+)
 from autoglm.observability.logging import get_logger
 from autoglm.plugins.kinds import TrialRunner
 from autoglm.search.config import SearchConfig
@@ -202,6 +209,8 @@ class Study:
             self._cut_off(each)
             return
         except (TrainingError, SearchError) as error:
+            if full := from_system(error):
+                raise full from error  # no fault of the trial's
             if error.retryable:
                 raise
             self._fail(each, error, self._clock.monotonic() - started)
