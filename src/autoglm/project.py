@@ -22,6 +22,7 @@ from autoglm.plugins import registry
 from autoglm.settings import (
     DEFAULT_PROFILE,
     FILE_NAME,
+    TUNED_NAME,
     Layers,
     Settings,
     live_settings,
@@ -76,6 +77,12 @@ class Project:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", name):
             raise ConfigError(
                 f"profile {name!r}: letters, digits, - and _ only.",
+                code="config.wrong_value",
+                next_step="Choose another name for --profile or AUTOGLM_PROFILE.",
+            )
+        if f"autoglm.{name}.yaml" == TUNED_NAME:
+            raise ConfigError(
+                f"profile {name!r}: {TUNED_NAME} is what `autoglm search apply` writes.",
                 code="config.wrong_value",
                 next_step="Choose another name for --profile or AUTOGLM_PROFILE.",
             )

@@ -53,6 +53,8 @@ T = TypeVar("T")
 
 FILE_NAME = "autoglm.yaml"
 DEFAULT_PROFILE = "default"
+# What `autoglm search apply` writes: a layer of its own, between the files and the profile's.
+TUNED_NAME = "autoglm.tuned.yaml"
 COPY = "remote_config.json"
 # What changes which model comes out; the other sections only change how it is run and released.
 LEARNING_SECTIONS = ("model", "data", "search", "training", "evaluate")
@@ -117,7 +119,8 @@ class Layers:
         return self.folder / ".autoglm" / self.profile
 
     def files(self) -> list[Path]:
-        """Weakest first. A `.properties` file beside a YAML one is read if it is there.
+        """Weakest first. A `.properties` file beside a YAML one is read if it is there, and so are
+        the tuned values.
 
         Raises: ConfigError when the profile has no file.
         """
@@ -129,11 +132,16 @@ class Layers:
                 code="config.missing_file",
                 next_step=f"Write {profile[0]}; it may be empty.",
             )
-        return [main, *([plain] if plain.exists() else []), *self.more_files, *there]
+        below = [path for path in (plain, self.tuned) if path.exists()]
+        return [main, *below, *self.more_files, *there]
 
     def possible_files(self) -> list[Path]:
         """Every file that counts, or would if it were there."""
-        return [*self._own(), *self.more_files]
+        return [*self._own(), self.tuned, *self.more_files]
+
+    @property
+    def tuned(self) -> Path:
+        return self.folder / TUNED_NAME
 
     def _own(self) -> list[Path]:
         stem = FILE_NAME.removesuffix(".yaml")

@@ -51,9 +51,11 @@ class NumericRunner:
         return Cost(cpu_seconds=steps * self._price(chain.params), disk_bytes=0, num_steps=steps)
 
     def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
-        assert to_step in chain.boundaries
-        num = chain.boundaries.index(to_step) + 1
+        assert to_step in chain.ends
+        num = chain.ends.index(to_step) + 1
         self.advanced.append((chain.params["training.lr"], num))
+        last = min(num, self.stops_at or num)
+        known = sum((self.folder / stage.key).exists() for stage in chain.stages[:last])
         for number, stage in enumerate(chain.stages[:num], start=1):
             path = self.folder / stage.key
             if path.exists() or (self.stops_at and number > self.stops_at):
@@ -65,20 +67,19 @@ class NumericRunner:
             with (self.folder / "stored.log").open("a") as log:
                 log.write(stage.key + "\n")
             staging.rename(path)
-        done = min(num, self.stops_at or num)
         values = [
-            json.loads((self.folder / s.key).read_text())["value"] for s in chain.stages[:done]
+            json.loads((self.folder / s.key).read_text())["value"] for s in chain.stages[:last]
         ]
         return Progress(
             key=chain.stages[num - 1].key,
             step=to_step,
             num_steps=chain.num_steps,
             metrics={"accuracy": max(values), "loss": 1 - max(values)},
-            cpu_seconds=done * STEPS * self._price(chain.params),
+            cpu_seconds=last * STEPS * self._price(chain.params),
             reused_steps=0,
             folder="",
-            saved={"early_stop": float(num - done)},
-            is_stopped=done < num or bool(self.stops_at and done == self.stops_at),
+            saved={"stage_tree": known * STEPS * self._price(chain.params), "cache": 1.0},
+            is_stopped=bool(self.stops_at) and num >= self.stops_at,
         )
 
     def _price(self, params: Mapping[str, Any]) -> float:

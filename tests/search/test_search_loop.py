@@ -14,7 +14,7 @@ import pytest
 from autoglm.clock import SteeredClock
 from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.contracts.trial import StudyResult, Trial
-from autoglm.errors import FencedError, SearchError, StorageError
+from autoglm.errors import FencedError, PluginError, SearchError, StorageError, TrainingError
 from autoglm.plugins import registry
 from autoglm.search import journal, samplers
 from autoglm.search.config import SearchConfig
@@ -123,7 +123,19 @@ def test_training_that_ended_itself_is_not_judged_again(log: EventLog, tmp_path:
     runner = NumericRunner(tmp_path / "stages", stops_at=1)
     result = run(log, runner, trials=3, scheduler="asha")
     assert [trial.state for trial in result.trials] == ["complete"] * 3
-    assert all(trial.saved == {"early_stop": 8.0} for trial in result.trials)
+    assert [stage for _lr, stage in runner.advanced] == [1, 1, 1]
+
+
+def test_a_trials_own_earlier_rungs_are_no_gift_and_what_others_trained_is(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    first = run(log, runner, trials=9, scheduler="asha")
+    for trial in first.trials:
+        assert trial.cpu_seconds == trial.num_steps  # each step was paid for once
+        assert trial.saved == {"cache": float(len(trial.curve))}
+    again = run(log, runner, name="run-2", trials=9, scheduler="asha", warm_start=False)
+    assert again.cpu_seconds == 0
+    assert [t.saved["stage_tree"] for t in again.trials] == [t.num_steps for t in again.trials]
 
 
 def test_the_first_trials_run_cheapest_first(log: EventLog, runner: NumericRunner) -> None:
@@ -375,3 +387,48 @@ def test_a_study_without_a_complete_trial_is_tried_again(
     runner.plan = whole  # type: ignore[method-assign]
     result = run(log, runner, trials=9)
     assert [trial.state for trial in result.trials].count("complete") == 9
+
+
+def test_a_trial_that_was_half_asked_is_asked_the_rest_and_counts_once(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    """As versions left it that wrote down value by value."""
+    space = {**LR, "dropout": {"uniform": [0.0, 0.5]}}
+    first = opened(log, runner, trials=4, space=space)
+    first._open()
+    trial = first._study.ask()
+    value = trial.suggest_float("training.dropout", 0.0, 0.5)
+    result = run(log, runner, trials=4, space=space)
+    assert [trial.number for trial in result.trials] == [0, 1, 2, 3]
+    assert result.trials[0].params["training.dropout"] == value
+    assert "training.lr" in result.trials[0].params
+
+
+def test_what_a_projects_sampler_gives_must_be_one(log: EventLog, runner: NumericRunner) -> None:
+    with registry.registering_from("tests"):
+        registry.register("sampler", "mine", lambda seed: "random")
+        with pytest.raises(PluginError, match="gave str"):
+            run(log, runner, trials=5, sampler="mine")
+
+
+def test_a_study_of_other_objectives_under_the_same_name_is_refused(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    run(log, runner, trials=2)
+    sought = (Objective(name="loss", maximize=False),)
+    with pytest.raises(SearchError, match="another objectives") as caught:
+        run(log, runner, trials=2, sought=sought)
+    assert (caught.value.code, caught.value.exit_code) == ("search.other_space", 2)
+
+
+def test_a_full_disk_is_no_fault_of_a_trial(log: EventLog, runner: NumericRunner) -> None:
+    def full() -> None:
+        raise TrainingError("SafetensorError: No space left on device", code="training.broken")
+
+    runner.step = full
+    with pytest.raises(StorageError) as caught:
+        run(log, runner, trials=8)
+    assert caught.value.code == "storage.full"
+    runner.step = lambda: None
+    states = [trial.state for trial in run(log, runner, trials=8).trials]
+    assert states == ["complete"] * 8

@@ -17,6 +17,7 @@ from autoglm.cli import (
     release,
     run,
     runs,
+    search,
     stations,
     up,
 )
@@ -44,6 +45,7 @@ def _root(
 app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("up")(up.up)
+app.add_typer(search.app, name="search")
 app.command("train")(stations.train)
 app.command("evaluate")(stations.evaluate)
 app.command("predict")(predict.predict)

@@ -75,6 +75,7 @@ def show(
 
     """
     from autoglm.config import provenance
+    from autoglm.settings import TUNED_NAME
 
     config = _config(folder, trial, run_id)
     rows = provenance.show(config)
@@ -85,6 +86,8 @@ def show(
         ("key", "value", "layer", "where"),
         [(r["key"], _text(r["value"]), r["layer"], r["where"]) for r in rows],
     )
+    if TUNED_NAME in config.layers:
+        typer.echo(f"{TUNED_NAME} is in force (`autoglm search apply` wrote it).")
 
 
 @app.command("explain")

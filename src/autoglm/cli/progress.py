@@ -89,6 +89,10 @@ class Progress:
         self._trials = event["trials"]
         self._line("run", f"{event['run_id']}   trace {event['trace_id']}")
 
+    def _on_study(self, event: Mapping[str, Any]) -> None:
+        self._trials = event["trials"]
+        self._line("study", event["study"])
+
     def _on_trial_started(self, event: Mapping[str, Any]) -> None:
         self._live("trial", f"{event['number'] + 1}/{self._trials} {_params(event['params'])}")
 

@@ -34,9 +34,7 @@ def train(
     from autoglm.contracts.record import to_json
     from autoglm.loop.stations import train as train_once
 
-    trained = _alone(
-        folder, "autoglm train", as_json, lambda app: to_json(train_once(app, out, {}))
-    )
+    trained = alone(folder, "autoglm train", as_json, lambda app: to_json(train_once(app, out, {})))
     if as_json:
         print_json(trained)
         return
@@ -76,7 +74,7 @@ def evaluate(
     from autoglm.contracts.record import to_json
     from autoglm.loop.stations import evaluate as evaluate_once
 
-    report = _alone(
+    report = alone(
         folder,
         "autoglm evaluate",
         as_json,
@@ -104,7 +102,7 @@ def evaluate(
         typer.echo(f"difference {number(found['value'])} ({interval}): {report['reason']}")
 
 
-def _alone(folder: Path, what: str, as_json: bool, work: Callable[[Any], Any]) -> Any:
+def alone(folder: Path, what: str, as_json: bool, work: Callable[[Any], Any]) -> Any:
     """Own the project, do `work`, let go. A second Ctrl-C ends at once."""
     from autoglm.cli.run import cancel_on_signals
     from autoglm.loop.app import App

@@ -55,8 +55,10 @@ class Cost:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
     """Where a chain stands after `advance`. `metrics` are of the validation rows and the best epoch
-    so far; `cpu_seconds` is what all its steps cost, whoever made them, and `saved` what of it was
-    not paid again, by lever. `is_stopped`: training ended itself, what would follow costs nothing.
+    so far; `cpu_seconds` is what all its steps cost, whoever made them. `saved` is what this call
+    did not pay, by lever: `stage_tree` is a part of `cpu_seconds`, steps that had been made before;
+    the others (`cache`, `packing`, `early_stop`) come on top. `is_stopped`: training ended itself,
+    what would follow costs nothing.
     """
 
     key: str

@@ -10,7 +10,8 @@ class Trial:
     """One point of the search space and what it was worth on the validation rows.
 
     A `stopped` trial was not trained to its end: `value` is what it had come to. `curve` is stage →
-    value at its end. `saved`: see `Progress`.
+    value at its end. `cpu_seconds` is what was paid for it; `saved`, by lever, what was not
+    (`stage_tree`: steps that others had made, or we before we were killed).
     """
 
     project: str

@@ -152,7 +152,10 @@ def _guarded(name: str, work: Callable[[], Any]) -> dict[str, Any]:
         _parked.set()
         threading.Event().wait()
         raise AssertionError("unreachable") from None
-    except AutoGLMError as error:
+    except AutoGLMError as caught:
+        # What nobody foresaw in the training worker may be a full disk, told in a library's words.
+        full = from_system(caught) if caught.code == "training.broken" else None
+        error = full or caught
         get_logger().warning("step failed", step=name, error_code=error.code, cause=error.message)
         return {"error": {**error.to_json(), "step": name}}
     except Exception as error:

@@ -1,5 +1,6 @@
-"""One station of the way alone: train once, or evaluate a model, on a dataset version.
+"""One station of the way alone: search, train once, or evaluate a model, on a dataset version.
 
+dataset version ─► study of trials                  (told trials are not repeated)
 dataset version ─► one trial ─► model folder        (no search, no release, no run is recorded)
 model folder ─► evaluation report                   (beside another model, if one is named)
 """
@@ -18,14 +19,16 @@ from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.evaluation_report import EvaluationReport
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
+from autoglm.contracts.trial import StudyResult
 from autoglm.errors import ModelError, StorageError
+from autoglm.loop import run_to_candidate
 from autoglm.loop.app import App, ignore
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import draft_spec, trigger_event
 from autoglm.loop.names import check_names
 from autoglm.loop.run_to_candidate import open_trainer, searchable_keys
 from autoglm.project import Project
-from autoglm.settings import read_settings, unfreeze
+from autoglm.settings import from_snapshot, read_settings, unfreeze
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -81,6 +84,21 @@ def train(app: App, target: Path, params: Mapping[str, Any]) -> TrainedModel:
         opens_with=exported["opens_with"],
         parity=exported["parity"],
     )
+
+
+def search(app: App) -> StudyResult:
+    """A study on the newest dataset version; nothing is exported, registered or released.
+
+    Stopped and called again with the same settings and rows it goes on; ended, it is read.
+    Raises: ConfigError, DataError, SearchError, TrainingError, CancelledError.
+    """
+    spec = _spec(app)
+    settings = from_snapshot(spec.config)
+    app.on_event({"kind": "study", "study": spec.run_id, "trials": settings.search.trials})
+    try:
+        return run_to_candidate.search(spec, settings, app)
+    finally:
+        app.close_trainer()
 
 
 def evaluate(app: App, model: str, against: str = "") -> EvaluationReport:

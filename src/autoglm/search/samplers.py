@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autoglm.contracts.record import digest
+from autoglm.errors import PluginError
 from autoglm.plugins import registry
 
 if TYPE_CHECKING:
@@ -85,8 +86,16 @@ class Samplers:
         """The sampler that proposes trial `number`: after a kill it proposes the same. An object
         cannot be given a seed: it goes on from its own.
         """
-        if is_sampler(self._made):
-            return self._made
+        made = self._made if is_sampler(self._made) else self._call(number)
+        if not is_sampler(made):
+            raise PluginError(
+                f"sampler:{self.name} gave {type(made).__name__}, which is no Optuna sampler.",
+                code="plugin.wrong_answer",
+                next_step="Return one, as optuna.samplers.TPESampler(seed=seed).",
+            )
+        return made
+
+    def _call(self, number: int) -> Any:
         seed = int(digest(self._seed, number)[:8], 16)
         if "study_seed" in self._names:
             return self._made(seed=seed, study_seed=self._seed & 0x7FFFFFFF)
@@ -98,4 +107,7 @@ def is_sampler(part: Any) -> bool:
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:
-    return {*inspect.signature(function).parameters}
+    try:
+        return {*inspect.signature(function).parameters}
+    except (TypeError, ValueError):  # written in C, say
+        return set()

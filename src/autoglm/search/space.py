@@ -78,7 +78,7 @@ class Dimension:
     def point(self, told: Any) -> Any:
         """What Optuna said → the value of the key."""
         if self.choices:
-            return json.loads(told[len(CODE) :]) if _is_coded(told) else told
+            return point_of(told)
         if not self.step:
             return told
         return self._at(min(round((told - self.low) / self.step), self._num_steps()))
@@ -114,6 +114,11 @@ CODE = "json:"
 
 def _is_coded(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(CODE)
+
+
+def point_of(told: Any) -> Any:
+    """What Optuna was told of a choice → the value of the key."""
+    return json.loads(told[len(CODE) :]) if _is_coded(told) else told
 
 
 def _coded(value: Any) -> str:

@@ -28,6 +28,7 @@ class Standing:
     cost: float
     seconds: float
     cpu_seconds: float
+    saved: Mapping[str, float]
 
     @property
     def reached(self) -> int:
@@ -71,6 +72,7 @@ def standing_of(trial: FrozenTrial, sign: int) -> Standing | None:
         cost=float(attrs.get(COST, 0.0)),
         seconds=float(attrs.get("seconds", 0.0)),
         cpu_seconds=float(attrs.get("cpu_seconds", 0.0)),
+        saved=attrs.get("saved", {}),
     )
 
 

@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 from autoglm.clock import Clock
 from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.contracts.trial import StudyResult
-from autoglm.errors import AutoGLMError, CancelledError, SearchError, TrainingError
+from autoglm.errors import (
+    AutoGLMError,
+    CancelledError,
+    ModelError,
+    SearchError,
+    TrainingError,
+    from_system,
+)
 from autoglm.observability.logging import get_logger
 from autoglm.plugins.kinds import TrialRunner
 from autoglm.search.config import SearchConfig
@@ -171,7 +178,7 @@ class Study:
         try:
             self._chains[number] = self._runner.plan(params)
             return self._runner.cost(self._chains[number]).cpu_seconds
-        except (TrainingError, SearchError) as error:
+        except (ModelError, TrainingError, SearchError) as error:
             if error.retryable:
                 raise
             return 0.0
@@ -195,16 +202,15 @@ class Study:
             if each.state == "paused":
                 self._set(each, {PROMOTED: stage})
                 self._tell("trial_promoted", each, stage=stage, value=self._value(each))
-            progress = self._runner.advance(chain, chain.boundaries[stage - 1], cancel=stop)
-            if progress.is_stopped and not progress.is_done:
-                stage = len(chain.stages)
-                progress = self._runner.advance(chain, chain.num_steps, cancel=stop)
+            progress = self._runner.advance(chain, chain.ends[stage - 1], cancel=stop)
         except CancelledError:
             if stop.is_cancelled:
                 raise
             self._cut_off(each)
             return
         except (TrainingError, SearchError) as error:
+            if full := from_system(error):
+                raise full from error  # no fault of the trial's
             if error.retryable:
                 raise
             self._fail(each, error, self._clock.monotonic() - started)
@@ -229,18 +235,20 @@ class Study:
             return
         value = progress.metrics[self._metric]
         scores = {**each.scores, stage: self._sign * value}
+        paid, saved = _paid(each, progress)
         mine = replace(each, scores=scores, seconds=each.seconds + seconds)
         facts: dict[str, Any] = {
             CURVE: {str(at): self._sign * score for at, score in scores.items()},
             "metrics": dict(progress.metrics),
             "chain_key": progress.key,
             "num_steps": progress.step,
-            "cpu_seconds": progress.cpu_seconds,
+            "cpu_seconds": paid,
             "seconds": mine.seconds,
-            "saved": dict(progress.saved),
+            "saved": saved,
         }
         others = [s for s in self._standings() if s.number != each.number]
-        verdict = "complete" if progress.is_done else self._scheduler.verdict(mine, others)
+        is_over = progress.is_done or progress.is_stopped
+        verdict = "complete" if is_over else self._scheduler.verdict(mine, others)
         with self._storage.batch():
             if not self._objectives:
                 self._storage.set_trial_intermediate_value(each.trial_id, stage, value)
@@ -248,7 +256,7 @@ class Study:
                 facts[PROMOTED] = self._next_rung(mine, self._chains[each.number], to_the_end=False)
             facts["at"] = {
                 "seconds": mine.seconds + sum(s.seconds for s in others),
-                "cpu_seconds": progress.cpu_seconds + sum(s.cpu_seconds for s in others),
+                "cpu_seconds": paid + sum(s.cpu_seconds for s in others),
             }
             self._set(each, facts)
             if verdict == "complete":
@@ -411,6 +419,18 @@ class Study:
 
     def _tell(self, kind: str, each: Standing, **facts: Any) -> None:
         self._on_event({"kind": kind, "number": each.number, **facts})
+
+
+def _paid(each: Standing, progress: Progress) -> tuple[float, dict[str, float]]:
+    """CPU-seconds paid for the trial so far, and by lever what was not."""
+    now = progress.cpu_seconds - progress.saved.get("stage_tree", 0.0)
+    paid = each.cpu_seconds + max(0.0, now)
+    saved = {
+        lever: each.saved.get(lever, 0.0) + progress.saved.get(lever, 0.0)
+        for lever in sorted({*each.saved, *progress.saved} - {"stage_tree"})
+    }
+    shared = progress.cpu_seconds - paid  # its own earlier rungs are no gift
+    return paid, ({**saved, "stage_tree": shared} if shared > 1e-9 else saved)
 
 
 def told_params(log: EventLog, name: str) -> dict[int, dict[str, Any]]:

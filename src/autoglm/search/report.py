@@ -1,0 +1,200 @@
+"""A study as one document, read from its journal: what `search show` prints and draws."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autoglm.errors import StorageError
+from autoglm.search import journal
+from autoglm.search.results import Objective, pareto, pick, trials_of
+from autoglm.search.space import point_of
+from autoglm.search.standing import Standing, curve_of, standing_of
+from autoglm.state.event_log import EventLog
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+# The importance of parameters over fewer trials is a guess.
+MIN_TRIALS = 8
+
+
+def find_study(log: EventLog, name: str = "") -> str:
+    """The study `name`, or the newest. Raises: StorageError search.no_study."""
+    prefix = journal.stream_of("")
+    names = [stream.removeprefix(prefix) for stream in log.streams(prefix)]
+    if name in names:
+        return name
+    if not name and names:
+        return names[-1]
+    known = ", ".join(names[-5:]) or "none"
+    raise StorageError(
+        f"there is no study {name}; there are {known}." if name else "there is no study yet.",
+        code="search.no_study",
+        next_step="Run `autoglm search run`, or `autoglm run`.",
+        exit_code=2,
+    )
+
+
+def report_of(log: EventLog, name: str, *, project: str) -> dict[str, Any]:
+    """Also of a study that is being run now: `stopped_by` is empty then.
+
+    Raises: StorageError search.no_study.
+    """
+    from autoglm.search.warm_start import open_study
+
+    study = open_study(log, find_study(log, name))
+    asks = {} if study is None else study.user_attrs.get("asks", {})
+    if study is None or not asks:
+        raise find_nothing(name)
+    metric, sign = str(asks["metric"]), -1 if asks.get("lower_is_better") else 1
+    frozen = study.get_trials(deepcopy=False)
+    over = trials_of(frozen, project=project, study=study.study_name, metric=metric)
+    complete = [trial for trial in over if trial.state == "complete"]
+    best = pick(complete, sign) if complete else None
+    rows = _rows(frozen, metric, sign)
+    return {
+        "project": project,
+        "study": study.study_name,
+        "metric": metric,
+        "direction": "maximize" if sign > 0 else "minimize",
+        "space": asks.get("space", []),
+        "stopped_by": study.user_attrs.get("stopped_by", ""),
+        "states": _counts(rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "cpu_seconds": sum(row["cpu_seconds"] for row in rows),
+        "best": best and {"number": best.number, "value": best.value, "params": dict(best.params)},
+        "best_so_far": _best_so_far(rows, sign),
+        "objectives": asks.get("objectives", []),
+        "pareto": _pareto(study, complete, asks),
+        "importance": _importance(study, metric, sign),
+        "axes": _axes(frozen),
+        "saved": _saved(frozen),
+        "hints": list(study.user_attrs.get("hints", [])),
+        "trials": rows,
+    }
+
+
+def find_nothing(name: str) -> StorageError:
+    return StorageError(
+        f"study {name} holds nothing yet.", code="search.no_study", next_step="Wait for it."
+    )
+
+
+def _rows(trials: Sequence[FrozenTrial], metric: str, sign: int) -> list[dict[str, Any]]:
+    found = []
+    for trial in trials:
+        standing = standing_of(trial, sign)
+        if standing is not None:
+            found.append(_row(trial, standing, metric, sign))
+    return found
+
+
+def _row(trial: FrozenTrial, standing: Standing, metric: str, sign: int) -> dict[str, Any]:
+    attrs = trial.user_attrs
+    value = None if standing.score is None else sign * standing.score
+    return {
+        "number": trial.number,
+        "state": standing.state,
+        "value": attrs.get("metrics", {}).get(metric, value),
+        "params": dict(standing.params),
+        "metrics": dict(attrs.get("metrics", {})),
+        "curve": {str(stage): value for stage, value in curve_of(trial).items()},
+        "seconds": standing.seconds,
+        "cpu_seconds": standing.cpu_seconds,
+        "saved": dict(attrs.get("saved", {})),
+        "at": attrs.get("at"),
+        "cause": attrs.get("cause", ""),
+    }
+
+
+def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    states = [str(row["state"]) for row in rows]
+    return {state: states.count(state) for state in dict.fromkeys(states)}
+
+
+def _best_so_far(rows: Sequence[Mapping[str, Any]], sign: int) -> list[dict[str, Any]]:
+    """The moments at which the best value rose; seconds are of training, pauses left out."""
+    measured = [row for row in rows if row["value"] is not None and row["at"]]
+    found: list[dict[str, Any]] = []
+    for row in sorted(measured, key=_moment):
+        if not found or sign * row["value"] > sign * found[-1]["value"]:
+            found.append({"number": row["number"], "value": row["value"], **row["at"]})
+    return found
+
+
+def _moment(row: Mapping[str, Any]) -> tuple[float, float]:
+    return row["at"]["seconds"], row["at"]["cpu_seconds"]
+
+
+def _pareto(
+    study: optuna.Study, complete: Sequence[Any], asks: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The trials that no other one beats, with their value in each objective."""
+    sought = [
+        Objective(name=name, maximize=direction.name == "MAXIMIZE")
+        for name, direction in zip(asks.get("objectives", []), study.directions, strict=False)
+    ]
+    numbers = pareto(complete, sought)
+    return [
+        {
+            "number": trial.number,
+            "params": dict(trial.params),
+            "values": {each.name: trial.metrics[each.name] for each in sought},
+        }
+        for trial in complete
+        if trial.number in numbers
+    ]
+
+
+def _importance(study: optuna.Study, metric: str, sign: int) -> dict[str, float]:
+    """Share of each parameter in how good a trial was; empty for fewer than 8 complete trials.
+
+    Source: Watanabe et al., "PED-ANOVA", 2023, arXiv:2304.10255, as Optuna has it.
+    """
+    import optuna
+
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    if len(complete) < MIN_TRIALS:
+        return {}
+
+    def lower_is_better(trial: FrozenTrial) -> float:
+        value = trial.user_attrs.get("metrics", {}).get(metric)
+        return -sign * float(trial.values[0] if value is None else value)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is said here which way is better
+        try:
+            found = optuna.importance.get_param_importances(
+                study,
+                evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+                target=lower_is_better,
+            )
+        except (ValueError, RuntimeError):  # all values are equal, say
+            return {}
+    return {key: float(share) for key, share in found.items() if math.isfinite(share)}
+
+
+def _axes(trials: Sequence[FrozenTrial]) -> dict[str, dict[str, Any]]:
+    """Parameter → how it is drawn: its choices, or bounds and whether they are logarithmic."""
+    found: dict[str, dict[str, Any]] = {}
+    for trial in trials:
+        for key, distribution in trial.distributions.items():
+            if hasattr(distribution, "choices"):
+                found[key] = {"choices": [point_of(told) for told in distribution.choices]}
+            else:
+                low, high = float(distribution.low), float(distribution.high)
+                found[key] = {"low": low, "high": high, "is_log": bool(distribution.log)}
+    return found
+
+
+def _saved(trials: Sequence[FrozenTrial]) -> dict[str, float]:
+    """Lever → CPU-seconds that it saved in all trials."""
+    total: dict[str, float] = {}
+    for trial in trials:
+        for lever, seconds in trial.user_attrs.get("saved", {}).items():
+            total[lever] = total.get(lever, 0.0) + float(seconds)
+    return total

@@ -1,0 +1,137 @@
+"""`autoglm search run | show | apply` on real rows with a real, tiny backbone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import learnable_rows
+
+FAST = [
+    "--set", "search.trials=4", "--set", "training.threads=1", "--set", "search.sampler=random",
+    "--set", "search.space={lr: {loguniform: [1.0e-4, 1.0e-2]}, epochs: {choice: [1, 3]}}",
+    "--set", "search.scheduler=asha", "--set", "search.reduction_factor=2",
+]  # fmt: skip
+
+
+def autoglm(*arguments: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "autoglm.cli", *arguments],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def searched(
+    tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path
+) -> tuple[Path, dict[str, Any]]:
+    """A project with one study, and what `search run --json` said of it."""
+    folder = tmp_path_factory.mktemp("searched")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in learnable_rows(200)))
+    project = folder / "news"
+    autoglm("init", str(project), "--from", str(rows), "--backbone", str(tiny_backbone))
+    return project, json.loads(autoglm("search", "run", str(project), "--json", *FAST))
+
+
+def test_a_study_alone_prints_its_result_and_a_second_call_trains_nothing(
+    searched: tuple[Path, dict[str, Any]],
+) -> None:
+    project, found = searched
+    assert (found["stopped_by"], len(found["trials"])) == ("trials", 4)
+    assert found["best"]["value"] == max(trial["value"] for trial in found["trials"])
+    assert json.loads(autoglm("search", "run", str(project), "--json", *FAST)) == found
+    steps = {
+        trial["params"]["training.epochs"]: trial["num_steps"]
+        for trial in found["trials"]
+        if trial["state"] == "complete"
+    }
+    assert steps[3] == 3 * steps.get(1, steps[3] / 3)
+    assert any(len(trial["curve"]) == 2 for trial in found["trials"])
+    # Resumed at its rung, a trial pays for no step a second time.
+    assert all("stage_tree" not in trial["saved"] for trial in found["trials"])
+    assert not (project / "autoglm.tuned.yaml").exists()
+    assert json.loads(autoglm("runs", "list", "-C", str(project), "--json"))["runs"] == []
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loaded += [value or "" for name, value in attrs if name in {"src", "href"}]
+
+
+def test_the_study_is_shown_as_text_as_json_and_as_a_page_that_loads_nothing(
+    searched: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    project, found = searched
+    page = tmp_path / "study.html"
+    text = autoglm("search", "show", str(project), "--html", str(page))
+    assert f"trial {found['best']['number']}" in text
+    assert "CPU-seconds" in text
+    report = json.loads(autoglm("search", "show", str(project), "--json"))
+    assert report["study"] == found["study"]
+    assert report["best_so_far"][-1]["value"] == found["best"]["value"]
+    assert {"training.epochs", "training.lr"} <= report["axes"].keys()
+    parser = Page()
+    parser.feed(page.read_text())
+    assert parser.tags.count("svg") >= 3
+    assert parser.loaded == []
+    assert "url(" not in page.read_text()
+
+
+def test_the_best_values_become_a_layer_that_says_so(
+    searched: tuple[Path, dict[str, Any]],
+) -> None:
+    project, found = searched
+    best = found["best"]["params"]
+    done = json.loads(autoglm("search", "apply", str(project), "--json"))
+    tuned = project / "autoglm.tuned.yaml"
+    try:
+        assert {key: change["is"] for key, change in done["changes"].items()} == best
+        assert yaml.safe_load(tuned.read_text())["training"]["epochs"] == best["training.epochs"]
+        explained = json.loads(
+            autoglm("config", "explain", "training.lr", "-C", str(project), "--json")
+        )
+        assert (explained["layer"], explained["value"]) == (
+            "autoglm.tuned.yaml",
+            best["training.lr"],
+        )
+        names = [line["layer"] for line in explained["layers"]]
+        assert names.index("autoglm.yaml") < names.index("autoglm.tuned.yaml")
+        assert names.index("autoglm.tuned.yaml") < names.index("environment")
+        shown = json.loads(autoglm("config", "show", "-C", str(project), "--json"))
+        assert "autoglm.tuned.yaml" in shown["layers"]
+        first = tuned.read_text()
+        again = ["search", "apply", str(project), "--json", "--set", "training.lr=0.5"]
+        assert json.loads(autoglm(*again))["overruled"] == {"training.lr": "command line"}
+        assert tuned.read_text() == first
+        error = autoglm("config", "show", "-C", str(project), "--profile", "tuned", code=2)
+        assert "autoglm.tuned.yaml" in error
+    finally:
+        tuned.unlink()
+    explained = json.loads(
+        autoglm("config", "explain", "training.lr", "-C", str(project), "--json")
+    )
+    assert explained["layer"] != "autoglm.tuned.yaml"
+
+
+def test_a_study_that_is_not_there_is_said_with_those_that_are(
+    searched: tuple[Path, dict[str, Any]],
+) -> None:
+    project, found = searched
+    error = autoglm("search", "show", str(project), "--study", "nosuch", code=2)
+    assert found["study"] in error
