@@ -13,9 +13,13 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Project": "autoglm.project",
     "Trainer": "autoglm.loop.stations",
+    "make_evaluator": "autoglm.evaluation.made",
+    "make_scorer": "autoglm.evaluation.made",
     "register": "autoglm.plugins.registry",
 }
-__all__ = ["Project", "Trainer", "__version__", "register", "tune"]
+__all__ = [
+    "Project", "Trainer", "__version__", "make_evaluator", "make_scorer", "register", "tune",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -142,6 +142,12 @@ class Progress:
     def _on_step_finished(self, event: Mapping[str, Any]) -> None:
         self._line(event["step"], f"done in {event['seconds']:.1f} s")
 
+    def _on_evaluator_failed(self, event: Mapping[str, Any]) -> None:
+        self._line("warning", event["cause"])
+
+    def _on_evaluator_warning(self, event: Mapping[str, Any]) -> None:
+        self._line("warning", event["warning"])
+
     def _on_worker_restarted(self, event: Mapping[str, Any]) -> None:
         self._line("worker", f"started again: {event['cause']}")
 

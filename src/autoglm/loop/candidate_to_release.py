@@ -69,7 +69,10 @@ def release(spec: RunSpec, candidate: Candidate, app: App) -> Rollout:
     if spec.stable == version.digest:
         return _ended(rollout, app, "Successful", "same_model", weight=100)
     if report.verdict != "Successful":
-        return _ended(rollout, app, "Failed", report.reason, weight=0)
+        inconclusive = report.verdict == "Inconclusive"
+        return _ended(
+            rollout, app, "Inconclusive" if inconclusive else "Failed", report.reason, weight=0
+        )
     app.registry.move(
         "candidate", version.digest, expect=app.registry.aliases().get("candidate", "")
     )
