@@ -177,8 +177,13 @@ class Progress:
         self._line(
             "replay",
             f"replayed traffic: {event['sent']:,} requests, {event['failed']} failed,"
-            f" {event['correct']:,} answered rightly",
+            f" {event['correct']:,} answered rightly{_scores(event)}",
         )
+
+
+def _scores(event: Mapping[str, Any]) -> str:
+    said = [f"{number(v)} {name}" for name, v in sorted(event.get("scores", {}).items())]
+    return f", {event['metric']} {', '.join(said)}" if said else ""
 
 
 def _params(params: Mapping[str, Any]) -> str:
