@@ -85,7 +85,8 @@ def _type(annotation: Any) -> str:
     if is_free(annotation):
         return "map"
     if is_list(annotation):
-        return f"list of {get_args(plain)[0].__name__}"
+        inner = get_args(plain)[0]
+        return f"list of {'maps' if is_free(inner) else inner.__name__}"
     if get_origin(plain) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(plain))
     name = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}

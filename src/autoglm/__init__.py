@@ -11,11 +11,25 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "AutoGLMClassifier": "autoglm.estimator",
+    "AutoGLMRegressor": "autoglm.estimator",
     "Project": "autoglm.project",
     "Trainer": "autoglm.loop.stations",
+    "make_evaluator": "autoglm.evaluation.made",
+    "make_scorer": "autoglm.evaluation.made",
     "register": "autoglm.plugins.registry",
 }
-__all__ = ["Project", "Trainer", "__version__", "register", "tune"]
+__all__ = [
+    "AutoGLMClassifier",
+    "AutoGLMRegressor",
+    "Project",
+    "Trainer",
+    "__version__",
+    "make_evaluator",
+    "make_scorer",
+    "register",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,6 +37,7 @@ from autoglm.contracts.run_spec import ProjectFile, RunSpec
 from autoglm.contracts.task import TASKS
 from autoglm.errors import ConfigError, PluginError
 from autoglm.evaluation.config import EvaluateConfig
+from autoglm.evaluation.roles import objective
 from autoglm.modeling.config import ModelConfig
 from autoglm.plugins import project_files, registry, sections
 from autoglm.plugins.config import PluginsConfig
@@ -321,8 +322,10 @@ def live_settings(
 
 
 def metric_of(settings: Settings) -> str:
-    """The evaluator that picks and gates: the project's, or the task's own."""
-    said = settings.evaluate.metric
+    """The evaluator that picks and gates: the project's, or the task's own. Raises: ConfigError
+    when evaluate.metric and evaluate.metrics contradict each other.
+    """
+    said = objective(settings.evaluate.metric, settings.evaluate.metrics)
     return TASKS[settings.model.task].metric if said == "auto" else said
 
 

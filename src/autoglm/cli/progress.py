@@ -146,6 +146,12 @@ class Progress:
     def _on_step_finished(self, event: Mapping[str, Any]) -> None:
         self._line(event["step"], f"done in {event['seconds']:.1f} s")
 
+    def _on_evaluator_failed(self, event: Mapping[str, Any]) -> None:
+        self._line("warning", event["cause"])
+
+    def _on_evaluator_warning(self, event: Mapping[str, Any]) -> None:
+        self._line("warning", event["warning"])
+
     def _on_worker_restarted(self, event: Mapping[str, Any]) -> None:
         self._line("worker", f"started again: {event['cause']}")
 
@@ -175,8 +181,13 @@ class Progress:
         self._line(
             "replay",
             f"replayed traffic: {event['sent']:,} requests, {event['failed']} failed,"
-            f" {event['correct']:,} answered rightly",
+            f" {event['correct']:,} answered rightly{_scores(event)}",
         )
+
+
+def _scores(event: Mapping[str, Any]) -> str:
+    said = [f"{number(v)} {name}" for name, v in sorted(event.get("scores", {}).items())]
+    return f", {event['metric']} {', '.join(said)}" if said else ""
 
 
 def _params(params: Mapping[str, Any]) -> str:

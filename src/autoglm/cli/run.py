@@ -13,8 +13,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from autoglm.cli.options import AsJson, Folder, open_project, project_command
-from autoglm.cli.output import fail, number, print_json, print_table
+from autoglm.cli.output import fail, number, print_json
 from autoglm.cli.progress import Progress, stream_for
+from autoglm.cli.report import show_report
 from autoglm.errors import AutoGLMError, CancelledError, ConfigError
 
 
@@ -146,18 +147,10 @@ def show(result: Mapping[str, Any], as_json: bool) -> None:
 def _show_succeeded(result: Mapping[str, Any]) -> None:
     report, rollout = result["report"], result["rollout"]
     typer.echo()
-    rows = []
-    for name, score in report["candidate"].items():
-        stable = report["stable"].get(name, {}).get("value")
-        interval = f"{number(score['low'])} – {number(score['high'])}"
-        mark = " (gate)" if name == report["metric"] else ""
-        rows.append((name + mark, number(score["value"]), interval, number(stable)))
-    print_table((f"on {report['test_rows']} test rows", "candidate", "95 %", "stable"), rows)
-    if report["majority"] is not None:
-        floors = f"majority {number(report['majority'])}, linear {number(report['linear_floor'])}"
-        typer.echo(f"floors for {report['metric']}: {floors}")
+    show_report(report, "candidate", "stable")
     whole = report.get("linear_whole")
-    if whole is not None and whole > report["candidate"][report["metric"]]["value"]:
+    reached = report["candidate"][report["metric"]]["value"]
+    if whole is not None and reached is not None and whole > reached:
         typer.echo(
             f"a linear model that reads whole texts reaches {number(whole)}:"
             " data.max_length cuts something off that counts"

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from autoglm.cli.options import AsJson, Folder, open_project, project_command
-from autoglm.cli.output import number, print_json, print_pairs, print_table
+from autoglm.cli.output import number, print_json, print_pairs
 from autoglm.cli.progress import Progress, stream_for
+from autoglm.cli.report import show_report
 
 
 @project_command
@@ -83,23 +84,13 @@ def evaluate(
     if as_json:
         print_json(report)
         return
-    rows = [
-        (
-            name + (" (gate)" if name == report["metric"] else ""),
-            number(score["value"]),
-            f"{number(score['low'])} – {number(score['high'])}",
-            number(report["stable"].get(name, {}).get("value")),
-        )
-        for name, score in report["candidate"].items()
-    ]
-    print_table((f"on {report['test_rows']} test rows", "model", "95 %", against or "—"), rows)
-    if report["majority"] is not None:
-        floors = f"majority {number(report['majority'])}, linear {number(report['linear_floor'])}"
-        typer.echo(f"floors for {report['metric']}: {floors}")
+    show_report(report, "model", against or "—")
     if report["difference"]:
         found = report["difference"]
         interval = f"{number(found['low'])} – {number(found['high'])}"
         typer.echo(f"difference {number(found['value'])} ({interval}): {report['reason']}")
+    elif report["missed"]:
+        typer.echo(report["reason"])
 
 
 def alone(folder: Path, what: str, as_json: bool, work: Callable[[Any], Any]) -> Any:

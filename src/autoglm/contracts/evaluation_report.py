@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,13 +29,28 @@ class PairedDifference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SliceScore:
+    """Scores of one group of the test rows (evaluation.slices), by evaluator; stable's are empty
+    without one.
+    """
+
+    by: str
+    name: str
+    rows: int
+    candidate: Mapping[str, Score]
+    stable: Mapping[str, Score]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationReport:
     """The offline gate's evidence: candidate, stable and the floors on the same test rows.
 
     `linear_floor` is of a linear model that reads what the model reads; `linear_whole` of one that
     reads whole texts, where `max_length` cuts much off. Answers that are written have no floors:
     both are None. `verdict` uses the release's words;
-    `reason` says it in one line.
+    `reason` says it in one line. `constraints` are evaluators with the bound that they must keep,
+    `missed` those that do not, in words. `problems` says of evaluators that only report why they
+    have no score.
     """
 
     project: str
@@ -50,3 +65,7 @@ class EvaluationReport:
     verdict: str
     reason: str
     linear_whole: float | None = None
+    slices: tuple[SliceScore, ...] = ()
+    constraints: Mapping[str, str] = field(default_factory=dict)
+    missed: tuple[str, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)

@@ -28,7 +28,7 @@ TaskName = Literal[
 
 # What is told of answers of each form, by name (evaluation.metrics computes them).
 METRICS_OF: Mapping[str, tuple[str, ...]] = {
-    "label": ("accuracy", "macro_f1"),
+    "label": ("accuracy", "macro_f1", "minority_recall"),
     "labels": ("accuracy", "macro_f1", "micro_f1"),
     "tags": ("accuracy", "entity_f1"),
     "number": ("r2", "negative_mae", "negative_rmse"),

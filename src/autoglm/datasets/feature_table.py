@@ -18,7 +18,7 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from autoglm import fail_points
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter, OffsetRange, Partition
-from autoglm.datasets.table_schema import SYSTEM_SCHEMA, to_arrow, without_unfit
+from autoglm.datasets.table_schema import SYSTEM_COLUMNS, SYSTEM_SCHEMA, to_arrow, without_unfit
 from autoglm.errors import DataError, FencedError, StorageError
 from autoglm.observability.logging import get_logger
 
@@ -143,6 +143,12 @@ class DeltaFeatureTable:
         if version % COMMITS_PER_COMPACTION == COMMITS_PER_COMPACTION - 1:
             self._compact(handle)
         return version
+
+    def columns(self, version: int | None = None) -> list[str]:
+        """The user's columns at `version`, by name."""
+        handle = self._at(version)
+        names = [] if handle is None else pa.schema(handle.schema()).names
+        return sorted(set(names) - SYSTEM_COLUMNS)
 
     def read(self, version: int | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
         """The latest row per `_key` at `version`, sorted by `_key`; deleted keys are left out.

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
@@ -17,3 +18,18 @@ class EvaluateConfig:
     margin: Annotated[
         Share, Ge(0), live("How far below stable the candidate's estimate may lie.")
     ] = 0.01
+    metrics: Annotated[
+        Mapping[str, Any],
+        live(
+            "More evaluators, by name → `report`, a constraint {at_least: x} or {at_most: x}, or"
+            " `objective` (docs/evaluators.md); `latency_ms` and `size_bytes` are measured.",
+            whole_below=1,
+        ),
+    ] = field(default_factory=dict)
+    slices: Annotated[
+        tuple[Mapping[str, Any], ...],
+        live(
+            "Groups of test rows that are scored apart: {by: length}, {by: label},"
+            " {by: column, column: NAME}."
+        ),
+    ] = ()

@@ -1,21 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
-
-import numpy as np
 
 from autoglm.contracts.evaluation_report import PairedDifference, Score
 from autoglm.contracts.task import TextScore
-from autoglm.errors import PluginError
+from autoglm.evaluation.asking import Negated, value_of
 from autoglm.evaluation.metrics import METRICS, Metric, metrics_of
+from autoglm.evaluation.resampling import UNDEFINED, drawn, interval, weights
 from autoglm.plugins import registry
 from autoglm.plugins.kinds import Evaluator
-
-RESAMPLES = 1000
-# A plugin's metric is computed row by row in Python.
-PLUGIN_RESAMPLES = 200
 
 
 class MetricEvaluator:
@@ -41,35 +35,40 @@ class MetricEvaluator:
         """Score of `prediction`; `value` is None (undefined) for no rows. Raises: ValueError when
         the name means nothing for such rows.
         """
+        return self.evaluate_parts(truth, prediction, [range(len(truth))])[0]
+
+    def evaluate_parts(
+        self, truth: Sequence[Any], prediction: Sequence[Any], parts: Sequence[Sequence[int]]
+    ) -> list[Score]:
+        """A score of each part of the rows. What a name takes from all rows (which label is the
+        rarest) it takes from all here too.
+        """
         if not truth:
-            return Score(value=None, low=None, high=None, rows=0)
+            return [UNDEFINED for _ in parts]
         metric = self._metric(truth)
-        statistics = metric.statistics(truth, prediction)
-        value = metric.of(statistics.sums())
-        draws = [metric.of(statistics.sums(weights)) for weights in _weights(len(truth))]
-        low, high = _interval([draw for draw in draws if draw is not None])
-        return Score(value=value, low=low, high=high, rows=len(truth))
+        whole = metric.statistics(truth, prediction)
+        return [_score(metric, whole.at(part), len(part)) if part else UNDEFINED for part in parts]
+
+    def value(self, truth: Sequence[Any], prediction: Sequence[Any]) -> float | None:
+        """What `evaluate` finds, without its interval."""
+        return self._metric(truth)(truth, prediction) if truth else None
 
     def compare(
         self, truth: Sequence[Any], candidate: Sequence[Any], stable: Sequence[Any]
-    ) -> PairedDifference:
-        """Candidate minus stable, resampled with the same rows. Raises: ValueError on no rows."""
+    ) -> PairedDifference | None:
+        """Candidate minus stable, resampled with the same rows; None where it is undefined for one
+        of them. Raises: ValueError on no rows.
+        """
         if not truth:
             raise ValueError("a paired comparison needs at least one row")
         metric = self._metric(truth)
         left, right = (metric.statistics(truth, said) for said in (candidate, stable))
 
-        def difference(weights: Any) -> float:
-            return (metric.of(left.sums(weights)) or 0.0) - (metric.of(right.sums(weights)) or 0.0)
+        def difference(rows: Any) -> float | None:
+            return minus(metric.of(left.sums(rows)), metric.of(right.sums(rows)))
 
-        low, high = _interval([difference(weights) for weights in _weights(len(truth))])
-        return PairedDifference(
-            value=difference(None),
-            low=low if low is not None else 0.0,
-            high=high if high is not None else 0.0,
-            rows=len(truth),
-            **_wins(truth, candidate, stable),
-        )
+        draws = [difference(rows) for rows in weights(len(truth))]
+        return _paired(difference(None), draws, truth, candidate, stable)
 
     def _metric(self, truth: Sequence[Any]) -> Metric:
         known = metrics_of(truth)
@@ -80,62 +79,80 @@ class MetricEvaluator:
         return known[self.name]
 
 
-def _interval(draws: Sequence[float]) -> tuple[float | None, float | None]:
-    if not draws:
-        return None, None
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
+def _score(metric: Metric, statistics: Any, num_rows: int) -> Score:
+    value = metric.of(statistics.sums())
+    if value is None:
+        return Score(value=None, low=None, high=None, rows=num_rows)
+    low, high = interval(metric.of(statistics.sums(rows)) for rows in weights(num_rows))
+    return Score(value=value, low=low, high=high, rows=num_rows)
 
 
-def _wins(truth: Sequence[Any], candidate: Sequence[Any], stable: Sequence[Any]) -> dict[str, int]:
-    """Rows that only one of both answers rightly; of numbers, rows that one comes nearer to; of
-    texts, rows to whose answer one gives more.
-    """
-    if isinstance(truth[0], TextScore):
-        triples = [(c.nll, s.nll) for c, s in zip(candidate, stable, strict=True)]
-        return {"wins": sum(c < s for c, s in triples), "losses": sum(s < c for c, s in triples)}
-    if isinstance(truth[0], float):
-        triples = [
-            (abs(c - t), abs(s - t)) for t, c, s in zip(truth, candidate, stable, strict=True)
-        ]
-        return {"wins": sum(c < s for c, s in triples), "losses": sum(s < c for c, s in triples)}
-    pairs = [(c == t, s == t) for t, c, s in zip(truth, candidate, stable, strict=True)]
-    return {
-        "wins": sum(c and not s for c, s in pairs),
-        "losses": sum(s and not c for c, s in pairs),
-    }
+def minus(left: float | None, right: float | None) -> float | None:
+    """Undefined where one of them is."""
+    return None if left is None or right is None else left - right
 
 
-def paired(
-    evaluator: Evaluator, truth: Sequence[Any], candidate: Sequence[Any], stable: Sequence[Any]
-) -> PairedDifference:
-    """Candidate minus stable with a 95 % interval, for any evaluator; both on the same rows."""
-    if isinstance(evaluator, MetricEvaluator):
-        return evaluator.compare(truth, candidate, stable)
-    whole = _difference(evaluator, truth, candidate, stable)
-    draws = []
-    for weights in islice(_weights(len(truth)), PLUGIN_RESAMPLES):
-        rows = np.repeat(np.arange(len(truth)), weights).tolist()
-        columns = ([column[i] for i in rows] for column in (truth, candidate, stable))
-        draws.append(_difference(evaluator, *columns))
-    low, high = np.quantile(draws, [0.025, 0.975])
+def _paired(
+    whole: float | None, draws: Sequence[float | None], truth: Any, candidate: Any, stable: Any
+) -> PairedDifference | None:
+    if whole is None:
+        return None
+    low, high = interval(draws)
     return PairedDifference(
         value=whole,
-        low=float(low),
-        high=float(high),
+        low=whole if low is None else low,
+        high=whole if high is None else high,
         rows=len(truth),
         **_wins(truth, candidate, stable),
     )
 
 
-def _difference(
+def _wins(truth: Sequence[Any], candidate: Sequence[Any], stable: Sequence[Any]) -> dict[str, int]:
+    """Rows that only one of both answers rightly; of numbers, rows that one comes nearer to; of
+    texts, rows to whose answer one gives more, as of shares.
+    """
+    if isinstance(candidate[0], Mapping):
+        triples = [
+            (-_given(t, c), -_given(t, s)) for t, c, s in zip(truth, candidate, stable, strict=True)
+        ]
+    elif isinstance(truth[0], TextScore):
+        triples = [(c.nll, s.nll) for c, s in zip(candidate, stable, strict=True)]
+    elif isinstance(truth[0], float):
+        triples = [
+            (abs(c - t), abs(s - t)) for t, c, s in zip(truth, candidate, stable, strict=True)
+        ]
+    else:
+        triples = [(c != t, s != t) for t, c, s in zip(truth, candidate, stable, strict=True)]
+    return {"wins": sum(c < s for c, s in triples), "losses": sum(s < c for c, s in triples)}
+
+
+def _given(truth: Any, shares: Mapping[str, float]) -> float:
+    """The share of what is true; of labels, their sum less that of those that are not."""
+    if isinstance(truth, frozenset):
+        return sum(p if label in truth else -p for label, p in shares.items())
+    return shares.get(truth, 0.0)
+
+
+def paired(
     evaluator: Evaluator, truth: Sequence[Any], candidate: Sequence[Any], stable: Sequence[Any]
-) -> float:
-    left, right = evaluator.evaluate(truth, candidate), evaluator.evaluate(truth, stable)
-    return (left.value or 0.0) - (right.value or 0.0)
+) -> PairedDifference | None:
+    """Candidate minus stable with a 95 % interval, for any evaluator; both on the same rows. None
+    where it is undefined. Raises: PluginError (see `asking`).
+    """
+    if isinstance(evaluator, MetricEvaluator):
+        return evaluator.compare(truth, candidate, stable)
+
+    def difference(*columns: Sequence[Any]) -> float | None:
+        known, left, right = columns
+        return minus(value_of(evaluator, known, left), value_of(evaluator, known, right))
+
+    whole = difference(truth, candidate, stable)
+    draws = drawn(difference, truth, candidate, stable) if whole is not None else []
+    return _paired(whole, draws, truth, candidate, stable)
 
 
 ACCURACY, MACRO_F1 = MetricEvaluator("accuracy"), MetricEvaluator("macro_f1")
+MINORITY_RECALL = MetricEvaluator("minority_recall")
 MICRO_F1, ENTITY_F1 = MetricEvaluator("micro_f1"), MetricEvaluator("entity_f1")
 R2, NEGATIVE_MAE = MetricEvaluator("r2"), MetricEvaluator("negative_mae")
 NEGATIVE_RMSE = MetricEvaluator("negative_rmse")
@@ -144,22 +161,12 @@ TOKEN_ACCURACY = MetricEvaluator("token_accuracy")
 
 
 def find_evaluator(name: str) -> Evaluator:
-    """The evaluator of this name, whoever wrote it.
+    """The evaluator of this name, whoever wrote it; what it gives is greater where it is better:
+    where smaller is, the negative.
 
-    Raises: PluginError plugin.unknown, plugin.unsupported when smaller is better in it.
+    Raises: PluginError plugin.unknown.
     """
     part = registry.get("evaluator", name)
     found: Evaluator = part() if isinstance(part, type) else part
-    if not getattr(found, "greater_is_better", True):
-        raise PluginError(
-            f"evaluator:{name} says that smaller is better.",
-            code="plugin.unsupported",
-            next_step="Let it return the negative value.",
-        )
-    return found
-
-
-def _weights(num_rows: int) -> Any:
-    generator = np.random.default_rng(20_260_101)
-    for _ in range(RESAMPLES):
-        yield np.bincount(generator.integers(0, num_rows, num_rows), minlength=num_rows)
+    found = found.named(name) if hasattr(found, "named") else found
+    return found if getattr(found, "greater_is_better", True) else Negated(found)

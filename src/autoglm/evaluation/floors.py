@@ -33,6 +33,19 @@ def majority_predictions(
     return [_commonest(train_answers)] * len(inputs)
 
 
+def majority_shares(
+    train_answers: Sequence[Any], inputs: Sequence[Any], labels: Sequence[str]
+) -> list[dict[str, float]]:
+    """What knows nothing but how common each label is says so of each of `inputs`."""
+    counts = Counter(
+        label
+        for answer in train_answers
+        for label in ([answer] if isinstance(answer, str) else answer)
+    )
+    shares = {label: counts[label] / max(1, len(train_answers)) for label in labels}
+    return [shares] * len(inputs)
+
+
 def _commonest(answers: Any) -> Any:
     counts = Counter(answers)
     return min(counts, key=lambda answer: (-counts[answer], _name(answer)))

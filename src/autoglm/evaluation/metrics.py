@@ -7,6 +7,7 @@ which.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,15 @@ class Statistics:
         """(size,) over all rows, each counted as often as `weights` (rows,) says."""
         values = self.values if weights is None else self.values * weights[self.rows]
         return np.bincount(self.columns, values, self.size).astype(np.float64)
+
+    def at(self, rows: Sequence[int]) -> Statistics:
+        """Of these rows alone, counted anew from 0; what a column means stays."""
+        place = np.full(self.rows.max(initial=-1) + 1, -1, np.intp)
+        kept = np.asarray([row for row in rows if row < len(place)], np.intp)
+        place[kept] = [i for i, row in enumerate(rows) if row < len(place)]
+        new = place[self.rows]
+        is_in = new >= 0
+        return Statistics(new[is_in], self.columns[is_in], self.values[is_in], self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,16 @@ def _per_label(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
     )
 
 
+def _of_rarest(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
+    """Rows of the label that is rarest in `truth` (the first by name among equals): how many are
+    answered rightly, and how many there are.
+    """
+    counts = Counter(truth)
+    rarest = min(counts, key=lambda label: (counts[label], label), default=None)
+    pairs = zip(truth, prediction, strict=True)
+    return _columns([t == rarest == p for t, p in pairs], [t == rarest for t in truth])
+
+
 def _per_word(truth: Sequence[Any], prediction: Sequence[Any]) -> Statistics:
     pairs = zip(truth, prediction, strict=True)
     hits = [sum(a == b for a, b in zip(t, p, strict=True)) for t, p in pairs]
@@ -156,6 +176,7 @@ def _r2(sums: Array) -> float | None:
 OF_LABEL: Mapping[str, Metric] = {
     "accuracy": Metric(_hits, _share),
     "macro_f1": Metric(_per_label, _macro_f1),
+    "minority_recall": Metric(_of_rarest, _share),
 }
 OF_LABELS: Mapping[str, Metric] = {
     "accuracy": Metric(_hits, _share),

@@ -90,12 +90,17 @@ class App:
         """See `loop.errand`. Under `up` control lives long and sends it out."""
         return (errand.perform if self.is_alone else errand.send)(name, **arguments)
 
-    def evaluate(self, spec: RunSpec, candidate: str, stable: str) -> Any:
-        """The evaluation report of two model folders (`stable` may be empty), as a document. Of
-        models that write, a training worker finds what they give to the answers.
+    def evaluate(
+        self, spec: RunSpec, candidate: str, stable: str, *, since: int | None = None
+    ) -> Any:
+        """The evaluation report of two model folders (`stable` may be empty), as a document;
+        `since` is the dataset version that stable learnt from. Of models that write, a training
+        worker finds what they give to the answers.
         """
         if spec.dataset.form.answers != "text":
-            return self.errand("evaluate", spec=to_json(spec), candidate=candidate, stable=stable)
+            return self.errand(
+                "evaluate", spec=to_json(spec), candidate=candidate, stable=stable, since=since
+            )
         folders = {"candidate": candidate, "stable": stable}
         try:
             scores = {

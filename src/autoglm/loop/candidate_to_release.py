@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.rollout import Rollout, RouteTable, Verdict
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.contracts.task import answer_to_json
+from autoglm.contracts.task import answer_from_json, answer_to_json
+from autoglm.errors import PluginError
+from autoglm.evaluation.asking import needs_proba, value_of
+from autoglm.evaluation.evaluator import find_evaluator
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
 from autoglm.loop.run_to_candidate import Candidate, plugin_steps, stable_to_beat
+from autoglm.observability.logging import get_logger
+from autoglm.plugins import project_files
 from autoglm.release.controller import RolloutController
 from autoglm.release.replay import ReplayedTraffic
 from autoglm.settings import from_snapshot
@@ -69,7 +74,10 @@ def release(spec: RunSpec, candidate: Candidate, app: App) -> Rollout:
     if spec.stable == version.digest:
         return _ended(rollout, app, "Successful", "same_model", weight=100)
     if report.verdict != "Successful":
-        return _ended(rollout, app, "Failed", report.reason, weight=0)
+        inconclusive = report.verdict == "Inconclusive"
+        return _ended(
+            rollout, app, "Inconclusive" if inconclusive else "Failed", report.reason, weight=0
+        )
     app.registry.move(
         "candidate", version.digest, expect=app.registry.aliases().get("candidate", "")
     )
@@ -174,4 +182,28 @@ def _traffic(spec: RunSpec, app: App) -> Iterator[Callable[[], bool]]:
         yield lambda: True
     finally:
         traffic.stop()
-        app.on_event({"kind": "replayed_traffic", **to_json(traffic.report())})
+        metric = str(spec.config["evaluate"]["metric"])
+        app.on_event(
+            {"kind": "replayed_traffic", **to_json(traffic.report()), "metric": metric,
+             "scores": _scores(spec, metric, traffic.said())}
+        )  # fmt: skip
+
+
+def _scores(
+    spec: RunSpec, metric: str, said: Mapping[str, Sequence[tuple[Any, Any]]]
+) -> dict[str, float | None]:
+    """What users were answered, by the evaluator that picked and gated; None where it is undefined,
+    or wants shares, which no user is told.
+    """
+    scores: dict[str, float | None] = {}
+    try:
+        project_files.open_parts(spec)  # of a resumed run nobody has read them in this process
+        evaluator, form = find_evaluator(metric), spec.dataset.form
+        for version, pairs in said.items():
+            name = "stable" if version == spec.stable else "candidate"
+            sides = zip(*pairs, strict=True)
+            truth, answers = ([answer_from_json(each, form) for each in side] for side in sides)
+            scores[name] = None if needs_proba(evaluator) else value_of(evaluator, truth, answers)
+    except PluginError as error:  # traffic goes by its guards; this only tells
+        get_logger().warning("evaluator gave no score", evaluator=metric, cause=str(error))
+    return scores

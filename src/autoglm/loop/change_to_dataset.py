@@ -10,6 +10,7 @@ from typing import Any
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.task import TASKS
 from autoglm.errors import DataError
+from autoglm.evaluation.slices import read_slices
 from autoglm.plugins import project_files, registry
 from autoglm.project import Project
 from autoglm.settings import inject
@@ -91,8 +92,10 @@ def _processors(project: Project) -> list[Any]:
 def describe_dataset(project: Project) -> DatasetVersion:
     """The dataset version of the feature table as it stands.
 
-    Raises: DataError when there is nothing to learn from (no rows, one class, …).
+    Raises: DataError when there is nothing to learn from (no rows, one class, …), data.no_column
+    for a slice by a column that the table lacks.
     """
+    from autoglm.datasets.columns import check_columns
     from autoglm.datasets.dataset_version import describe
 
     table = project.table()
@@ -103,7 +106,7 @@ def describe_dataset(project: Project) -> DatasetVersion:
             next_step="Check data.source, or `autoglm run` to collect.",
         )
     data = project.settings.data
-    return describe(
+    dataset = describe(
         table,
         min_rows=data.min_rows,
         split={"validation": data.split.validation, "test": data.split.test},
@@ -111,3 +114,7 @@ def describe_dataset(project: Project) -> DatasetVersion:
         task=project.settings.model.task,
         label_separator=data.label_separator,
     )
+    # Told before anything is trained, not when the report is made.
+    ways = read_slices(project.settings.evaluate.slices, dataset.form)
+    check_columns(dataset, [way.column for way in ways if way.column])
+    return dataset

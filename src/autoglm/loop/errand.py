@@ -36,8 +36,16 @@ def evaluate(arguments: Mapping[str, Any]) -> Any:
     from autoglm.loop.evaluation import evaluate_candidate
 
     spec = from_json(RunSpec, arguments["spec"])
-    report = evaluate_candidate(spec, arguments["candidate"], arguments["stable"])
+    report = evaluate_candidate(
+        spec, arguments["candidate"], arguments["stable"], arguments.get("since")
+    )
     return to_json(report)
+
+
+def probe(arguments: Mapping[str, Any]) -> Any:
+    from autoglm.loop.probing import probe_evaluators
+
+    return to_json(probe_evaluators(from_json(RunSpec, arguments["spec"])))
 
 
 def evaluate_texts(arguments: Mapping[str, Any]) -> Any:
@@ -77,6 +85,7 @@ ERRANDS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "describe": describe,
     "evaluate": evaluate,
     "evaluate_texts": evaluate_texts,
+    "probe": probe,
     "execute": execute,
 }
 

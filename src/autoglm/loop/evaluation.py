@@ -2,70 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoglm.contracts.evaluation_report import EvaluationReport
+from autoglm.contracts.evaluation_report import EvaluationReport, Score
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.task import TaskForm, TextScore
 from autoglm.datasets.dataset_version import Rows, load_rows
 from autoglm.errors import ModelError
-from autoglm.evaluation.evaluator import find_evaluator, paired
-from autoglm.evaluation.floors import linear_predictions, majority_predictions
+from autoglm.evaluation.asking import needs_proba, value_of
+from autoglm.evaluation.evaluator import paired
+from autoglm.evaluation.floors import linear_predictions, majority_predictions, majority_shares
+from autoglm.evaluation.resampling import UNDEFINED
+from autoglm.evaluation.roles import MEASURED
+from autoglm.loop.evidence import Asked, Said, find_slices, slice_scores
 from autoglm.modeling.onnx_model import OnnxModel
 from autoglm.plugins import project_files
+from autoglm.plugins.kinds import Evaluator
 from autoglm.release import offline_gate
-from autoglm.settings import from_snapshot
+from autoglm.settings import Settings, from_snapshot
 
 # A text of which the model reads less than this share has something to tell behind max_length.
 WORTH_TELLING = 0.9
 
 
-def evaluate_candidate(spec: RunSpec, candidate: str, stable: str) -> EvaluationReport:
+def evaluate_candidate(
+    spec: RunSpec, candidate: str, stable: str, since: int | None = None
+) -> EvaluationReport:
     """`candidate` and `stable` are model folders; `stable` is empty for a first model, which
-    the first of a task is too.
+    the first of a task is too. `since` is the dataset version that stable learnt from.
+
+    Raises: PluginError of an evaluator that picks or constrains (evaluation.asking).
     """
     settings = from_snapshot(spec.config)
+    project_files.open_parts(spec)
+    asked = Asked.of(spec)
     test, train = load_rows(spec.dataset, "test"), load_rows(spec.dataset, "train")
     model, truth = OnnxModel(Path(candidate), threads=0), test.answers
-    answers = _answers(model, test.inputs)
-    stable_answers = _answers(OnnxModel(Path(stable), threads=0), test.inputs) if stable else []
-    project_files.open_parts(spec)
-    metric = settings.evaluate.metric
-    names = dict.fromkeys([*spec.dataset.form.metrics, metric])
-    evaluators = {name: find_evaluator(name) for name in names}
-    gate = evaluators[metric]
+    said = asked.say(model, test.inputs)
+    other = asked.say(OnnxModel(Path(stable), threads=0), test.inputs) if stable else None
+    scores = asked.scores(truth, said)
+    stable_scores = asked.scores(truth, other) if other is not None else {}
+    scores |= _measured(asked, spec, settings, candidate)
+    stable_scores |= _measured(asked, spec, settings, stable)
+    slices = find_slices(spec, settings, test, since if stable else None)
     floors = _Floors(model, spec.dataset.form, train, test.inputs)
-    majority = gate.evaluate(truth, floors.majority).value or 0.0
-    linear = gate.evaluate(truth, floors.linear).value or 0.0
-    whole = gate.evaluate(truth, floors.whole).value if floors.whole is not None else None
-    difference = paired(gate, truth, answers, stable_answers) if stable else None
-    scores = {name: e.evaluate(truth, answers) for name, e in evaluators.items()}
-    if difference is None:
-        value = scores[metric].value or 0.0
-        over_linear = paired(gate, truth, answers, floors.linear)
-        verdict, reason = offline_gate.judge_first(
-            value, majority, over_linear, margin=settings.evaluate.margin
-        )
+    gate, shown = asked.gate, floors.values(asked.gate, truth)
+    mine, margin = said.to(gate), settings.evaluate.margin
+    difference = paired(gate, truth, mine, other.to(gate)) if other is not None else None
+    if other is None:
+        linear = None if needs_proba(gate) else paired(gate, truth, mine, floors.linear)
+        value = scores[asked.metric].value
+        judged = offline_gate.judge_first(value, shown["majority"], linear, margin=margin)
     else:
-        verdict, reason = offline_gate.judge_quality(difference, settings.evaluate.margin)
+        judged = offline_gate.judge_quality(difference, margin)
+    missed = asked.missed(scores)
+    verdict, reason = offline_gate.judge_constraints(judged, missed, asked.unknown(scores))
     return EvaluationReport(
         project=spec.project,
         run_id=spec.run_id,
-        metric=metric,
+        metric=asked.metric,
         candidate=scores,
-        stable={
-            name: e.evaluate(truth, stable_answers) for name, e in evaluators.items() if stable
-        },
+        stable=stable_scores,
         difference=difference,
-        majority=majority,
-        linear_floor=linear,
-        linear_whole=whole,
         test_rows=len(truth),
         verdict=verdict,
         reason=reason,
+        slices=slice_scores(asked, slices, truth, said, other),
+        constraints=asked.constraints,
+        missed=missed,
+        problems=asked.problems,
+        **shown,
     )
+
+
+def _measured(asked: Asked, spec: RunSpec, settings: Settings, folder: str) -> Mapping[str, Score]:
+    """Of a folder as it will be served, on rows that nothing else is judged by."""
+    if not folder or not set(asked.roles) & set(MEASURED):
+        return {}
+    rows = load_rows(spec.dataset, "validation")
+    return asked.measured(Path(folder), rows, settings.serving.threads)
 
 
 def evaluate_texts(
@@ -86,20 +103,27 @@ def evaluate_texts(
         )
     project_files.open_parts(spec)
     settings = from_snapshot(spec.config)
-    metric = settings.evaluate.metric
-    names = dict.fromkeys([*spec.dataset.form.metrics, metric])
-    evaluators = {name: find_evaluator(name) for name in names}
-    difference = paired(evaluators[metric], truth, candidate, stable) if stable else None
-    verdict, reason = "Inconclusive", "no_floors"
-    if difference is not None:
-        verdict, reason = offline_gate.judge_quality(difference, settings.evaluate.margin)
+    asked = Asked.of(spec)
+    sides = [Said(answers=side) for side in (candidate, stable)]
+    scores = asked.scores(truth, sides[0])
+    # Nobody exports such a model for the gateway: what is measured of an export has no value.
+    scores |= {name: UNDEFINED for name in MEASURED if name in asked.roles}
+    difference = paired(asked.gate, truth, candidate, stable) if stable else None
+    judged = "Inconclusive", "no_floors"
+    if stable:
+        judged = offline_gate.judge_quality(difference, settings.evaluate.margin)
+    missed = asked.missed(scores)
+    verdict, reason = offline_gate.judge_constraints(judged, missed, asked.unknown(scores))
     return EvaluationReport(
         project=spec.project,
         run_id=spec.run_id,
-        metric=metric,
-        candidate={name: e.evaluate(truth, candidate) for name, e in evaluators.items()},
-        stable={name: e.evaluate(truth, stable) for name, e in evaluators.items() if stable},
+        metric=asked.metric,
+        candidate=scores,
+        stable=asked.scores(truth, sides[1]) if stable else {},
         difference=difference,
+        constraints=asked.constraints,
+        missed=missed,
+        problems=asked.problems,
         majority=None,
         linear_floor=None,
         test_rows=len(truth),
@@ -117,6 +141,7 @@ class _Floors:
         self, model: OnnxModel, form: TaskForm, train: Rows, inputs: Sequence[Any]
     ) -> None:
         self.majority = majority_predictions(train.answers, inputs, form)
+        self._majority_shares = majority_shares(train.answers, inputs, model.labels)
         whole = train.inputs, train.answers, inputs, form
         self.whole: list[Any] | None = None
         if form.reads == "image":
@@ -131,6 +156,15 @@ class _Floors:
         if sum(map(len, read[0])) < WORTH_TELLING * sum(map(len, train.inputs)):
             self.whole = linear_predictions(*whole)
 
-
-def _answers(model: OnnxModel, inputs: Sequence[Any]) -> list[Any]:
-    return [answer.label for answer in model.predict(inputs)]
+    def values(self, gate: Evaluator, truth: Sequence[Any]) -> dict[str, float | None]:
+        """What the floors are worth to the gate, as the report names them; no linear one where it
+        judges shares.
+        """
+        has_shares = needs_proba(gate)
+        of_majority = self._majority_shares if has_shares else self.majority
+        linear, whole = (None, None) if has_shares else (self.linear, self.whole)
+        said = {"majority": of_majority, "linear_floor": linear, "linear_whole": whole}
+        return {
+            name: None if answers is None else value_of(gate, truth, answers)
+            for name, answers in said.items()
+        }

@@ -10,6 +10,8 @@ from typing import Any
 from autoglm.config.config_loader import Config
 from autoglm.contracts.task import METRICS_OF, TASKS
 from autoglm.errors import ConfigError, PluginError, SearchError
+from autoglm.evaluation.roles import MEASURED, read_roles
+from autoglm.evaluation.slices import read_slices
 from autoglm.loop.run_to_candidate import searchable_keys
 from autoglm.modeling.backbones.own import OWN
 from autoglm.plugins import project_files, registry
@@ -63,6 +65,11 @@ def check_names(
     _sound("evaluator", metric_of(settings), "evaluate.metric", kinds)
     for name in settings.search.objectives:
         _sound("evaluator", name, "search.objectives", kinds)
+    for role in read_roles(settings.evaluate.metrics):
+        if role.name not in MEASURED:
+            _check_metric(settings, role.name, f"evaluate.metrics.{role.name}")
+            _sound("evaluator", role.name, f"evaluate.metrics.{role.name}", kinds)
+    read_slices(settings.evaluate.slices, TASKS[settings.model.task])
     for key, kind in NAMED.items():
         section, _, field = key.partition(".")
         _sound(kind, getattr(getattr(settings, section), field), key, kinds)
@@ -132,14 +139,20 @@ def _check_task(settings: Settings) -> None:
             code="config.wrong_value",
             next_step="Choose another model.backbone; docs/backbones.md lists them.",
         )
-    said = {metric: "search.objectives" for metric in settings.search.objectives}
-    for metric, key in {**said, metric_of(settings): "evaluate.metric"}.items():
-        if metric not in form.metrics and any(metric in names for names in METRICS_OF.values()):
-            raise ConfigError(
-                f"{key} = {metric!r} says nothing of {name}.",
-                code="config.wrong_value",
-                next_step=f"Known for it: {', '.join(form.metrics)}.",
-            )
+    for metric in settings.search.objectives:
+        _check_metric(settings, metric, "search.objectives")
+    _check_metric(settings, metric_of(settings), "evaluate.metric")
+
+
+def _check_metric(settings: Settings, metric: str, key: str) -> None:
+    """Whether it says something of the task's answers."""
+    known = TASKS[settings.model.task].metrics
+    if metric not in known and any(metric in names for names in METRICS_OF.values()):
+        raise ConfigError(
+            f"{key} = {metric!r} says nothing of {settings.model.task}.",
+            code="config.wrong_value",
+            next_step=f"Known for it: {', '.join(known)}.",
+        )
 
 
 # What means nothing where the head is the backbone's own, with the value that says so.

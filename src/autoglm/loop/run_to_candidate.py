@@ -17,9 +17,11 @@ from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trial import StudyResult
 from autoglm.errors import CancelledError, TrainingError
+from autoglm.evaluation.roles import MEASURED, read_roles
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
 from autoglm.loop.lineage import lineage_of
+from autoglm.observability.logging import get_logger
 from autoglm.plugins import project_files, registry
 from autoglm.settings import Settings, from_snapshot
 
@@ -93,6 +95,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
 
     if settings.search.sampler not in registry.names("sampler"):
         project_files.open_parts(spec)  # under `up` nobody has read the project's files here yet
+    probe_evaluators(spec, app)
     keys = searchable_keys(settings.model.backbone)
     dimensions = read_space(settings.search.space, keys)
     constraints = read_constraints(settings.search.constraints, keys)
@@ -106,16 +109,14 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             constraints=constraints,
             defaults=_said(spec),
             metric=settings.evaluate.metric,
-            maximize=_is_sought(settings.evaluate.metric),
-            objectives=[
-                Objective(name=name, maximize=_is_sought(name))
-                for name in settings.search.objectives
-            ],
+            # What find_evaluator gives is greater where it is better.
+            objectives=[Objective(name=n, maximize=True) for n in settings.search.objectives],
             seed=spec.seed,
             runner=open_trainer(spec, app),
             log=app.log,
             clock=app.clock,
             on_event=app.on_event,
+            fulfils=constraints_hold(settings),
         )
         try:
             return study.run(app.cancel, started=started)
@@ -129,9 +130,25 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     raise AssertionError("the loop returns or raises")
 
 
-def _is_sought(metric: str) -> bool:
-    """Whether more of it is better."""
-    return bool(getattr(registry.get("evaluator", metric), "greater_is_better", True))
+def probe_evaluators(spec: RunSpec, app: App) -> None:
+    """Ask the evaluators of perfect and constant predictions, before anything is trained, and warn
+    of what cannot be meant. Raises: PluginError of one that picks or constrains and breaks.
+    """
+    for found in app.errand("probe", spec=to_json(spec)):
+        if found["warning"]:
+            get_logger(run_id=spec.run_id).warning(found["warning"], evaluator=found["evaluator"])
+            app.on_event({"kind": "evaluator_warning", **found})
+
+
+def constraints_hold(settings: Settings) -> Callable[[Mapping[str, float]], bool]:
+    """Whether a trial's scores keep every constraint that can be known before the export."""
+    roles = [r for r in read_roles(settings.evaluate.metrics) if r.name not in MEASURED]
+
+    def fulfils(metrics: Mapping[str, float]) -> bool:
+        values = [(role, metrics.get(role.name)) for role in roles]
+        return not any(role.missed(v) or role.is_unknown(v) for role, v in values)
+
+    return fulfils
 
 
 def _said(spec: RunSpec) -> Mapping[str, Any]:
@@ -182,7 +199,8 @@ def stable_to_beat(spec: RunSpec, app: App) -> ModelVersion | None:
 def evaluate(spec: RunSpec, exported: Mapping[str, Any], app: App) -> Any:
     """Candidate, stable and the floors on the same test rows."""
     stable = stable_to_beat(spec, app)
-    return app.evaluate(spec, exported["folder"], stable.folder if stable else "")
+    folder, since = (stable.folder, stable.lineage.dataset_version) if stable else ("", None)
+    return app.evaluate(spec, exported["folder"], folder, since=since)
 
 
 def register(

@@ -26,7 +26,7 @@ from autoglm.loop.app import App, ignore
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import draft_spec, trigger_event
 from autoglm.loop.names import check_names
-from autoglm.loop.run_to_candidate import open_trainer, searchable_keys
+from autoglm.loop.run_to_candidate import open_trainer, probe_evaluators, searchable_keys
 from autoglm.project import Project
 from autoglm.settings import from_snapshot, read_settings, unfreeze
 
@@ -65,6 +65,7 @@ def train(app: App, target: Path, params: Mapping[str, Any]) -> TrainedModel:
     layers = app.project.layers
     read_settings(replace(layers, assignments=(*layers.assignments, *said)))  # raises ConfigError
     spec = _spec(app)
+    probe_evaluators(spec, app)
     trainer = open_trainer(spec, app)
     try:
         chain = trainer.plan(params)

@@ -131,6 +131,16 @@ class OnnxModel:
         make = answering.get(self.form.answers, self._label)
         return [make(scores) for scores in logits]
 
+    def shares(self, inputs: Sequence[Any]) -> list[dict[str, float]]:
+        """Of each input a share per label: together 1, or each for itself where any of several
+        labels is answered. Raises: ValueError where a row's answer is no label and no labels.
+        """
+        if self.form.answers not in {"label", "labels"}:
+            raise ValueError(f"there are no shares of {self.form.answers}")
+        rows = self.logits(self.rows(self.encode([self._as_read(one) for one in inputs])))
+        make = _softmax if self.form.answers == "label" else _sigmoid
+        return [dict(zip(self.labels, make(row).tolist(), strict=True)) for row in rows]
+
     def _as_read(self, one: Any) -> Any:
         if self._preprocessor is not None:
             return one if isinstance(one, Path) else image_of(one)
@@ -176,6 +186,14 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
     shares: NDArray[np.float64] = np.exp(wide - wide.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    import numpy as np
+
+    wide = np.exp(-np.abs(logits.astype(np.float64)))
+    shares: NDArray[np.float64] = np.where(logits > 0, 1 / (1 + wide), wide / (1 + wide))
     return shares
 
 

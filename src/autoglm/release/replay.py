@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+
+ANSWERS_KEPT = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +34,7 @@ class ReplayedTraffic:
         self._address, self._rows, self._seed, self._clients = address, list(rows), seed, clients
         self._stop = threading.Event()
         self._sent = self._answered = self._correct = 0
+        self._said: dict[str, deque[tuple[Any, Any]]] = {}
         self._thread = threading.Thread(target=self._run, daemon=True, name="replayed-traffic")
 
     def start(self) -> None:
@@ -49,6 +53,10 @@ class ReplayedTraffic:
             failed=self._sent - self._answered,
             correct=self._correct,
         )
+
+    def said(self) -> dict[str, list[tuple[Any, Any]]]:
+        """What is true and what was answered, as JSON has it, by model version; the newest."""
+        return {version: list(pairs) for version, pairs in self._said.items()}
 
     def _run(self) -> None:
         asyncio.run(self._all())
@@ -79,6 +87,8 @@ class ReplayedTraffic:
                 answer = reply.json()
                 self._answered += 1
                 self._correct += answer["label"] == label
+                said = self._said.setdefault(answer["model_version"], deque(maxlen=ANSWERS_KEPT))
+                said.append((label, answer["label"]))
                 feedback = {"request_id": answer["request_id"], "label": label}
                 await client.post("/api/v1/feedback", json=feedback)
             except httpx.TransportError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 # So many failures without one value end a study: more of the same would only cost time.
 MOST_FAILURES = 3
+
+
+Fulfils = Callable[[Mapping[str, float]], bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +37,7 @@ def result_of(
     sign: int,
     objectives: Sequence[Objective],
     trials: Sequence[FrozenTrial],
+    fulfils: Fulfils,
 ) -> StudyResult:
     """Raises: SearchError with the first cause when no trial is complete."""
     found = trials_of(trials, project=project, study=study.study_name, metric=metric)
@@ -45,7 +49,7 @@ def result_of(
         project=project,
         study=study.study_name,
         metric=metric,
-        best=pick(complete, sign),
+        best=pick(complete, sign, fulfils),
         trials=tuple(found),
         stopped_by=study.user_attrs["stopped_by"],
         seconds=study.user_attrs["seconds"],
@@ -90,9 +94,12 @@ def trials_of(
     return found
 
 
-def pick(complete: Sequence[Trial], sign: int) -> Trial:
-    """The best value; among equals the cheapest, then the first."""
-    return min(complete, key=lambda t: (-sign * (t.value or 0.0), t.cpu_seconds, t.number))
+def pick(complete: Sequence[Trial], sign: int, fulfils: Fulfils) -> Trial:
+    """The best value of those that keep the constraints of evaluate.metrics, of all where none
+    does; among equals the cheapest, then the first.
+    """
+    kept = [trial for trial in complete if fulfils(trial.metrics)] or complete
+    return min(kept, key=lambda t: (-sign * (t.value or 0.0), t.cpu_seconds, t.number))
 
 
 def pareto(complete: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ next    ← the trial that was going on, else the one that the scheduler promote
 metrics ← runner.advance(chain, end of the next rung)            (idempotent: no step twice)
 record the value; tell it at the chain's end (exactly once), else the scheduler's verdict
 the best paused trial is trained to its end while it is better than every complete one
-best ← best validation value of the complete; among equals the cheapest, then the first
+best ← best validation value of the complete, of those that keep the constraints of evaluate.metrics
+       if any do; among equals the cheapest, then the first
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from autoglm.plugins.kinds import TrialRunner
 from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import Constraint
 from autoglm.search.proposals import Proposals
-from autoglm.search.results import Objective, all_failed, result_of, undefined
+from autoglm.search.results import Fulfils, Objective, all_failed, result_of, undefined
 from autoglm.search.samplers import Samplers
 from autoglm.search.schedulers import make_scheduler
 from autoglm.search.space import Dimension
@@ -72,7 +73,9 @@ class Study:
         log: EventLog,
         clock: Clock,
         on_event: OnEvent,
+        fulfils: Fulfils = lambda _metrics: True,
     ) -> None:
+        self._fulfils = fulfils
         self._project, self._name, self._config = project, name, config
         self._metric, self._sign, self._seed = metric, 1 if maximize else -1, seed
         self._objectives = tuple(objectives)
@@ -109,6 +112,7 @@ class Study:
         return result_of(
             self._study, project=self._project, metric=self._metric, sign=self._sign,
             objectives=self._objectives, trials=self._storage.recorded(self._study._study_id),
+            fulfils=self._fulfils,
         )  # fmt: skip
 
     def _work(self, stop: CancelOrDeadline, num_points: int | None) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+LEAST_SPREAD = 1e-9
 SCALES = (2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 
 
@@ -31,9 +32,11 @@ def ridge_head(
     x = x - mean
     values, vectors = torch.linalg.eigh(x.T @ x / len(x))
     projected, target = x @ vectors, vectors.T @ (x.T @ (y - prior)) / len(x)
+    # Rows that are all alike have no spread to measure a penalty by.
+    unit = values.mean().clamp(min=LEAST_SPREAD * float(features.double().square().mean()) or 1.0)
     best: tuple[float, Tensor, float] | None = None
     for penalty in PENALTIES:
-        shrink = 1.0 / (values.clamp(min=0) + penalty * values.mean())
+        shrink = 1.0 / (values.clamp(min=0) + penalty * unit)
         fitted = projected @ (shrink[:, None] * target)
         leverage = (projected.square() * shrink).sum(1) / len(x) + 1.0 / len(x)
         residual = (y - prior - fitted) / (1 - leverage.clamp(max=0.999))[:, None]

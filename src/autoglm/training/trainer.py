@@ -41,7 +41,6 @@ import torch
 from torch import Tensor, nn
 
 from autoglm.errors import CancelledError, ModelError, PluginError, TrainingError
-from autoglm.evaluation.evaluator import find_evaluator
 from autoglm.modeling.adapters import adapt
 from autoglm.modeling.auto_model import freeze_below, layers_of
 from autoglm.modeling.dropout import FastDropout, quicken
@@ -59,6 +58,7 @@ from autoglm.training.head_start import start_head
 from autoglm.training.parameter_groups import parameter_groups
 from autoglm.training.record import Record
 from autoglm.training.schedules import rate_at
+from autoglm.training.scoring import Scorer
 from autoglm.training.state import TrainingState
 from autoglm.training.vocabulary import cut_vocabulary
 
@@ -89,9 +89,10 @@ class Pause:
 
 
 class Trainer:
-    """Trains one copy of `start`. `settings` is the section `training`; `cache_key` names the
-    start's weights and the rows; without `checkpoints` a killed trial begins anew. Of `structure`
-    only the adapters are the trainer's; the start has the rest.
+    """Trains one copy of `start`. `settings` is the section `training`; `metrics` are told beside
+    `metric`, which picks the epoch; `cache_key` names the start's weights and the rows; without
+    `checkpoints` a killed trial begins anew. Of `structure` only the adapters are the trainer's;
+    the start has the rest.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Trainer:
         *,
         task: Any,
         metric: str,
+        metrics: Sequence[str] = (),
         seed: int,
         cache: PrefixCache,
         cache_key: str,
@@ -114,6 +116,7 @@ class Trainer:
     ) -> None:
         self._settings, self._data, self._metric, self._seed = settings, data, metric, seed
         self._task, self._checkpoints, self._cache = task, checkpoints, cache
+        self._scorer = Scorer(task, [metric, *metrics], self._tell)
         self._algorithms, self._callbacks, self._on_event = algorithms, callbacks, on_event
         # The last trial's copy is held by cycles, and there are too few objects in it for Python
         # to look soon: 200 trials would hold gigabytes.
@@ -157,7 +160,8 @@ class Trainer:
 
     def train(self, cancel: threading.Event, *, pause: Pause | None = None) -> Trained:
         """Raises: CancelledError between optimizer steps (what was done is kept); TrainingError
-        training.diverged with step, rows and layer; PluginError of a part that broke.
+        training.diverged with step, rows and layer, training.evaluator when no epoch could be
+        scored; PluginError of a part that broke.
         """
         self._cancel = cancel
         self._prepare()
@@ -180,6 +184,7 @@ class Trainer:
             self._keep(state, record, pause)
         if last == num_epochs or state.should_stop:
             self._at("end", state)
+            self._scorer.check(self._metric, state.best_metrics)
         best, vocabulary = state.best_weights, self._vocabulary
         return Trained(
             weights=best if vocabulary is None else vocabulary.whole(best),
@@ -355,12 +360,7 @@ class Trainer:
             order += rows
         batch = {**self._data.batch(order), "row_of": torch.tensor(row_of)}
         whole = torch.cat(outputs)
-        scores: dict[str, float] = self._task.scores(whole, batch)
-        if self._metric not in scores:
-            score = find_evaluator(self._metric).evaluate(
-                self._task.truth(batch), self._task.predict(whole, batch)
-            )
-            scores[self._metric] = math.nan if score.value is None else float(score.value)
+        scores = self._scorer.add(self._task.scores(whole, batch), whole, batch)
         return scores if judge else {**scores, "loss": float(self._task.loss(whole, batch))}
 
     def _save(self, state: TrainingState, record: Record, timer: checkpoint.Due) -> None:

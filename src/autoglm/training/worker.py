@@ -31,6 +31,7 @@ from autoglm.contracts.stage_chain import StageChain
 from autoglm.datasets.dataset_version import load_rows
 from autoglm.datasets.tokenised import Tokens, tokenised
 from autoglm.errors import AutoGLMError, CancelledError, TrainingError
+from autoglm.evaluation.roles import MEASURED
 from autoglm.modeling.adapters import load_trained
 from autoglm.modeling.auto_model import load_model
 from autoglm.modeling.backbones.own import OWN, make_backbone
@@ -283,6 +284,7 @@ class Worker:
             training,
             task=registry.get("task", model["task"])(self._data.label_names, training),
             metric=self._spec.config["evaluate"]["metric"],
+            metrics=more_metrics(self._spec),
             seed=stage.seed,
             cache=self._cache,
             cache_key=self._cache_key(model),
@@ -377,6 +379,13 @@ class Worker:
     def _stop_if_asked(self) -> None:
         if self._cancel.is_set():
             raise CancelledError("scoring was stopped.", next_step="Start it again.")
+
+
+def more_metrics(spec: RunSpec) -> list[str]:
+    """Evaluators that are told of each trial, beside the one that picks."""
+    evaluate, search = spec.config["evaluate"], spec.config["search"]
+    names = [*evaluate.get("metrics", {}), *search.get("objectives", ())]
+    return [name for name in names if name not in MEASURED]
 
 
 def main() -> None:

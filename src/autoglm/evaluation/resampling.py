@@ -1,0 +1,47 @@
+"""Rows drawn again and again, always the same ones: what 95 % intervals are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from autoglm.contracts.evaluation_report import Score
+from autoglm.errors import PluginError
+
+RESAMPLES = 1000
+# What is not made of sums is computed from the rows each time.
+PLUGIN_RESAMPLES = 200
+UNDEFINED = Score(value=None, low=None, high=None, rows=0)
+
+
+def weights(num_rows: int) -> Iterator[Any]:
+    """How often each row is drawn, for each resample."""
+    generator = np.random.default_rng(20_260_101)
+    for _ in range(RESAMPLES):
+        yield np.bincount(generator.integers(0, num_rows, num_rows), minlength=num_rows)
+
+
+def interval(draws: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """The middle 95 % of the draws that have a value."""
+    defined = [draw for draw in draws if draw is not None]
+    if not defined:
+        return None, None
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def drawn(
+    value: Callable[..., float | None], *columns: Sequence[Any], resamples: int = PLUGIN_RESAMPLES
+) -> list[float | None]:
+    """`value` of the columns' rows, drawn again; None where it is undefined, or no number."""
+    draws: list[float | None] = []
+    for times in islice(weights(len(columns[0])), resamples):
+        rows = np.repeat(np.arange(len(columns[0])), times).tolist()
+        try:
+            draws.append(value(*([column[i] for i in rows] for column in columns)))
+        except PluginError:  # as an area under a curve is, of one class: the whole has a value
+            draws.append(None)
+    return draws
