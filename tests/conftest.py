@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,21 @@ FAST = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def share_graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Lets a new project begin with the graphs that others have exported: toys are of few kinds."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graphs"
+    folder.mkdir(exist_ok=True)
+
+    def share(project: Path) -> None:
+        work = project / ".autoglm/default/work"
+        work.mkdir(parents=True)
+        (work / "graphs").symlink_to(folder)
+
+    return share
+
+
 class RoundTrip:
     """A project that went round the loop once by `FAST`, and what `run --json` said of it.
 
@@ -147,11 +163,14 @@ class RoundTrip:
     as it was, in the same place, since its records hold whole paths.
     """
 
-    def __init__(self, folder: Path, rows: Path, backbone: Path) -> None:
+    def __init__(
+        self, folder: Path, rows: Path, backbone: Path, share_graphs: Callable[[Path], None]
+    ) -> None:
         self._folder, self._kept = folder, folder.with_name("kept")
         autoglm = [sys.executable, "-m", "autoglm.cli"]
         init = [*autoglm, "init", str(folder), "--from", str(rows), "--backbone", str(backbone)]
         subprocess.run(init, check=True)
+        share_graphs(folder)
         run = [*autoglm, "run", str(folder), "--json", *FAST]
         done = subprocess.run(run, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -165,8 +184,12 @@ class RoundTrip:
 
 
 @pytest.fixture(scope="session")
-def round_trip(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> RoundTrip:
+def round_trip(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_backbone: Path,
+    share_graphs: Callable[[Path], None],
+) -> RoundTrip:
     folder = tmp_path_factory.mktemp("round")
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in learnable_rows(200)))
-    return RoundTrip(folder / "project", rows, tiny_backbone)
+    return RoundTrip(folder / "project", rows, tiny_backbone, share_graphs)

@@ -74,7 +74,11 @@ class Up:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterator[Up]:
+def up(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_backbone: Path,
+    share_graphs: Callable[[Path], None],
+) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("up") / "project"
     rows = folder.parent / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in learnable_rows(200)))
@@ -82,6 +86,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterato
     subprocess.run(
         [*autoglm, "init", folder, "--from", rows, "--backbone", tiny_backbone], check=True
     )
+    share_graphs(folder)
     process = subprocess.Popen(
         [*autoglm, "up", str(folder), "--json", *FAST], stdout=subprocess.PIPE, text=True
     )

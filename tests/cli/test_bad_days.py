@@ -1,20 +1,19 @@
-"""The command line on bad days: a full disk, a source that goes away, a text of 10 MB."""
+"""The command line on bad days: a full disk, a source that goes away, a reader that does."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import FAST, RoundTrip, learnable_rows
+from conftest import FAST, RoundTrip
 
 FASTER = [
     "--set", "search.trials=1",
@@ -61,12 +60,16 @@ def fill(path: Path, *, left: int) -> None:
 
 
 def test_a_full_disk_loses_no_row_and_the_run_is_made_when_there_is_room(
-    small_disk: Path, rows_file: Path, tiny_backbone: Path
+    small_disk: Path,
+    rows_file: Path,
+    tiny_backbone: Path,
+    share_graphs: Callable[[Path], None],
 ) -> None:
     project = small_disk / "project"
     assert (
         autoglm("init", project, "--from", rows_file, "--backbone", tiny_backbone).returncode == 0
     )
+    share_graphs(project)
     for left in (0, 100_000, 1_000_000):
         fill(small_disk / "filler", left=left)
         assert is_refused(autoglm("run", project, *FASTER), "storage.")
@@ -85,21 +88,6 @@ def test_a_source_that_vanishes_is_named_and_its_return_is_no_change(
     (tmp_path / "away.db").rename(project / "data.db")
     assert run(project, FAST)["status"] == "unchanged"
     assert autoglm("doctor", project).returncode == 0
-
-
-def test_a_text_of_ten_megabytes_becomes_a_dead_letter_and_the_others_are_learnt(
-    tmp_path: Path, tiny_backbone: Path
-) -> None:
-    project, rows = tmp_path / "project", learnable_rows(200)
-    rows[7]["text"] = "goal " * 2_000_000
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    autoglm("init", project, "--from", file, "--backbone", tiny_backbone)
-    assert run(project)["dataset_version"]["rows"] == 199
-    with sqlite3.connect(project / "data.db") as connection:
-        (stored,) = connection.execute("select max(length(text)) from rows").fetchone()
-    connection.close()
-    assert stored == len(rows[7]["text"])
 
 
 def test_the_words_of_every_command_are_there_without_loading_torch() -> None:

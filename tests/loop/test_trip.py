@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ def run(project: Path, *more: str, code: int = 0) -> Any:
 
 
 @pytest.fixture
-def project(tmp_path: Path, rows_file: Path, tiny_backbone: Path) -> Path:
+def project(
+    tmp_path: Path, rows_file: Path, tiny_backbone: Path, share_graphs: Callable[[Path], None]
+) -> Path:
     folder = tmp_path / "project"
     autoglm("init", folder, "--from", rows_file, "--backbone", tiny_backbone)
+    share_graphs(folder)
     return folder
 
 
@@ -69,6 +73,10 @@ def test_changed_rows_become_a_released_model_and_nothing_changed_makes_no_run(
     assert (again["status"], again["run_id"], again["model_version"]) == ("unchanged", None, None)
 
     add_rows(project, 60, seed=1)
+    ten_megabytes = "goal " * 2_000_000
+    with sqlite3.connect(project / "data.db") as connection:
+        connection.execute("insert into rows (text, label) values (?, ?)", (ten_megabytes, "sport"))
+    connection.close()
     second = run(project)
     assert second["rollout"]["verdict"] == "Successful", second["rollout"]
     assert second["rollout"]["replayed_traffic"]
@@ -79,7 +87,11 @@ def test_changed_rows_become_a_released_model_and_nothing_changed_makes_no_run(
     assert stable["lineage"]["parent"] == first["model_version"]
     status = json.loads(autoglm("release", "status", "-C", project, "--json"))
     assert [e["weight"] for e in status["events"] if e["kind"] == "weight_set"] == [5, 25, 50, 100]
-    assert len(stored_keys(project)) == len(set(stored_keys(project))) == 260
+    assert len(stored_keys(project)) == len(set(stored_keys(project))) == 261, "a dead letter too"
+    with sqlite3.connect(project / "data.db") as connection:
+        (longest,) = connection.execute("select max(length(text)) from rows").fetchone()
+    connection.close()
+    assert longest == len(ten_megabytes), "it became a dead letter and stays as it was"
     lines = (project / ".autoglm/default/logs/trainer.jsonl").read_text().splitlines()
     trace_ids = {json.loads(line)["trace_id"] for line in lines}
     assert second["trace_id"] in trace_ids

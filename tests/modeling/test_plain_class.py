@@ -28,21 +28,21 @@ from autoglm.modeling.images import PREPROCESSOR
 from training import toy
 
 SMALL = {
-    "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
     "intermediate_size": 24, "max_position_embeddings": 40, "pad_token_id": 0,
     "initializer_range": 0.3,
 }  # fmt: skip
 ENDS = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 BACKBONES: dict[str, Any] = {
-    "bert": BertConfig(**SMALL),
+    "bert": BertConfig(**{**SMALL, "num_hidden_layers": 2}),
     "roberta": RobertaConfig(**{**SMALL, "pad_token_id": 1}),
     "electra": ElectraConfig(**SMALL, embedding_size=16),
     "modernbert": ModernBertConfig(**SMALL, **ENDS),
     "llama": LlamaConfig(**SMALL),
     "qwen3": Qwen3Config(**SMALL, head_dim=8, num_key_value_heads=2),
-    "gpt2": GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=40, pad_token_id=0),
+    "gpt2": GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=40, pad_token_id=0),
     "dinov2": Dinov2Config(
-        image_size=28, patch_size=7, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=28, patch_size=7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         mlp_ratio=2, use_mask_token=False,
     ),
 }  # fmt: skip

@@ -22,6 +22,7 @@ from autoglm.release.gateway_client import GatewayClient
 from autoglm.serving.launcher import GatewayProcess
 from autoglm.state.event_log import EventLog
 from autoglm.training.launcher import TrainingWorker
+from autoglm.training.stages import GRAPHS
 from autoglm.triggers.admission import Admission
 
 OnEvent = Callable[[Mapping[str, Any]], None]
@@ -65,7 +66,9 @@ class App:
 
     @property
     def work(self) -> Path:
-        """Stored stages of the run in hand; a new attempt at a failed run finds them here."""
+        """Stored stages of the run in hand; a new attempt at a failed run finds them here. The
+        graphs are for the next run too.
+        """
         return self.project.state / "work"
 
     def trainer(self) -> TrainingWorker:
@@ -135,7 +138,9 @@ class App:
             time.sleep(0.5)
 
     def clear_work(self) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
+        for path in self.work.glob("*"):
+            if path.name != GRAPHS:
+                shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
         self.close_trainer()

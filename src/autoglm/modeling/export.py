@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -287,6 +287,20 @@ def _write_proto(graph: Any, path: Path) -> None:
     path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
+@contextlib.contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """The graph is the same, and the exporter follows no gradients through it."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
 def _exported(whole: nn.Module, inputs: dict[str, Any], axes: Any) -> Any:
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -296,6 +310,7 @@ def _exported(whole: nn.Module, inputs: dict[str, Any], axes: Any) -> Any:
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             rnn_as_a_node(whole),
+            _without_gradients(whole),
         ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(

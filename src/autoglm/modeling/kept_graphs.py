@@ -13,6 +13,7 @@ What was folded out of weights in any other way than by turning a matrix round i
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,7 +167,7 @@ def find(folder: Path, key: str) -> Any:
 def keep(folder: Path, key: str, graph: Any) -> None:
     """The newest `GRAPHS_KEPT` stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".{key}.part"
+    staging = folder / f".{key}.{os.getpid()}.part"
     staging.write_bytes(graph.SerializeToString(deterministic=True))
     staging.rename(folder / f"{key}.onnx")
     by_age = sorted(folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime_ns)

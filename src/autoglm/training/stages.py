@@ -19,6 +19,8 @@ from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.training.schedules import rate_at
 
 WEIGHTS, MANIFEST, STATE = "weights.safetensors", "manifest.json", "state"
+# In a worker's workspace: what its runs have in common.
+GRAPHS = "graphs"
 # What does not change which weights come out.
 WITHOUT_EFFECT = {
     "callbacks",

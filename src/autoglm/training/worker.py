@@ -357,7 +357,7 @@ class Worker:
             facts |= {"end_id": self._chat.end_id, "rows": self._inputs}
             return asdict(export_causal_lm(model, self._start, target, **facts))
         facts |= {"labels": self._spec.dataset.outputs, "inputs": self._inputs}
-        facts |= {"graphs": self._workspace / "graphs"}
+        facts |= {"graphs": self._workspace / stages.GRAPHS}
         return asdict(export_folder(model, self._start, target, **facts))
 
     def _do_score(self, request: Mapping[str, Any]) -> Any:
