@@ -316,6 +316,33 @@ def test_several_objectives_give_the_points_that_nothing_beats_and_a_pick_by_the
     assert pareto(result.trials, ()) == ()
 
 
+def test_several_objectives_are_scheduled_by_the_metric(log: EventLog, tmp_path: Path) -> None:
+    sought = (Objective(name="accuracy", maximize=True), Objective(name="size", maximize=False))
+    runner = TwoSided(tmp_path / "stages")
+    result = run(log, runner, trials=12, sought=sought, scheduler="asha")
+    states = [trial.state for trial in result.trials]
+    assert states.count("stopped") > states.count("complete") > 0
+    assert result.best.value == max(trial.value or 0 for trial in result.trials)
+
+
+def test_a_trial_that_fails_at_a_later_rung_is_no_best(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    whole = runner.advance
+
+    def diverging(chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
+        if abs(chain.params["training.lr"] - 0.3) < 0.1 and to_step > STEPS:
+            raise TrainingError("the loss is not finite.", code="training.diverged")
+        return whole(chain, to_step, cancel=cancel)
+
+    runner.advance = diverging  # type: ignore[method-assign]
+    result = run(log, runner, trials=16, scheduler="asha")
+    failed = [trial for trial in result.trials if trial.state == "failed"]
+    assert failed
+    assert all(trial.value is None and "not finite" in trial.cause for trial in failed)
+    assert result.best.state == "complete"
+
+
 def test_a_new_study_tries_the_best_points_of_earlier_ones_first(
     log: EventLog, runner: NumericRunner
 ) -> None:

@@ -118,7 +118,8 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def _best_so_far(rows: Sequence[Mapping[str, Any]], sign: int) -> list[dict[str, Any]]:
     """The moments at which the best value rose; seconds are of training, pauses left out."""
-    measured = [row for row in rows if row["value"] is not None and row["at"]]
+    sound = [row for row in rows if row["state"] != "failed"]
+    measured = [row for row in sound if row["value"] is not None and row["at"]]
     found: list[dict[str, Any]] = []
     for row in sorted(measured, key=_moment):
         if not found or sign * row["value"] > sign * found[-1]["value"]:
