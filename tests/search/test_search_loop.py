@@ -18,6 +18,7 @@ from autoglm.errors import FencedError, PluginError, SearchError, StorageError, 
 from autoglm.plugins import registry
 from autoglm.search import journal, samplers
 from autoglm.search.config import SearchConfig
+from autoglm.search.report import report_of
 from autoglm.search.results import Objective, pareto
 from autoglm.search.space import read_space
 from autoglm.search.stopping import expected_gain
@@ -46,7 +47,9 @@ def run(log: EventLog, runner: Any, *, name: str = "run-1", **config: Any) -> St
 
 def opened(log: EventLog, runner: Any, *, name: str = "run-1", **config: Any) -> Study:
     space = config.setdefault("space", LR)
-    named = {key: config.pop(key) for key in ("maximize", "metric", "clock") if key in config}
+    named = {
+        key: config.pop(key) for key in ("maximize", "metric", "clock", "fulfils") if key in config
+    }
     objectives = config.pop("sought", ())
     return Study(
         project="p", name=name, config=SearchConfig(**config), seed=1, defaults={},
@@ -341,6 +344,22 @@ def test_a_trial_that_fails_at_a_later_rung_is_no_best(
     assert failed
     assert all(trial.value is None and "not finite" in trial.cause for trial in failed)
     assert result.best.state == "complete"
+
+
+def test_the_best_that_keeps_the_constraints_is_trained_to_its_end_shown_and_picked(
+    log: EventLog, tmp_path: Path
+) -> None:
+    def fulfils(metrics: Mapping[str, float]) -> bool:
+        return metrics["size"] < 0.2
+
+    runner = TwoSided(tmp_path / "stages")
+    result = run(log, runner, trials=12, scheduler="asha", fulfils=fulfils)
+    kept = [trial for trial in result.trials if trial.metrics["size"] < 0.2]
+    assert kept
+    assert result.best.value == max(trial.value or 0 for trial in kept)
+    assert result.best.value < max(trial.value or 0 for trial in result.trials)
+    assert epochs_of(result.best) == 9
+    assert report_of(log, "run-1", project="p")["best"]["number"] == result.best.number
 
 
 def test_a_new_study_tries_the_best_points_of_earlier_ones_first(
