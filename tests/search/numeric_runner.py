@@ -51,8 +51,8 @@ class NumericRunner:
         return Cost(cpu_seconds=steps * self._price(chain.params), disk_bytes=0, num_steps=steps)
 
     def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
-        assert to_step in chain.ends
-        num = chain.ends.index(to_step) + 1
+        assert to_step in chain.boundaries
+        num = chain.boundaries.index(to_step) + 1
         self.advanced.append((chain.params["training.lr"], num))
         last = min(num, self.stops_at or num)
         known = sum((self.folder / stage.key).exists() for stage in chain.stages[:last])

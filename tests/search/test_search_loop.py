@@ -18,6 +18,7 @@ from autoglm.errors import FencedError, PluginError, SearchError, StorageError, 
 from autoglm.plugins import registry
 from autoglm.search import journal, samplers
 from autoglm.search.config import SearchConfig
+from autoglm.search.report import report_of
 from autoglm.search.results import Objective, pareto
 from autoglm.search.space import read_space
 from autoglm.search.stopping import expected_gain
@@ -46,7 +47,9 @@ def run(log: EventLog, runner: Any, *, name: str = "run-1", **config: Any) -> St
 
 def opened(log: EventLog, runner: Any, *, name: str = "run-1", **config: Any) -> Study:
     space = config.setdefault("space", LR)
-    named = {key: config.pop(key) for key in ("maximize", "metric", "clock") if key in config}
+    named = {
+        key: config.pop(key) for key in ("maximize", "metric", "clock", "fulfils") if key in config
+    }
     objectives = config.pop("sought", ())
     return Study(
         project="p", name=name, config=SearchConfig(**config), seed=1, defaults={},
@@ -314,6 +317,49 @@ def test_several_objectives_give_the_points_that_nothing_beats_and_a_pick_by_the
         )
         assert beaten != (trial.number in result.pareto)
     assert pareto(result.trials, ()) == ()
+
+
+def test_several_objectives_are_scheduled_by_the_metric(log: EventLog, tmp_path: Path) -> None:
+    sought = (Objective(name="accuracy", maximize=True), Objective(name="size", maximize=False))
+    runner = TwoSided(tmp_path / "stages")
+    result = run(log, runner, trials=12, sought=sought, scheduler="asha")
+    states = [trial.state for trial in result.trials]
+    assert states.count("stopped") > states.count("complete") > 0
+    assert result.best.value == max(trial.value or 0 for trial in result.trials)
+
+
+def test_a_trial_that_fails_at_a_later_rung_is_no_best(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    whole = runner.advance
+
+    def diverging(chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
+        if abs(chain.params["training.lr"] - 0.3) < 0.1 and to_step > STEPS:
+            raise TrainingError("the loss is not finite.", code="training.diverged")
+        return whole(chain, to_step, cancel=cancel)
+
+    runner.advance = diverging  # type: ignore[method-assign]
+    result = run(log, runner, trials=16, scheduler="asha")
+    failed = [trial for trial in result.trials if trial.state == "failed"]
+    assert failed
+    assert all(trial.value is None and "not finite" in trial.cause for trial in failed)
+    assert result.best.state == "complete"
+
+
+def test_the_best_that_keeps_the_constraints_is_trained_to_its_end_shown_and_picked(
+    log: EventLog, tmp_path: Path
+) -> None:
+    def fulfils(metrics: Mapping[str, float]) -> bool:
+        return metrics["size"] < 0.2
+
+    runner = TwoSided(tmp_path / "stages")
+    result = run(log, runner, trials=12, scheduler="asha", fulfils=fulfils)
+    kept = [trial for trial in result.trials if trial.metrics["size"] < 0.2]
+    assert kept
+    assert result.best.value == max(trial.value or 0 for trial in kept)
+    assert result.best.value < max(trial.value or 0 for trial in result.trials)
+    assert epochs_of(result.best) == 9
+    assert report_of(log, "run-1", project="p")["best"]["number"] == result.best.number
 
 
 def test_a_new_study_tries_the_best_points_of_earlier_ones_first(

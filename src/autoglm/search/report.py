@@ -11,7 +11,7 @@ from autoglm.errors import StorageError
 from autoglm.search import journal
 from autoglm.search.results import Objective, pareto, pick, trials_of
 from autoglm.search.space import point_of
-from autoglm.search.standing import Standing, curve_of, standing_of
+from autoglm.search.standing import KEEPS, Standing, curve_of, standing_of
 from autoglm.state.event_log import EventLog
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def report_of(log: EventLog, name: str, *, project: str) -> dict[str, Any]:
     frozen = study.get_trials(deepcopy=False)
     over = trials_of(frozen, project=project, study=study.study_name, metric=metric)
     complete = [trial for trial in over if trial.state == "complete"]
-    best = pick(complete, sign) if complete else None
+    kept = {trial.number for trial in frozen if trial.user_attrs.get(KEEPS, True)}
+    sound = [trial for trial in complete if trial.number in kept] or complete
+    best = pick(sound, sign, lambda _metrics: True) if sound else None
     rows = _rows(frozen, metric, sign)
     return {
         "project": project,
@@ -118,7 +120,8 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def _best_so_far(rows: Sequence[Mapping[str, Any]], sign: int) -> list[dict[str, Any]]:
     """The moments at which the best value rose; seconds are of training, pauses left out."""
-    measured = [row for row in rows if row["value"] is not None and row["at"]]
+    sound = [row for row in rows if row["state"] != "failed"]
+    measured = [row for row in sound if row["value"] is not None and row["at"]]
     found: list[dict[str, Any]] = []
     for row in sorted(measured, key=_moment):
         if not found or sign * row["value"] > sign * found[-1]["value"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 # What the journal keeps of a trial beside what Optuna keeps.
-PARAMS, COST, CURVE, PROMOTED = "params", "cost", "curve", "promoted"
+PARAMS, COST, CURVE, PROMOTED, KEEPS = "params", "cost", "curve", "promoted", "keeps"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
     """`scores`: stage → value at its end, higher is better. `target`: the stage to which the trial
-    may go; a `paused` one has reached it. `cost`: expected CPU-seconds, asked before it began.
+    may go; a `paused` one has reached it. `keeps`: what was measured keeps the constraints.
+    `cost`: expected CPU-seconds, asked before it began.
     """
 
     number: int
@@ -29,6 +30,7 @@ class Standing:
     seconds: float
     cpu_seconds: float
     saved: Mapping[str, float]
+    keeps: bool = True
 
     @property
     def reached(self) -> int:
@@ -73,7 +75,15 @@ def standing_of(trial: FrozenTrial, sign: int) -> Standing | None:
         seconds=float(attrs.get("seconds", 0.0)),
         cpu_seconds=float(attrs.get("cpu_seconds", 0.0)),
         saved=attrs.get("saved", {}),
+        keeps=bool(attrs.get(KEEPS, True)),
     )
+
+
+def winner_of(measured: Sequence[Standing]) -> Standing | None:
+    """The best value of those that keep the constraints, of all where none does."""
+    kept = [s for s in measured if s.keeps] or measured
+    sound = [s for s in kept if s.score is not None]
+    return max(sound, key=lambda s: (s.score, s.state == "complete", -s.number), default=None)
 
 
 def params_of(trial: FrozenTrial) -> dict[str, Any]:

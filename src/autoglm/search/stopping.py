@@ -71,7 +71,8 @@ def reason_to_stop(
     if config.cpu_budget is not None and spent >= config.cpu_budget.total_seconds():
         return "cpu_budget"
     # Paused trials count with what they have come to.
-    scores = [each.score for each in standings if each.score is not None]
+    sound = [each for each in standings if each.state != "failed"]
+    scores = [each.score for each in sound if each.score is not None]
     if config.until_gain is not None and expected_gain(scores) < config.until_gain:
         return "until_gain"
     return ""

@@ -40,7 +40,16 @@ from autoglm.search.results import Fulfils, Objective, all_failed, result_of, un
 from autoglm.search.samplers import Samplers
 from autoglm.search.schedulers import make_scheduler
 from autoglm.search.space import Dimension
-from autoglm.search.standing import COST, CURVE, PARAMS, PROMOTED, Standing, standing_of
+from autoglm.search.standing import (
+    COST,
+    CURVE,
+    KEEPS,
+    PARAMS,
+    PROMOTED,
+    Standing,
+    standing_of,
+    winner_of,
+)
 from autoglm.search.stopping import CancelOrDeadline, reason_to_stop
 from autoglm.state.event_log import EventLog
 
@@ -140,12 +149,12 @@ class Study:
         """The trial to be trained now; None when there is nothing more to do."""
         going_on = [each for each in standings if each.state == "going_on"]
         paused = [each for each in standings if each.state == "paused"]
-        complete = [each.score for each in standings if each.state == "complete"]
+        complete = [each for each in standings if each.state == "complete"]
         if reason:
             if complete:
                 return None
             if going_on or paused:
-                return max(going_on + paused, key=lambda s: (s.score, -s.number))
+                return winner_of(going_on + paused)
         half_asked = [each for each in standings if each.state == "half_asked"]
         if going_on or half_asked:
             return (half_asked + going_on)[0]
@@ -157,9 +166,8 @@ class Study:
         if asked:
             return min(asked, key=lambda each: (each.cost, each.number))
         # What is served was trained to its end: the best of the paused is, while it is the best.
-        best = max((score for score in complete if score is not None), default=None)
-        better = [s for s in paused if best is None or (s.score or 0.0) > best]
-        return max(better, key=lambda s: (s.score, -s.number), default=None)
+        winner = winner_of(paused + complete)
+        return winner if winner is not None and winner.state == "paused" else None
 
     def _ask(self, most: int) -> list[Standing]:
         """The next trials: several at once before the sampler has learnt anything, with what they
@@ -206,7 +214,7 @@ class Study:
             if each.state == "paused":
                 self._set(each, {PROMOTED: stage})
                 self._tell("trial_promoted", each, stage=stage, value=self._value(each))
-            progress = self._runner.advance(chain, chain.ends[stage - 1], cancel=stop)
+            progress = self._runner.advance(chain, chain.boundaries[stage - 1], cancel=stop)
         except CancelledError:
             if stop.is_cancelled:
                 raise
@@ -244,6 +252,7 @@ class Study:
         facts: dict[str, Any] = {
             CURVE: {str(at): self._sign * score for at, score in scores.items()},
             "metrics": dict(progress.metrics),
+            KEEPS: self._fulfils(progress.metrics),
             "chain_key": progress.key,
             "num_steps": progress.step,
             "cpu_seconds": paid,
