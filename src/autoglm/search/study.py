@@ -206,7 +206,7 @@ class Study:
             if each.state == "paused":
                 self._set(each, {PROMOTED: stage})
                 self._tell("trial_promoted", each, stage=stage, value=self._value(each))
-            progress = self._runner.advance(chain, chain.ends[stage - 1], cancel=stop)
+            progress = self._runner.advance(chain, chain.boundaries[stage - 1], cancel=stop)
         except CancelledError:
             if stop.is_cancelled:
                 raise
