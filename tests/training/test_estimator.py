@@ -23,7 +23,8 @@ from tests.conftest import FILLER, WORDS, learnable_rows
 
 from autoglm import AutoGLMClassifier, AutoGLMRegressor
 from autoglm.errors import ModelError
-from autoglm.training import forward, in_process
+from autoglm.reuse.prefix_cache import PrefixCache
+from autoglm.training import in_process
 
 ROWS = learnable_rows(120)
 TEXTS = [row["text"] for row in ROWS]
@@ -43,38 +44,34 @@ def plain(tiny_backbone: Path) -> dict[str, Any]:
     return {"backbone": str(tiny_backbone), "epochs": 1, "trainable_layers": 1}
 
 
-def test_folds_tokenise_and_encode_each_row_once(
-    plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(in_process, "_states", in_process.StateStore(2**28))
+def test_folds_encode_each_row_once(plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_process, "_states", PrefixCache(2**28))
     encoded: list[int] = []
-    real = forward.encode_rows
-
-    def counting(ids: Any, *more: Any) -> Any:
-        encoded.append(len(ids))
-        return real(ids, *more)
-
-    monkeypatch.setattr(forward, "encode_rows", counting)
+    monkeypatch.setattr(AutoGLMClassifier, "_on_event", lambda _self, e: _count(encoded, e))
     scores = cross_val_score(AutoGLMClassifier(**plain), TEXTS, LABELS, cv=3)
     assert scores.min() > 0.9
-    # The first fold encodes what it learns from and what it is asked, the others find all of it.
-    assert sum(encoded) == len(TEXTS)
+    # The first fold encodes what it learns from, and then what it is asked; the others find it all.
+    assert encoded == [len(TEXTS) * 2 // 3, 0, 0]
     warm = AutoGLMClassifier(**plain).fit(TEXTS, LABELS).predict_proba(TEXTS)
-    assert sum(encoded) == len(TEXTS)
-    monkeypatch.setattr(in_process, "_states", in_process.StateStore(2**28))
+    assert encoded[3:] == [0]
+    monkeypatch.setattr(in_process, "_states", PrefixCache(2**28))
     cold = AutoGLMClassifier(**plain).fit(TEXTS, LABELS).predict_proba(TEXTS)
-    assert sum(encoded) == 2 * len(TEXTS)
+    assert encoded[4:] == [len(TEXTS)]
     np.testing.assert_allclose(warm, cold, atol=1e-4)
 
 
-def test_a_store_that_is_too_small_forgets_and_nothing_else(
+def _count(encoded: list[int], event: Any) -> None:
+    if event["kind"] == "prefix":
+        encoded.append(event["encoded"])
+
+
+def test_without_room_nothing_is_kept_and_all_is_the_same(
     plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = AutoGLMClassifier(**plain).fit(TEXTS, LABELS).predict_proba(TEXTS[:9])
-    monkeypatch.setattr(in_process, "_states", in_process.StateStore(200_000))
+    monkeypatch.setattr(in_process, "_states", PrefixCache(1000))
     small = AutoGLMClassifier(**plain).fit(TEXTS, LABELS)
     np.testing.assert_allclose(small.predict_proba(TEXTS[:9]), wanted, atol=1e-4)
-    assert in_process._states._num_bytes <= 200_000
 
 
 def test_a_grid_over_a_pipeline_finds_the_setting_that_learns(plain: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Rows in memory ─► a trained model in memory, by the trainer of every run; no project, no worker.
 
 What several fits of one process can share they share: weights of the start, token ids by text,
-hidden states by row (reuse.row_states). So five folds tokenise and encode each row once.
+hidden states by row (reuse.prefix_cache). So five folds tokenise and encode each row once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from autoglm.modeling.encoding import encode, open_tokenizer
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.plugins import registry
-from autoglm.reuse.row_states import SharedStates, StateStore
+from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import parts
 from autoglm.training.data import Encoded, targets_of
 from autoglm.training.forward import Forward
@@ -69,7 +69,7 @@ class _Decided(_Kept):
         return self.of(name, measure)
 
 
-_states = StateStore(STATES_BYTES)
+_states = PrefixCache(STATES_BYTES)
 _texts, _starts, _tokenizers = _Kept(TEXTS_KEPT), _Kept(STARTS_KEPT), _Kept(4)
 _decided = _Decided(64)
 
@@ -110,7 +110,7 @@ class Fitted:
             model,
             ids,
             num_frozen=self.num_frozen,
-            cache=SharedStates(_states, ids),
+            cache=_states,
             cache_key=self.state_key,
             stop=lambda: None,
         )
@@ -151,7 +151,7 @@ def fit(
         task=registry.get("task", recipe.task)(data.label_names, recipe.training),
         metric=recipe.metric,
         seed=recipe.seed,
-        cache=SharedStates(_states, ids),
+        cache=_states,
         cache_key=state_key,
         on_event=on_event,
         decisions=_decided,  # type: ignore[arg-type]  # the same, without a file
