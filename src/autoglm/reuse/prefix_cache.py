@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 import weakref
 from collections import OrderedDict, defaultdict
@@ -89,6 +90,7 @@ class PrefixCache:
         self._max_bytes, self._folder = max_bytes, folder
         self._stores: OrderedDict[str, _Store] = OrderedDict()
         self._locks: dict[str, int] = {}
+        self._at_work = threading.RLock()
         weakref.finalize(self, _release, self._locks)
         self._memo: dict[str, Any] = {}
 
@@ -114,7 +116,8 @@ class PrefixCache:
 
     def begin(self) -> None:
         """What was in use until now may go."""
-        _release(self._locks)
+        with self._at_work:
+            _release(self._locks)
 
     def has(self, key: str) -> bool:
         """Whether anything is known under `key`."""
@@ -124,8 +127,14 @@ class PrefixCache:
         self, prefix: Prefix, row_keys: Sequence[bytes], lengths: Sequence[int]
     ) -> RowStates:
         """What `prefix` says of each row; only unknown rows are encoded, and kept. `lengths` counts
-        the tokens of a row. Rows alike are encoded once.
+        the tokens of a row. Rows alike are encoded once. Threads wait for each other.
         """
+        with self._at_work:
+            return self._states(prefix, row_keys, lengths)
+
+    def _states(
+        self, prefix: Prefix, row_keys: Sequence[bytes], lengths: Sequence[int]
+    ) -> RowStates:
         store = self._opened(prefix.key)
         missing = list({k: i for i, k in enumerate(row_keys) if k not in store.known}.values())
         known_tokens = sum(n for k, n in zip(row_keys, lengths, strict=True) if k in store.known)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,12 +90,12 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """`metrics` are of the validation rows at the best epoch; `state_key` names what rows are
-    encoded by below the boundary.
+    """`metrics` are of the validation rows at the best epoch; `name` is that of the weights: the
+    layers below the boundary are the start's, those above are not.
     """
 
     recipe: Recipe
-    state_key: str
+    name: str
     model: AutoGLMForSequenceClassification
     num_frozen: int
     metrics: Mapping[str, float]
@@ -111,7 +112,7 @@ class Fitted:
             ids,
             num_frozen=self.num_frozen,
             cache=_states,
-            cache_key=self.state_key,
+            cache_key=self.name,
             stop=lambda: None,
         )
         forward.prepare()
@@ -165,7 +166,7 @@ def fit(
     num_frozen = freeze_below(model, int(recipe.training["trainable_layers"]))
     return Fitted(
         recipe=recipe,
-        state_key=state_key,
+        name=uuid.uuid4().hex,
         model=model.requires_grad_(False).eval(),
         num_frozen=0 if structure.lora_rank else num_frozen,
         metrics=trained.metrics,
