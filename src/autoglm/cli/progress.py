@@ -152,6 +152,9 @@ class Progress:
     def _on_evaluator_warning(self, event: Mapping[str, Any]) -> None:
         self._line("warning", event["warning"])
 
+    def _on_dimension_removed(self, event: Mapping[str, Any]) -> None:
+        self._line("space", f"{event['key']} stays at {event['value']}: {event['evidence']}")
+
     def _on_worker_restarted(self, event: Mapping[str, Any]) -> None:
         self._line("worker", f"started again: {event['cause']}")
 

@@ -31,12 +31,23 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Removal:
+    """A dimension of the space that was not asked, what stood in its place, by what and why."""
+
+    key: str
+    by: Literal["task", "prior", "probe"]
+    value: Any
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
     """`best` is picked by the validation rows alone, by `metric`, among the complete trials.
 
     `stopped_by`: `trials | budget | cpu_budget | until_gain | space` (every point was tried).
     `objectives`: metric → `maximize | minimize`; `pareto`: numbers of the complete trials that no
     other one beats in all of them. `hints`: points that earlier studies gave to this one.
+    `removed`: dimensions that were not asked.
     """
 
     project: str
@@ -50,3 +61,4 @@ class StudyResult:
     objectives: Mapping[str, str] = field(default_factory=dict)
     pareto: tuple[int, ...] = ()
     hints: tuple[Mapping[str, Any], ...] = ()
+    removed: tuple[Removal, ...] = ()

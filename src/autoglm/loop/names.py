@@ -12,12 +12,11 @@ from autoglm.contracts.task import METRICS_OF, TASKS
 from autoglm.errors import ConfigError, PluginError, SearchError
 from autoglm.evaluation.roles import MEASURED, read_roles
 from autoglm.evaluation.slices import read_slices
-from autoglm.loop.run_to_candidate import searchable_keys
+from autoglm.loop.run_to_candidate import pruned_space, searchable_keys
 from autoglm.modeling.backbones.own import OWN
 from autoglm.plugins import project_files, registry
 from autoglm.plugins.kinds import KINDS
 from autoglm.search.constraints import read_constraints
-from autoglm.search.space import read_space
 from autoglm.settings import Layers, Settings, metric_of
 from autoglm.triggers.cron import next_tick
 
@@ -99,7 +98,7 @@ def _check_space(settings: Settings, kinds: Collection[str]) -> set[str]:
     if isinstance(settings.search.space, str):
         _sound("space", settings.search.space, "search.space", ("space", *kinds))
     keys = searchable_keys(settings.model.backbone)
-    dimensions = read_space(settings.search.space, keys)
+    dimensions = pruned_space(settings, {}).dimensions
     searched = {dimension.key for dimension in dimensions}
     for constraint in read_constraints(settings.search.constraints, keys):
         for key in {*constraint.keys.values()} - searched:

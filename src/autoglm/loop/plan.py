@@ -14,7 +14,7 @@ from typing import Any
 from autoglm.config.provenance import flat
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.errors import StorageError
-from autoglm.loop.run_to_candidate import searchable_keys
+from autoglm.loop.run_to_candidate import pruned_space
 from autoglm.modeling.backbone_ref import count_tokens, resolve_backbone
 from autoglm.project import Project
 
@@ -45,10 +45,10 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     StorageError storage.over_budget when the run would not fit.
     """
     from autoglm.datasets.dataset_version import load_rows
-    from autoglm.search.space import num_points, read_space
+    from autoglm.search.space import num_points
 
     settings = project.settings
-    dimensions = read_space(settings.search.space, searchable_keys(settings.model.backbone))
+    dimensions = pruned_space(settings, {}).dimensions
     texts = load_rows(dataset, "train").inputs
     sample = texts[:: max(1, len(texts) // SAMPLED_TEXTS)][:SAMPLED_TEXTS]
     per_text, (num_params, weights_bytes) = _measure(dataset, sample, project)

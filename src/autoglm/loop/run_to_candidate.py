@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoglm.config.schema import leaf_keys
 from autoglm.contracts.evaluation_report import EvaluationReport
 from autoglm.contracts.model_version import ModelVersion
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.contracts.trial import StudyResult
+from autoglm.contracts.trial import Removal, StudyResult
 from autoglm.errors import CancelledError, TrainingError
 from autoglm.evaluation.roles import MEASURED, read_roles
 from autoglm.loop.app import App
@@ -24,6 +24,10 @@ from autoglm.loop.lineage import lineage_of
 from autoglm.observability.logging import get_logger
 from autoglm.plugins import project_files, registry
 from autoglm.settings import Settings, from_snapshot
+from autoglm.training.decisions import Decisions
+
+if TYPE_CHECKING:
+    from autoglm.search.task_pruning import Pruned
 
 # The worker is started again this often before a run gives up on it.
 WORKER_ATTEMPTS = 3
@@ -90,29 +94,32 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     """The study of this run; told trials are never repeated, whoever died in between."""
     from autoglm.search.constraints import read_constraints
     from autoglm.search.results import Objective
-    from autoglm.search.space import read_space
     from autoglm.search.study import Study
 
     if settings.search.sampler not in registry.names("sampler"):
         project_files.open_parts(spec)  # under `up` nobody has read the project's files here yet
     probe_evaluators(spec, app)
     keys = searchable_keys(settings.model.backbone)
-    dimensions = read_space(settings.search.space, keys)
+    asked = pruned_space(settings, _said(spec))
     constraints = read_constraints(settings.search.constraints, keys)
     for attempt in range(1, WORKER_ATTEMPTS + 1):
         started = app.clock.monotonic()
+        runner = open_trainer(spec, app)
+        pruned = probed(asked, spec, settings, runner, app)
         study = Study(
             project=spec.project,
             name=spec.run_id,
             config=settings.search,
-            dimensions=dimensions,
+            dimensions=pruned.dimensions,
+            fixed=pruned.fixed,
+            removed=pruned.removed,
             constraints=constraints,
             defaults=_said(spec),
             metric=settings.evaluate.metric,
             # What find_evaluator gives is greater where it is better.
             objectives=[Objective(name=n, maximize=True) for n in settings.search.objectives],
             seed=spec.seed,
-            runner=open_trainer(spec, app),
+            runner=runner,
             log=app.log,
             clock=app.clock,
             on_event=app.on_event,
@@ -128,6 +135,45 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
                 raise
             app.on_event({"kind": "worker_restarted", "cause": error.message})
     raise AssertionError("the loop returns or raises")
+
+
+def pruned_space(settings: Settings, own: Mapping[str, Any]) -> Pruned:
+    """The project's space without what its task and its prior take out. Raises: SearchError."""
+    from autoglm.search.task_pruning import prune
+
+    keys = searchable_keys(settings.model.backbone)
+    every = leaf_keys(Settings).items()
+    others = {k: note for k, note in every if k.split(".")[0] in SEARCHABLE and k not in keys}
+    return prune(
+        settings.search.space,
+        keys,
+        others=others,
+        prior=settings.search.prior,
+        task=settings.model.task,
+        backbone=settings.model.backbone,
+        own=own,
+    )
+
+
+def probed(asked: Pruned, spec: RunSpec, settings: Settings, runner: Any, app: App) -> Pruned:
+    """What is left when heads over kept features have been asked; found out once per run."""
+    from autoglm.search.task_pruning import by_probe
+
+    def removals() -> Any:
+        metric, own = settings.evaluate.metric, _said(spec)
+        found = by_probe(asked, runner, metric=metric, own=own, cancel=app.cancel)
+        return [to_json(r) for r in found.removed if r.by == "probe"]
+
+    removed = asked.removed
+    if settings.search.probe:
+        decisions = Decisions(Path(spec.folder) / "decisions.json")
+        found = decisions.decided("probe", removals)
+        removed = (*removed, *(from_json(Removal, each) for each in found))
+    for removal in removed:
+        app.on_event({"kind": "dimension_removed", **to_json(removal)})
+    gone = {removal.key for removal in removed}
+    kept = tuple(d for d in asked.dimensions if d.key not in gone)
+    return replace(asked, dimensions=kept, removed=removed)
 
 
 def probe_evaluators(spec: RunSpec, app: App) -> None:

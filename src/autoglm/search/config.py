@@ -56,6 +56,17 @@ class SearchConfig:
             whole_below=1,
         ),
     ] = field(default_factory=default_space)
+    prior: Annotated[
+        Mapping[str, Any],
+        live(
+            "What is believed of dimensions: a value freezes one, a range narrows it"
+            " (docs/search.md).",
+            whole_below=1,
+        ),
+    ] = field(default_factory=dict)
+    probe: Annotated[
+        bool, live("Leave out dimensions that heads over kept features do not feel.")
+    ] = False
     constraints: Annotated[
         tuple[str, ...],
         live("What a trial must fulfil, as `num_layers * hidden_size <= 4096`."),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autoglm.contracts.record import digest
@@ -26,11 +26,14 @@ MOST_KNOWN = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proposals:
-    """`own` are the project's values, which stand where nothing is asked."""
+    """`own` are the project's values, which stand where nothing is asked; `fixed` are values of
+    every trial.
+    """
 
     dimensions: tuple[Dimension, ...]
     constraints: tuple[Constraint, ...]
     own: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def next(
         self, study: optuna.Study, sampler_of: Callable[[int], Any] | None = None
@@ -82,6 +85,7 @@ class Proposals:
     def _untold(self, told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A point of a finite space that the sampler did not come upon, as Optuna takes it."""
         for values in assignments(self.dimensions, self.own) or ():
+            values = {**self.fixed, **values}
             in_force = {**self.own, **values}
             if not _is_among(values, told) and not violations(self.constraints, in_force):
                 return {d.key: d.told(values[d.key]) for d in self.dimensions if d.key in values}
@@ -89,7 +93,7 @@ class Proposals:
 
     def ask(self, trial: optuna.Trial) -> dict[str, Any]:
         """The values of the dimensions whose conditions hold."""
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = dict(self.fixed)
         for dimension in self.dimensions:
             in_force = {**self.own, **values}
             if all(condition.holds(in_force) for condition in dimension.when):
@@ -99,7 +103,8 @@ class Proposals:
 
     def values(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna's parameters of a trial → the values of its keys."""
-        return {d.key: d.point(told[d.key]) for d in self.dimensions if d.key in told}
+        asked = {d.key: d.point(told[d.key]) for d in self.dimensions if d.key in told}
+        return {**self.fixed, **asked}
 
     def first(self) -> dict[str, Any]:
         """The project's own values as far as they lie in the space, as Optuna takes them."""

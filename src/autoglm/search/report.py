@@ -64,6 +64,7 @@ def report_of(log: EventLog, name: str, *, project: str) -> dict[str, Any]:
         "metric": metric,
         "direction": "maximize" if sign > 0 else "minimize",
         "space": asks.get("space", []),
+        "removed": study.user_attrs.get("removed", []),
         "stopped_by": study.user_attrs.get("stopped_by", ""),
         "states": _counts(rows),
         "seconds": sum(row["seconds"] for row in rows),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoglm.contracts.trial import StudyResult, Trial
+from autoglm.contracts.trial import Removal, StudyResult, Trial
 from autoglm.errors import SearchError
 from autoglm.search.standing import Standing, curve_of, standing_of
 
@@ -38,6 +38,7 @@ def result_of(
     objectives: Sequence[Objective],
     trials: Sequence[FrozenTrial],
     fulfils: Fulfils,
+    removed: tuple[Removal, ...] = (),
 ) -> StudyResult:
     """Raises: SearchError with the first cause when no trial is complete."""
     found = trials_of(trials, project=project, study=study.study_name, metric=metric)
@@ -57,6 +58,7 @@ def result_of(
         objectives={o.name: "maximize" if o.maximize else "minimize" for o in objectives},
         pareto=pareto(complete, objectives),
         hints=tuple(study.user_attrs.get("hints", ())),
+        removed=removed,
     )
 
 

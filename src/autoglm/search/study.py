@@ -21,8 +21,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autoglm.clock import Clock
+from autoglm.contracts.record import to_json
 from autoglm.contracts.stage_chain import Progress, StageChain
-from autoglm.contracts.trial import StudyResult
+from autoglm.contracts.trial import Removal, StudyResult
 from autoglm.errors import (
     AutoGLMError,
     CancelledError,
@@ -83,12 +84,18 @@ class Study:
         clock: Clock,
         on_event: OnEvent,
         fulfils: Fulfils = lambda _metrics: True,
+        fixed: Mapping[str, Any] | None = None,
+        removed: tuple[Removal, ...] = (),
     ) -> None:
+        self._removed = removed
         self._fulfils = fulfils
         self._project, self._name, self._config = project, name, config
         self._metric, self._sign, self._seed = metric, 1 if maximize else -1, seed
         self._objectives = tuple(objectives)
-        self._proposals = Proposals(dimensions=dimensions, constraints=constraints, own=defaults)
+        fixed = dict(fixed or {})
+        self._proposals = Proposals(
+            dimensions=dimensions, constraints=constraints, own={**defaults, **fixed}, fixed=fixed
+        )
         self._samplers = Samplers(config.sampler, seed)
         self._scheduler = make_scheduler(config, seed)
         self._runner, self._log, self._clock = runner, log, clock
@@ -121,7 +128,7 @@ class Study:
         return result_of(
             self._study, project=self._project, metric=self._metric, sign=self._sign,
             objectives=self._objectives, trials=self._storage.recorded(self._study._study_id),
-            fulfils=self._fulfils,
+            fulfils=self._fulfils, removed=self._removed,
         )  # fmt: skip
 
     def _work(self, stop: CancelOrDeadline, num_points: int | None) -> str:
@@ -396,6 +403,7 @@ class Study:
             )
         if "asks" not in study.user_attrs:
             study.set_user_attr("asks", asks)
+            study.set_user_attr("removed", [to_json(removal) for removal in self._removed])
 
     def _asks(self) -> dict[str, Any]:
         """What decides which trials there can be and which is best."""
@@ -405,6 +413,8 @@ class Study:
             "metric": self._metric,
             "seed": self._seed,
         }
+        if self._proposals.fixed:
+            asks["fixed"] = dict(self._proposals.fixed)
         if self._objectives:
             asks["objectives"] = [each.name for each in self._objectives]
         return asks if self._sign > 0 else {**asks, "lower_is_better": True}
