@@ -11,7 +11,7 @@ import yaml
 
 from autoglm.cli.plots import bar, step_plot
 from autoglm.clock import SteeredClock
-from autoglm.contracts.trial import StudyResult
+from autoglm.contracts.trial import Removal, StudyResult
 from autoglm.errors import StorageError
 from autoglm.loop.tuned import tuned_text
 from autoglm.search.config import SearchConfig
@@ -30,6 +30,8 @@ SPACE = {
     "optimizer": {"choice": ["<b>adamw</b>", {"name": "muon"}]},
 }
 
+REMOVED = Removal(key="model.conv.channels", by="task", value=8, evidence="<nobody> reads it")
+
 
 @pytest.fixture
 def log(tmp_path: Path) -> EventLog:
@@ -41,6 +43,7 @@ def searched(log: EventLog, folder: Path, *, sought: Any = (), **config: Any) ->
         project="p", name="x", config=SearchConfig(**config), defaults={}, metric="accuracy",
         dimensions=read_space(SPACE, KEYS), objectives=sought, seed=1, log=log,
         runner=NumericRunner(folder / "stages"), clock=SteeredClock(), on_event=lambda _event: None,
+        removed=(REMOVED,),
     ).run(threading.Event())  # fmt: skip
 
 
@@ -50,6 +53,9 @@ def test_a_report_is_what_the_study_found(log: EventLog, tmp_path: Path) -> None
     assert report["best"]["number"] == result.best.number
     assert report["stopped_by"] == "trials"
     assert sum(report["states"].values()) == 27
+    assert result.removed == (REMOVED,)
+    assert report["removed"][0]["evidence"] == "<nobody> reads it"
+    assert "&lt;nobody&gt; reads it" in page_of(report)
     moments = report["best_so_far"]
     assert [m["value"] for m in moments] == sorted({m["value"] for m in moments})
     assert [m["cpu_seconds"] for m in moments] == sorted(m["cpu_seconds"] for m in moments)

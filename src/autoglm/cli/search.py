@@ -142,6 +142,12 @@ def _print_report(report: Mapping[str, Any]) -> None:
 
 
 def _print_tables(report: Mapping[str, Any]) -> None:
+    if report["removed"]:
+        typer.echo("\nnot asked")
+        print_table(
+            ("key", "stays at", "by", "evidence"),
+            [(r["key"], r["value"], r["by"], r["evidence"]) for r in report["removed"]],
+        )
     if report["saved"]:
         typer.echo("\nCPU-seconds saved")
         print_pairs({lever: number(seconds, 1) for lever, seconds in report["saved"].items()})

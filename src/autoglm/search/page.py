@@ -34,6 +34,7 @@ def page_of(report: Mapping[str, Any]) -> str:
         ("Best so far over CPU-seconds", _best_so_far(report, "cpu_seconds")),
         ("Parallel coordinates", _parallel(report)),
         ("Importance (PED-ANOVA)", _shares(report["importance"])),
+        ("Not asked", _removed(report["removed"])),
         ("Learning curves", _curves(report)),
         ("CPU-seconds saved", _numbers(report["saved"])),
         ("Pareto front", _pareto(report)),
@@ -47,6 +48,11 @@ def page_of(report: Mapping[str, Any]) -> str:
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
         f"<body><h1>{html.escape(title)}</h1>{_head(report)}{body}</body></html>\n"
     )
+
+
+def _removed(removed: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(r["key"], r["value"], r["by"], r["evidence"]) for r in removed]
+    return _table(("key", "stays at", "by", "evidence"), rows) if rows else ""
 
 
 def _head(report: Mapping[str, Any]) -> str:
