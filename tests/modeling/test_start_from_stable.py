@@ -9,6 +9,7 @@ import torch
 from tests.training import toy
 
 from autoglm.modeling.auto_model import load_model
+from autoglm.training.head_start import start_head
 
 SETTINGS = {"attention": "sdpa", "head": "linear", "pooling": "mean", "structure": {}}
 
@@ -45,7 +46,8 @@ def test_the_trainer_starts_only_new_rows_from_the_closed_form() -> None:
     kept = start.classifier.weight.detach().clone()
     trainer = toy.trainer(start=start)
     trainer._begin()
-    trainer._start_head(None)  # type: ignore[arg-type]
+    parts = trainer._model, trainer._forward, trainer._data, trainer._task
+    start_head(*parts, trainer._stop_if_asked)
     weight = trainer._model.classifier.weight
     assert torch.equal(weight[[0, 2]], kept[[0, 2]])
     assert not torch.equal(weight[1], kept[1])

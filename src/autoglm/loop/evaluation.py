@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,8 @@ class _Floors:
         self, model: OnnxModel, form: TaskForm, train: Rows, inputs: Sequence[Any]
     ) -> None:
         self.majority = majority_predictions(train.answers, inputs, form)
-        self._majority_shares = majority_shares(train.answers, inputs, model.labels)
+        # Asked for by what judges shares of labels, which numbers do not have.
+        self._majority_shares = partial(majority_shares, train.answers, inputs, model.labels)
         whole = train.inputs, train.answers, inputs, form
         self.whole: list[Any] | None = None
         if form.reads == "image":
@@ -161,7 +163,7 @@ class _Floors:
         judges shares.
         """
         has_shares = needs_proba(gate)
-        of_majority = self._majority_shares if has_shares else self.majority
+        of_majority = self._majority_shares() if has_shares else self.majority
         linear, whole = (None, None) if has_shares else (self.linear, self.whole)
         said = {"majority": of_majority, "linear_floor": linear, "linear_whole": whole}
         return {
