@@ -36,12 +36,19 @@ DEEP = BertConfig(
 class Asked:
     """A model whose rows are asked for through a cache; counts the tokens that its layers see."""
 
-    def __init__(self, cache: PrefixCache, ids: list[list[int]], *, num_frozen: int = 2) -> None:
+    def __init__(
+        self,
+        cache: PrefixCache,
+        ids: list[list[int]],
+        *,
+        num_frozen: int = 2,
+        also: tuple[int, ...] = (),
+    ) -> None:
         self.model = toy.model(config=DEEP)
         self.seen = [0] * 3
         body = Body(self.model.backbone, pad_id=0, num_frozen=num_frozen)
         self.part = FrozenPart(
-            self.model, ids, body, cache=cache, start_name="toy", stop=lambda: None
+            self.model, ids, body, cache=cache, start_name="toy", stop=lambda: None, also=also
         )
         for number, layer in enumerate(self.model.backbone.encoder.layer):
             layer.register_forward_hook(self._counting(number))
@@ -83,6 +90,22 @@ def test_a_deeper_boundary_is_made_from_a_shallower_one_to_the_same_bytes(tmp_pa
     assert deeper.seen[0] == 0
     assert deeper.seen[1] > 0
     assert same(found, Asked(PrefixCache(2**24, tmp_path / "two"), ids).part.states(2))
+
+
+def test_what_other_trials_ask_for_is_kept_on_the_way_and_costs_nothing_then(
+    tmp_path: Path,
+) -> None:
+    ids = toy.ids(20, longest=20)
+    cache = PrefixCache(2**24, tmp_path)
+    first = Asked(cache, ids, num_frozen=3, also=(1, 2))
+    assert first.part.pooled() is not None
+    tokens = first.seen[0]
+    assert first.seen == [tokens] * 3, "one pass"
+    later = Asked(cache, ids, num_frozen=1)
+    assert later.part.states(1).encoded == later.part.states(2).encoded == 0
+    assert later.seen == [0] * 3
+    alone = Asked(PrefixCache(2**24), ids, num_frozen=1)
+    assert same(later.part.states(1), alone.part.states(1))
 
 
 def test_pooled_rows_are_one_vector_each_whatever_lies_below(tmp_path: Path) -> None:

@@ -42,9 +42,11 @@ class Body:
         return self._run(self._whole, rows, layout)
 
     @torch.no_grad()
-    def lower(self, rows: Sequence[Sequence[int]], layout: Layout) -> Tensor:
-        """(tokens, hidden) entering the first learning layer."""
-        return self._run(self._slice(0, self.num_frozen), rows, layout)
+    def lower(
+        self, rows: Sequence[Sequence[int]], layout: Layout, *, end: int | None = None
+    ) -> Tensor:
+        """(tokens, hidden) entering layer `end`, or the first that learns."""
+        return self._run(self._slice(0, end or self.num_frozen), rows, layout)
 
     def upper(self, flat: Tensor, layout: Layout) -> Tensor:
         """(tokens, hidden) of what `lower` gave."""

@@ -53,6 +53,7 @@ class Prefix:
     encode: Callable[[Sequence[int], Tensor | None], Tensor]
     below: str = ""
     is_pooled: bool = False
+    seconds_below: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ class PrefixCache:
         started = time.process_time()
         for rows in _segments_of(missing, lengths, prefix.width):
             self._add(prefix, store, rows, row_keys, lengths)
-        spent = time.process_time() - started
+        spent = time.process_time() - started + (prefix.seconds_below if missing else 0.0)
         if missing:
             self._evict()
         self._note(prefix.key, store, spent, sum(lengths[i] for i in missing))

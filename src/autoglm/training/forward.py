@@ -44,6 +44,7 @@ class Forward:
         cache_key: str,
         stop: Callable[[], None],
         firsts: Sequence[int] | None = None,
+        boundaries: Sequence[int] = (),
     ) -> None:
         self._model, self._ids, self._stop, self._firsts = model, ids, stop, firsts
         self._hidden_size = int(model.backbone.config.hidden_size)
@@ -65,7 +66,13 @@ class Forward:
             self._body = Body(model.backbone, pad_id=pad_id, num_frozen=num_cut)
             if cache.is_on:
                 self._frozen = FrozenPart(
-                    model, ids, self._body, cache=cache, start_name=cache_key, stop=stop
+                    model,
+                    ids,
+                    self._body,
+                    cache=cache,
+                    start_name=cache_key,
+                    stop=stop,
+                    also=boundaries,
                 )
         if self._body.why_padded:
             get_logger().info("rows are padded, not packed", reason=self._body.why_padded)

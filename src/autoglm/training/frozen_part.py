@@ -19,7 +19,9 @@ from autoglm.reuse.prefix_cache import Prefix, PrefixCache, RowStates
 
 
 class FrozenPart:
-    """Of one model's start. `start_name` names its weights, so that they are digested once."""
+    """Of one model's start. `start_name` names its weights, so that they are digested once. States
+    at the boundaries `also` will be asked for too: they are kept on the way to a deeper one.
+    """
 
     def __init__(
         self,
@@ -30,8 +32,9 @@ class FrozenPart:
         cache: PrefixCache,
         start_name: str,
         stop: Callable[[], None],
+        also: Sequence[int] = (),
     ) -> None:
-        self._model, self._ids, self._body = model, ids, body
+        self._model, self._ids, self._body, self._also = model, ids, body, sorted({*also})
         self._cache, self._stop = cache, stop
         self._lengths = [len(row) for row in ids]
         self._is_cuttable = can_cut(model.backbone)
@@ -67,6 +70,7 @@ class FrozenPart:
 
     def _prefix(self, boundary: int | None, key: str, *, is_pooled: bool = False) -> Prefix:
         """States are made from the deepest boundary below that is known."""
+        spent = 0.0 if self._cache.has(key) else self._on_the_way(boundary)
         depths = range(boundary if boundary is not None else len(self._keys))
         known = [i for i in reversed(depths) if i and self._cache.has(self._keys[i])]
         start = known[0] if known and self._is_cuttable else 0
@@ -76,7 +80,19 @@ class FrozenPart:
             encode=partial(self._encode, start, boundary, is_pooled),
             below=self._keys[start] if start else "",
             is_pooled=is_pooled,
+            seconds_below=spent,
         )
+
+    def _on_the_way(self, boundary: int | None) -> float:
+        """Keep what other trials will ask for below `boundary`; the CPU-seconds that it took."""
+        end = boundary if boundary is not None else len(self._keys)
+        wanted = [b for b in self._also if 0 < b < min(end, len(self._keys))]
+        width = int(self._model.backbone.config.hidden_size)
+        if not self._is_cuttable or not wanted:
+            return 0.0
+        if self._cache.why_too_large((1 + len(wanted)) * sum(self._lengths), width):
+            return 0.0
+        return sum(self.states(b).cpu_seconds for b in wanted[-1:])
 
     def _encode(
         self,
@@ -94,5 +110,5 @@ class FrozenPart:
         elif end is None:
             flat = self._body.whole([self._ids[i] for i in rows], layout)
         else:
-            flat = self._body.lower([self._ids[i] for i in rows], layout)
+            flat = self._body.lower([self._ids[i] for i in rows], layout, end=end)
         return self._model.pooled(*layout.padded(flat)) if is_pooled else flat

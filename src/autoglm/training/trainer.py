@@ -113,6 +113,7 @@ class Trainer:
         structure: StructureConfig | None = None,
         algorithms: Sequence[Any] = (),
         callbacks: Sequence[Any] = (),
+        boundaries: Sequence[int] = (),
     ) -> None:
         self._settings, self._data, self._metric, self._seed = settings, data, metric, seed
         self._task, self._checkpoints, self._cache = task, checkpoints, cache
@@ -146,6 +147,7 @@ class Trainer:
             cache_key=cache_key,
             stop=self._stop_if_asked,
             firsts=data.firsts,
+            boundaries=boundaries,
         )
         self._optimizer = registry.get("optimizer", str(settings["optimizer"]))
         rows = () if data.are_images else data.ids

@@ -33,7 +33,7 @@ from autoglm.datasets.tokenised import Tokens, tokenised
 from autoglm.errors import AutoGLMError, CancelledError, TrainingError
 from autoglm.evaluation.roles import MEASURED
 from autoglm.modeling.adapters import load_trained
-from autoglm.modeling.auto_model import load_model
+from autoglm.modeling.auto_model import layers_of, load_model
 from autoglm.modeling.backbones.own import OWN, make_backbone
 from autoglm.modeling.causal_lm import export_causal_lm, load_causal_lm
 from autoglm.modeling.chat import Chat
@@ -278,8 +278,10 @@ class Worker:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         lines = folder.with_name(f"{folder.name}.jsonl")
+        start = self._model_of(model)
+        own = self._spec.config["model"]["backbone"] in OWN
         trainer = Trainer(
-            self._model_of(model),
+            start,
             self._data,
             training,
             task=registry.get("task", model["task"])(self._data.label_names, training),
@@ -294,6 +296,7 @@ class Worker:
             structure=from_json(StructureConfig, model["structure"]),
             algorithms=parts.algorithms(training),
             callbacks=parts.callbacks(training),
+            boundaries=self._boundaries(len(layers_of(start.backbone))) if not own else (),
         )
         keeps = bool(self._spec.config["cache"]["stages"])
         pause = Pause(
@@ -319,6 +322,14 @@ class Worker:
         checkpoints.clear()
         stages.prune(folder.parent, int(self._spec.config["cache"]["bytes"]), but={stage.key})
         return StoredStage(depth=depth, folder=folder, manifest=manifest)
+
+    def _boundaries(self, num_layers: int) -> list[int]:
+        """The first layers that learn in the study's other trials, where its space lists them."""
+        space = self._spec.config["search"]["space"]
+        named = space.items() if isinstance(space, Mapping) else ()
+        said = [v for k, v in named if k.endswith("trainable_layers")]
+        choices = said[0].get("choice", ()) if said and isinstance(said[0], Mapping) else ()
+        return [num_layers - k for k in choices if isinstance(k, int) and 0 < k < num_layers]
 
     def _cache_key(self, model: Mapping[str, Any]) -> str:
         """Names the weights that training starts from."""
