@@ -15,7 +15,7 @@ import pytest
 import torch
 from tests.training import toy
 from torch import Tensor
-from transformers import BertConfig
+from transformers import BertConfig, ElectraConfig, EsmConfig
 
 from autoglm.modeling.body import Body
 from autoglm.modeling.frozen import frozen_keys
@@ -219,6 +219,32 @@ def test_what_saves_least_per_byte_goes_first_and_what_is_in_use_never(tmp_path:
     assert not cache.has("c") or not cache.has("d")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        EsmConfig(
+            vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=48, max_position_embeddings=64, pad_token_id=0, mask_token_id=4,
+        ),
+        ElectraConfig(
+            vocab_size=60, embedding_size=16, hidden_size=32, num_hidden_layers=2,
+            num_attention_heads=4, intermediate_size=48, max_position_embeddings=64,
+        ),
+    ],
+    ids=["a norm behind all layers", "a projection before them"],
+)  # fmt: skip
+def test_a_backbone_that_does_more_than_its_layers_is_not_cut_and_says_so(config: Any) -> None:
+    body = Body(toy.backbone(config), pad_id=0, num_frozen=1)
+    assert not body.is_cut
+    assert "cut" in body.why_whole
+    events: list[Any] = []
+    start = toy.model(config=config)
+    more = {"start": start, "trainable_layers": 1, "epochs": 1, "dropout": 0.0, "events": events}
+    kept, plain = toy.train(**more), toy.train(**more, cache=PrefixCache(0))
+    assert "cut" in next(e for e in events if e["kind"] == "prefix")["reason"]
+    assert kept.metrics == pytest.approx(plain.metrics, abs=1e-4)
+
+
 def test_blocks_have_one_shape_per_length() -> None:
     lengths = [3, 200, 3, 7, 200, 200] + [3] * 200
     seen: dict[int, set[int]] = {}
@@ -265,8 +291,11 @@ def test_kept_states_are_what_the_frozen_part_says_inside_a_batch() -> None:
     assert (left - right).abs().max() <= 1e-5 * right.abs().max()
 
 
-@pytest.mark.parametrize("way", ["writes", "hooks"])
-def test_an_algorithm_that_reaches_below_the_boundary_switches_kept_states_off(way: str) -> None:
+@pytest.mark.parametrize("num_learning", [0, 1])
+@pytest.mark.parametrize("way", ["writes", "writes data", "hooks"])
+def test_an_algorithm_that_reaches_below_the_boundary_switches_kept_states_off(
+    way: str, num_learning: int
+) -> None:
     class Reaches:
         def apply(self, moment: str, state: Any) -> None:
             if moment != "step" or state.step != 3:
@@ -275,13 +304,14 @@ def test_an_algorithm_that_reaches_below_the_boundary_switches_kept_states_off(w
             if way == "writes":
                 with torch.no_grad():
                     table.word_embeddings.weight.mul_(0.5)
+            elif way == "writes data":
+                table.word_embeddings.weight.data.mul_(0.5)
             else:
                 table.register_forward_hook(lambda _m, _given, out: out * 0.5)
 
-    kept = toy.trainer(trainable_layers=1, dropout=0.0, algorithms=[Reaches()])
-    asked = toy.trainer(
-        trainable_layers=1, dropout=0.0, algorithms=[Reaches()], cache=PrefixCache(0)
-    )
+    more: Any = {"trainable_layers": num_learning, "dropout": 0.0}
+    kept = toy.trainer(**more, algorithms=[Reaches()])
+    asked = toy.trainer(**more, algorithms=[Reaches()], cache=PrefixCache(0))
     found, wanted = kept.train(threading.Event()), asked.train(threading.Event())
     assert kept._forward.why_not_kept
     for name, tensor in wanted.weights.items():

@@ -135,6 +135,7 @@ PROBED_SPACE = {
     "lr": {"loguniform": [1e-5, 1e-2]},
     "dropout": {"uniform": [0.0, 0.5]},
     "weight_decay": {"uniform": [0.0, 0.1]},
+    "ema": {"choice": [0.5, 0.9]},
     "clip_norm": {"choice": [0.5, 1.0]},
 }
 
@@ -148,10 +149,11 @@ def probe(runner: Felt) -> Pruned:
 def test_a_dimension_that_a_head_does_not_feel_is_left_out_with_the_figures() -> None:
     runner = Felt(dropout=-0.2, weight_decay=0.001)
     found = probe(runner)
-    assert keys_of(found) == {"training.lr", "training.dropout"}
+    # Of ema nothing is known where the heads were not trained at all, of clip_norm by heads alone.
+    kept = {"training.lr", "training.dropout", "training.ema", "training.clip_norm"}
+    assert keys_of(found) == kept
     assert {(r.key, r.by, r.value) for r in found.removed} == {
-        ("training.weight_decay", "probe", None),
-        ("training.clip_norm", "probe", 1.0),
+        ("training.weight_decay", "probe", None)
     }
     assert "accuracy differs by 0.0001" in next(
         r.evidence for r in found.removed if r.key == "training.weight_decay"

@@ -310,6 +310,8 @@ def test_a_column_may_say_the_split_and_the_others_go_by_hash(tmp_path: Path) ->
     commit(other, *(row(i, parts[(i + 1) % 4]) for i in range(120)))
     moved = describe(other, min_rows=2, split=SPLIT, split_column="part")
     assert moved.content_digest != found.content_digest
+    with pytest.raises(DataError, match="is said to be of the split 'text 0'"):
+        describe(table, min_rows=2, split=SPLIT, split_column="text")
     commit(table, row(200, "dev"), start=120)
     for column, said in (
         ("part", "row 0200 is said to be of the split 'dev'"),

@@ -61,7 +61,7 @@ def describe(
     if source is None:
         raise _no_rows(table, waiting=0, dead=0)
     columns = ["_key", "_version", "_trace", table.text, table.label]
-    latest = table.read(at, columns=[*columns, *filter(None, [split_column])])
+    latest = table.read(at, columns=_once(*columns, split_column))
     if split_column and split_column not in latest.column_names:
         raise _wrong_split(f"the feature table has no column {split_column!r}")
     num_dead = table.num_dead(at)
@@ -113,7 +113,7 @@ def load_rows(dataset: DatasetVersion, split: str | None = None) -> Rows:
     table = DeltaFeatureTable(
         Path(dataset.uri), project=dataset.project, key="", text=dataset.text, label=dataset.label
     )
-    columns = ["_key", dataset.text, dataset.label, *filter(None, [dataset.split_column])]
+    columns = _once("_key", dataset.text, dataset.label, dataset.split_column)
     latest = table.read(dataset.version, columns=columns)
     rows, _ = _labelled(
         latest, table, dataset.split, dataset.form, dataset.label_separator, dataset.split_column
@@ -152,6 +152,10 @@ def _labelled(
         splits=splits,
     )
     return rows, latest.num_rows - len(rows)
+
+
+def _once(*names: str) -> list[str]:
+    return list(dict.fromkeys(filter(None, names)))
 
 
 def _said(key: str, said: Any, by_hash: Split) -> Split:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,17 +61,17 @@ def _read(path: Path) -> list[Tokens] | None:
         if hashlib.sha256(content).hexdigest() != path.name.split(".")[1]:
             raise ValueError("its content is not what its name says")
         arrays = load(content)
-    except (OSError, ValueError, SafetensorError) as error:
+        ids, words, lengths = arrays["ids"], arrays["words"], arrays["lengths"]
+        os.utime(path)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         get_logger().warning("kept tokens dropped", file=path.name, cause=str(error))
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         return None
-    path.touch()
-    ends = np.cumsum(arrays["lengths"])[:-1]
-    ids, words = (np.split(arrays[name], ends) for name in ("ids", "words"))
+    ends = np.cumsum(lengths)[:-1]
     return [
         Tokens(row.tolist(), [None if w == NO_WORD else w for w in of.tolist()])
-        for row, of in zip(ids, words, strict=True)
+        for row, of in zip(np.split(ids, ends), np.split(words, ends), strict=True)
     ]
 
 
@@ -86,7 +87,7 @@ def _write(folder: Path, key: str, rows: Sequence[Tokens]) -> None:
         }
     )
     folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".{os.getpid()}.part"
+    staging = folder / f".{uuid.uuid4().hex}.part"
     staging.write_bytes(content)
     staging.rename(folder / f"{key}.{hashlib.sha256(content).hexdigest()}.safetensors")
     newest = sorted(folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime, reverse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from autoglm.modeling.attention.packed import Layout, lay_out, pack_as
 
 # Of the largest value: what packing may change by summing in another order.
 TOLERANCE = 1e-4
+# Lengths of the rows that both ways are compared by.
+EXAMPLE = (9, 5, 2)
 
 
 class Body:
@@ -33,9 +36,42 @@ class Body:
         self.why_padded = self._try_packing(backbone)
         if not self.why_padded:
             backbone.set_attn_implementation(packed.register(self._attention))
-        self.is_cut = num_frozen > 0 and can_cut(backbone)
         self._whole, self.num_frozen = backbone, num_frozen
         self._slices: dict[tuple[int, int | None], Any] = {}
+        self.is_cut = num_frozen > 0 and not self.why_whole
+
+    @cached_property
+    def why_whole(self) -> str:
+        """Why this backbone cannot be cut in two; empty when both halves, one behind the other, say
+        what the whole says: some do more than their embeddings and layers, in some other place.
+        """
+        if not can_cut(self._whole):
+            return "its layers cannot be cut apart"
+        was_training = self._whole.training
+        self._whole.eval()
+        rows, layout = self._example()
+        try:
+            with torch.no_grad():
+                wanted = self.whole(rows, layout)
+                at = max(1, self.num_frozen or len(self._whole.encoder.layer) // 2)
+                lower = self._run(self._slice(0, at), rows, layout)
+                apart = (self.between(lower, layout, start=at) - wanted).abs().max()
+        except Exception as error:
+            return f"its layers cannot be cut apart: {type(error).__name__}"
+        finally:
+            self._whole.train(was_training)
+        if not apart <= TOLERANCE * wanted.abs().max():
+            return f"cut in two it says something else: {float(apart):.2g} apart"
+        return ""
+
+    def _example(self) -> tuple[list[list[int]], Layout]:
+        """A few rows of any tokens, and their layout."""
+        size = min(int(getattr(self._whole.config, "vocab_size", 100)), 1000)
+        tokens = [t for t in range(size) if t != self.pad_id]
+        ids = [tokens[(7 * i) % len(tokens)] for i in range(sum(EXAMPLE))]
+        ends = [sum(EXAMPLE[: n + 1]) for n in range(len(EXAMPLE))]
+        rows = [ids[end - length : end] for length, end in zip(EXAMPLE, ends, strict=True)]
+        return rows, lay_out(EXAMPLE)
 
     def whole(self, rows: Sequence[Sequence[int]], layout: Layout) -> Tensor:
         """(tokens, hidden) of `rows`, which are in the layout's order."""
@@ -102,12 +138,9 @@ class Body:
         """Why this backbone cannot be packed; empty when both ways say the same."""
         was_training = backbone.training
         backbone.eval()
-        size = min(int(getattr(backbone.config, "vocab_size", 100)), 1000)
-        special = {self.pad_id}
-        lengths = (9, 5, 2)
-        tokens = [t for t in range(size) if t not in special]
-        ids = torch.tensor([tokens[(7 * i) % len(tokens)] for i in range(sum(lengths))])
-        layout = lay_out(lengths)
+        self._whole = backbone
+        rows, layout = self._example()
+        ids = torch.tensor([token for row in rows for token in row])
         wanted = self._padded(backbone, ids, layout)
         reason = ""
         try:

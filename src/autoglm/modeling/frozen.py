@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +17,8 @@ from autoglm.contracts.record import digest
 from autoglm.modeling.attention.packed import PACKED
 from autoglm.modeling.body import can_cut
 
+# Every so manieth value is looked at.
+SAMPLED = 1009
 # What a config says of where it came from, not of what it does.
 NOT_CONTENT = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype")
 
@@ -33,19 +35,22 @@ def frozen_keys(backbone: Any) -> list[str]:
     versions = [version(name) for name in ("torch", "transformers", "open-autoglm")]
     bottom = [said, _attention(backbone), str(backbone.dtype), *versions]
     if not can_cut(backbone):
-        return [digest(*bottom, _content([backbone]))]
+        return [digest(*bottom, _content([backbone.state_dict()]))]
     layers = list(backbone.encoder.layer)
-    others = [child for name, child in backbone.named_children() if name != "encoder"]
-    keys = [digest(*bottom, _content(others))]
+    # Whatever is no layer may be read below all of them.
+    others = {
+        name: tensor
+        for name, tensor in backbone.state_dict().items()
+        if not name.startswith("encoder.layer.")
+    }
+    keys = [digest(*bottom, _content([others]))]
     for layer in layers:
-        keys.append(digest(keys[-1], _content([layer])))
+        keys.append(digest(keys[-1], _content([layer.state_dict()])))
     return keys
 
 
 def why_not_frozen(backbone: Any, num_frozen: int) -> str:
     """Why states below layer `num_frozen` cannot be kept; empty when they can."""
-    if not can_cut(backbone):
-        return "its layers cannot be cut apart"
     for module in _modules_below(backbone, num_frozen):
         if module._forward_hooks or module._forward_pre_hooks:
             return f"a hook on {type(module).__name__} may change what it says"
@@ -54,13 +59,21 @@ def why_not_frozen(backbone: Any, num_frozen: int) -> str:
     return ""
 
 
-def versions_below(backbone: Any, num_frozen: int) -> int:
-    """Grows whenever a tensor below layer `num_frozen` is written to in place."""
+def mark_of(backbone: Any, num_frozen: int) -> list[Any]:
+    """Changes when a module or tensor below layer `num_frozen` is replaced or written to. A write
+    by way of `.data` is seen by a sample of the values.
+    """
     modules = list(_modules_below(backbone, num_frozen))
-    return sum(t._version for module in modules for t in _tensors(module))
+    tensors = [t for module in modules for t in _tensors(module)]
+    samples = [str(float(t.detach().flatten()[::SAMPLED].sum())) for t in tensors]
+    return [*map(id, modules), *((t.data_ptr(), t._version) for t in tensors), *samples]
 
 
 def _modules_below(backbone: Any, num_frozen: int) -> Iterable[nn.Module]:
+    """All of a backbone that has no embeddings and layers to be told apart."""
+    if not can_cut(backbone):
+        yield from backbone.modules()
+        return
     yield from backbone.embeddings.modules()
     for layer in list(backbone.encoder.layer)[:num_frozen]:
         yield from layer.modules()
@@ -71,12 +84,13 @@ def _tensors(module: nn.Module) -> Iterable[Tensor]:
     yield from module.buffers(recurse=False)
 
 
-def _content(modules: Iterable[nn.Module]) -> str:
+def _content(states: Iterable[Mapping[str, Tensor]]) -> str:
     seen = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items():
+    for state in states:
+        for name, tensor in state.items():
             seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            seen.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+            content: Any = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+            seen.update(content)
     return seen.hexdigest()
 
 

@@ -19,6 +19,7 @@ import os
 import shutil
 import threading
 import time
+import uuid
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,7 +191,7 @@ class PrefixCache:
             return False
         content = save(dict(tensors))
         name = f"{hashlib.sha256(content).hexdigest()}.safetensors"
-        staging = self._folder / key / f".{os.getpid()}.part"
+        staging = self._folder / key / f".{uuid.uuid4().hex}.part"
         try:
             with staging.open("wb") as stream:
                 stream.write(content)
@@ -201,7 +202,7 @@ class PrefixCache:
             get_logger().warning("prefix states stay in memory", cause=str(error))
             return False
         self._map(store, staging.with_name(name), is_checked=True)
-        return True
+        return name in store.seen
 
     def _opened(self, key: str) -> _Store:
         """What is known under `key` in memory and on disk, marked as in use."""
@@ -288,7 +289,7 @@ def blocks(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
     for row in rows:
         alike[lengths[row]].append(row)
     for length in sorted(alike, reverse=True):
-        size = max(1, BLOCK_TOKENS // length)
+        size = max(1, BLOCK_TOKENS // max(1, length))
         for start in range(0, len(alike[length]), size):
             block = alike[length][start : start + size]
             yield [*block, *[block[0]] * (size - len(block))]

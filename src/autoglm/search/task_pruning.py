@@ -38,8 +38,7 @@ TAGS = {
 PROBED = frozenset(
     f"training.{name}"
     for name in (
-        "class_weights", "clip_norm", "clip_value", "dropout", "ema", "label_smoothing", "schedule",
-        "warmup", "warmup_steps", "weight_decay",
+        "class_weights", "dropout", "ema", "label_smoothing", "weight_decay",
     )
 )  # fmt: skip
 # Scores and losses nearer to each other than this are one.
@@ -213,6 +212,8 @@ def by_probe(
             continue
         score, loss = spans
         least = min(abs(f["loss"]) for f in found)
+        if not loss:
+            continue  # the head that it began with was the best: nothing was trained
         if score <= SAME_SCORE and loss <= SAME_LOSS * least:
             ends = " and ".join(f"{value}" for value in _ends(dimension))
             evidence = (

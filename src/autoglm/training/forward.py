@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoglm.modeling.attention.packed import lay_out
 from autoglm.modeling.body import Body, PixelBody
-from autoglm.modeling.frozen import versions_below, why_not_frozen
+from autoglm.modeling.frozen import mark_of, why_not_frozen
 from autoglm.modeling.images import Pixels
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.observability.logging import get_logger
@@ -47,6 +47,7 @@ class Forward:
         boundaries: Sequence[int] = (),
     ) -> None:
         self._model, self._ids, self._stop, self._firsts = model, ids, stop, firsts
+        self._num_frozen = num_frozen
         self._hidden_size = int(model.backbone.config.hidden_size)
         pad_id = int(getattr(model.backbone.config, "pad_token_id", 0) or 0)
         self._body: Any
@@ -64,6 +65,8 @@ class Forward:
                 )
             num_cut = 0 if self.why_not_kept else num_frozen
             self._body = Body(model.backbone, pad_id=pad_id, num_frozen=num_cut)
+            if num_cut and not self._body.is_cut:
+                self.why_not_kept = self._body.why_whole
             if cache.is_on:
                 self._frozen = FrozenPart(
                     model,
@@ -98,12 +101,12 @@ class Forward:
 
     def prepare(self) -> RowStates | None:
         """States at the boundary, encoded once for all trials that cut here."""
+        self._mark = mark_of(self._model.backbone, self._num_frozen) if self._num_frozen else []
         if not self._body.is_cut:
             return None
         assert self._frozen is not None, "a body is cut where states are kept"
         self._model.eval()
         self._states = self._frozen.states(self.boundary)
-        self._versions = versions_below(self._model.backbone, self.boundary)
         return self._states
 
     @property
@@ -113,14 +116,15 @@ class Forward:
 
     def check_frozen(self, by: str) -> None:
         """What an algorithm reaches below the boundary for makes kept states untrue."""
-        if self._states is None:
+        if self._states is None and self._pooled is None:
             return
-        backbone, boundary = self._model.backbone, self.boundary
-        reason = why_not_frozen(backbone, boundary)
-        if not reason and versions_below(backbone, boundary) != self._versions:
+        backbone, num_frozen = self._model.backbone, self._num_frozen
+        reason = why_not_frozen(backbone, num_frozen)
+        if not reason and mark_of(backbone, num_frozen) != self._mark:
             reason = f"{by} wrote to what is frozen"
         if reason:
-            self._states, self.why_not_kept = None, reason
+            self._states = self._pooled = self._at_start = None
+            self.why_not_kept = reason
             get_logger().warning("frozen states are not used any more", reason=reason)
 
     def keep_features(self) -> None:

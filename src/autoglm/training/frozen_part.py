@@ -11,7 +11,6 @@ from torch import Tensor
 
 from autoglm.contracts.record import digest
 from autoglm.modeling.attention.packed import lay_out
-from autoglm.modeling.body import can_cut
 from autoglm.modeling.frozen import frozen_keys
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.keys import row_key
@@ -37,7 +36,7 @@ class FrozenPart:
         self._model, self._ids, self._body, self._also = model, ids, body, sorted({*also})
         self._cache, self._stop = cache, stop
         self._lengths = [len(row) for row in ids]
-        self._is_cuttable = can_cut(model.backbone)
+        self._is_cuttable = not body.why_whole
         # Now: later the word table may be cut and layers may learn.
         self._keys: list[str] = cache.remembered(
             f"{start_name}/parts", lambda: frozen_keys(model.backbone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -249,11 +251,23 @@ def _config_of(folder: Path) -> dict[str, Any]:
 
 
 def _weights_stamp(folder: Path) -> str:
-    """Content of the weights by name of the exported folder, or by size for a backbone's."""
+    """Content of the weights: as the exported folder's manifest says, or of a backbone's files."""
     manifest = folder / "manifest.json"
     if manifest.is_file():
         return str(json.loads(manifest.read_text())["files"]["model.safetensors"])
-    return str(sorted((p.name, p.stat().st_size) for p in folder.glob("*.safetensors")))
+    return str([(path.name, _sha256(path)) for path in sorted(folder.glob("*.safetensors"))])
+
+
+def _sha256(path: Path) -> str:
+    """Read once per state of the file, as far as its time and size tell states apart."""
+    facts = path.stat()
+    return _sha256_at(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=64)
+def _sha256_at(path: Path, _changed_at: int, _size: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _incompatible(start: Path | None, backbone: Path, spec: RunSpec, *, needs_labels: bool) -> str:

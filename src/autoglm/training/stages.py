@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def plan(
     *,
     start: str,
     schedule: Callable[[int, int], float],
+    precision: str,
 ) -> StageChain:
     """The chain of a trial: a stage per epoch. `start` is the digest of the weights it starts from.
 
@@ -66,12 +68,19 @@ def plan(
     training = settings["training"]
     per_epoch = math.ceil(spec.dataset.split_rows["train"] / int(training["batch_size"]))
     num_steps = int(training["epochs"]) * per_epoch
+    training["precision"] = precision
     learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT | TOLD_BY_RATES}
     if training["algorithms"]:
         learning["num_steps"] = num_steps  # they are told
+    if training["memory_budget"]:
+        learning["run"] = spec.run_id  # what was measured in one run decides in no other
+    if not spec.config["cache"]["stages"]:
+        learning["trial"] = dict(params)
     data = {"digest": spec.dataset.content_digest, "max_length": spec.config["data"]["max_length"]}
     metric = spec.config["evaluate"]["metric"]
-    key = digest(start, settings["model"], learning, data, metric, spec.seed)
+    code = [[file.name, file.digest] for file in spec.imports]
+    versions = [version(name) for name in ("torch", "transformers", "open-autoglm")]
+    key = digest(start, settings["model"], learning, data, metric, spec.seed, code, versions)
     stages = []
     for first in range(0, num_steps, per_epoch):
         steps = range(first, first + per_epoch)
@@ -116,7 +125,8 @@ def stored(folder: Path) -> dict[str, Any] | None:
             actual = hashlib.file_digest(stream, "sha256").hexdigest()
     except (OSError, ValueError):
         return None
-    return manifest if manifest.get("sha256") == actual else None
+    is_whole = isinstance(manifest, dict) and manifest.get("sha256") == actual
+    return manifest if is_whole else None
 
 
 def store(staging: Path, folder: Path, facts: Mapping[str, Any]) -> None:

@@ -38,6 +38,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from autoglm.errors import CancelledError, ModelError, PluginError, TrainingError
@@ -46,6 +47,7 @@ from autoglm.modeling.auto_model import freeze_below, layers_of
 from autoglm.modeling.dropout import FastDropout, quicken
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.surgery.config import StructureConfig
+from autoglm.observability.logging import get_logger
 from autoglm.plugins import registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache, RowStates
@@ -386,8 +388,14 @@ class Trainer:
     def _keep(self, state: TrainingState, record: Record, pause: Pause) -> None:
         """Not where nothing follows: a schedule that has come down to 0 cannot go on."""
         is_over = state.step >= state.num_steps and self._rate(state.step, state.num_steps) == 0
-        if pause.keep is not None and not state.should_stop and not is_over:
+        if pause.keep is None or state.should_stop or is_over:
+            return
+        try:
             checkpoint.save(pause.keep, state, record, self._algorithms)
+        except (OSError, SafetensorError) as error:
+            # It is trained again when something is to follow: no reason to lose what is there.
+            pause.keep.clear()
+            get_logger().warning("the state behind a stage is not kept", cause=str(error))
 
     def _saved(self, state: TrainingState) -> dict[str, float]:
         """CPU-seconds that kept states saved: each epoch would have asked for them again."""

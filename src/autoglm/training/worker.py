@@ -46,7 +46,7 @@ from autoglm.observability import logging as logs
 from autoglm.plugins import project_files, registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
-from autoglm.training import parts, stages
+from autoglm.training import parts, precision, stages
 from autoglm.training.cost import cost_of, seconds_per_flop
 from autoglm.training.data import Encoded, targets_of
 from autoglm.training.decisions import Decisions
@@ -102,6 +102,7 @@ class Worker:
         if name == self._opened:
             return None
         logs.set_trace(spec.traceparent)
+        self._opened = ""  # what fails to open leaves nothing open
         self._spec, self._start, self._base = spec, start, Path(request["base"])
         self._start_name = str(request["start_name"])
         limits = spec.config["cache"]
@@ -204,7 +205,13 @@ class Worker:
     def _plan(self, params: Mapping[str, Any]) -> StageChain:
         name = str(stages.settings_of(self._spec, params)["training"]["schedule"])
         schedule = registry.get("schedule", name)
-        return stages.plan(self._spec, params, start=self._start_name, schedule=schedule)
+        said = str(stages.settings_of(self._spec, params)["training"]["precision"])
+        if said == "auto":
+            speeds = self._decisions.decided("precision", lambda: precision.measure("cpu"))
+            said = precision.choose(said, speeds, "cpu")
+        return stages.plan(
+            self._spec, params, start=self._start_name, schedule=schedule, precision=said
+        )
 
     def _do_cost(self, request: Mapping[str, Any]) -> Any:
         chain = from_json(StageChain, request["chain"])
