@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import queue
@@ -11,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from autoglm.contracts.task import TextScore
 from autoglm.errors import CancelledError, ModelError, TrainingError, from_document
 from autoglm.modeling.backbone_ref import resolve_backbone
 from autoglm.modeling.backbones.own import OWN
+from autoglm.modeling.backbones.weights_file import sha256
 from autoglm.observability.logging import get_logger
 
 OnEvent = Callable[[Mapping[str, Any]], None]
@@ -255,19 +254,7 @@ def _weights_stamp(folder: Path) -> str:
     manifest = folder / "manifest.json"
     if manifest.is_file():
         return str(json.loads(manifest.read_text())["files"]["model.safetensors"])
-    return str([(path.name, _sha256(path)) for path in sorted(folder.glob("*.safetensors"))])
-
-
-def _sha256(path: Path) -> str:
-    """Read once per state of the file, as far as its time and size tell states apart."""
-    facts = path.stat()
-    return _sha256_at(path, facts.st_mtime_ns, facts.st_size)
-
-
-@lru_cache(maxsize=64)
-def _sha256_at(path: Path, _changed_at: int, _size: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return str([(path.name, sha256(path)) for path in sorted(folder.glob("*.safetensors"))])
 
 
 def _incompatible(start: Path | None, backbone: Path, spec: RunSpec, *, needs_labels: bool) -> str:
