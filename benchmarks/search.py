@@ -31,10 +31,8 @@ SPACE = (
 )
 # How our side searches; everything else is the product's default.
 OURS = {
-    "search.scheduler": "asha",
-    "search.reduction_factor": "4",
     "search.trials": "24",
-    "search.until_gain": "0.005",
+    "search.cpu_budget": "180s",
     "search.budget": "4h",
 }
 TARGETS = {"plain": 15.0, "best": 6.0}
