@@ -4,8 +4,9 @@
 [--threads 2] [--json]`: 1,980 training and 220 validation rows per data set and seed, one space,
 both pick by validation accuracy, both from cold. Ours is a project of its own and its study, until
 that ends by itself: CPU-seconds of both processes from the moment that the worker has loaded its
-libraries, as the peer's are counted inside its trials. The peer's full runs take hours: they lie in
-FOLDER as JSON (`peer_search_SET_MODE[_SEED].json`, made by `search_hf_optuna.py`).
+libraries, as the peer's are counted inside its trials (which also score the test rows, ours do
+not). Nothing of the peer is repeated here to calibrate the machine yet. The peer's full runs take
+hours: they lie in FOLDER as JSON (`peer_search_SET_MODE[_SEED].json`, by `search_hf_optuna.py`).
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def child(part: str, folder: Path, threads: int, said: dict[str, str]) -> dict[s
     from autoglm.cli.commands import app as commands
     from autoglm.loop import stations
     from autoglm.loop.app import App
+    from autoglm.loop.run_to_candidate import search
     from autoglm.project import Project
+    from autoglm.settings import from_snapshot
 
     name, seed = part.rsplit(".", 1)
     with tempfile.TemporaryDirectory() as place:
@@ -88,15 +91,14 @@ def child(part: str, folder: Path, threads: int, said: dict[str, str]) -> dict[s
         with project.own("benchmark"):
             app = App(project=project)
             try:
-                stations._spec(app)  # rows are in the table before the clock starts
+                spec = stations._spec(app)  # rows are in the table before the clock starts
                 worker = psutil.Process(app.trainer()._process.pid)
                 _wait_until_idle(worker)
                 before, own, wall = _cpu(worker), time.process_time(), time.monotonic()
-                app_close, app.close_trainer = app.close_trainer, lambda: None  # type: ignore[method-assign]
-                found = stations.search(app)
+                # Not the station: it ends the worker, whose seconds would be gone.
+                found = search(spec, from_snapshot(spec.config), app)
                 spent = _cpu(worker) - before + time.process_time() - own
                 wall = time.monotonic() - wall
-                app.close_trainer = app_close  # type: ignore[method-assign]
                 report = _tested(app, found, Path(place) / "picked")
             finally:
                 app.close()

@@ -36,7 +36,7 @@ from torch import Tensor
 from autoglm.observability.logging import get_logger
 from autoglm.reuse.keys import ROW_KEY_BYTES
 
-# Tokens of one block: from here on longer ones gain little (docs/search.md).
+# Tokens of one block: enough for the matmuls, and few changed rows do not fill up many of them.
 BLOCK_TOKENS = 256
 SEGMENT_BYTES = 2**26
 ABOUT, LOCK = "about.json", ".lock"

@@ -61,7 +61,9 @@ def cost_of(
     once = 0
     if num_frozen:
         hidden = int(model.backbone.config.hidden_size)
-        reason = "its layers cannot be cut apart" if not can_cut(model.backbone) else ""
+        reason = "images are not kept" if data.are_images else ""
+        if not can_cut(model.backbone):
+            reason = "its layers cannot be cut apart"
         reason = reason or cache.why_too_large(every, hidden)
         if reason:
             per_epoch += FORWARD * below * every
