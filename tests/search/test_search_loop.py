@@ -11,23 +11,19 @@ from typing import Any
 import optuna
 import pytest
 
-from autoglm.clock import SteeredClock
 from autoglm.contracts.stage_chain import Progress, StageChain
-from autoglm.contracts.trial import StudyResult, Trial
+from autoglm.contracts.trial import Trial
 from autoglm.errors import FencedError, PluginError, SearchError, StorageError, TrainingError
 from autoglm.plugins import registry
 from autoglm.search import journal, samplers
-from autoglm.search.config import SearchConfig
 from autoglm.search.report import report_of
 from autoglm.search.results import Objective, pareto
-from autoglm.search.space import read_space
 from autoglm.search.stopping import expected_gain
-from autoglm.search.study import Study
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
-from search.numeric_runner import KEYS, STEPS, NumericRunner, value_of
+from search.numeric_runner import STEPS, NumericRunner, value_of
+from search.studies import LR, opened, run
 
-LR = {"lr": {"uniform": [0.0, 1.0]}}
 FINITE = {"lr": {"choice": [0.1, 0.3, 0.5]}, "epochs": {"randint": [1, 3]}}
 
 
@@ -39,24 +35,6 @@ def log(tmp_path: Path) -> EventLog:
 @pytest.fixture
 def runner(tmp_path: Path) -> NumericRunner:
     return NumericRunner(tmp_path / "stages")
-
-
-def run(log: EventLog, runner: Any, *, name: str = "run-1", **config: Any) -> StudyResult:
-    return opened(log, runner, name=name, **config).run(threading.Event())
-
-
-def opened(log: EventLog, runner: Any, *, name: str = "run-1", **config: Any) -> Study:
-    space = config.setdefault("space", LR)
-    named = {
-        key: config.pop(key) for key in ("maximize", "metric", "clock", "fulfils") if key in config
-    }
-    objectives = config.pop("sought", ())
-    return Study(
-        project="p", name=name, config=SearchConfig(**config), seed=1, defaults={},
-        dimensions=read_space(space, KEYS), objectives=objectives, runner=runner, log=log,
-        on_event=lambda _event: None,
-        **{"metric": "accuracy", "clock": SteeredClock(), **named},
-    )  # fmt: skip
 
 
 def epochs_of(trial: Trial) -> int:

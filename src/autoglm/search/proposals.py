@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from autoglm.contracts.record import digest
 from autoglm.errors import SearchError
 from autoglm.search.constraints import Constraint, violations
+from autoglm.search.first_points import first_points
 from autoglm.search.space import Dimension, assignments
 from autoglm.search.spellings import refused
-from autoglm.search.standing import PARAMS
+from autoglm.search.standing import HAS_ROOM, PARAMS
 
 if TYPE_CHECKING:
     import optuna
@@ -106,13 +107,17 @@ class Proposals:
         asked = {d.key: d.point(told[d.key]) for d in self.dimensions if d.key in told}
         return {**self.fixed, **asked}
 
-    def first(self) -> dict[str, Any]:
-        """The project's own values as far as they lie in the space, as Optuna takes them."""
-        return {
-            d.key: d.told(self.own[d.key])
-            for d in self.dimensions
-            if d.key in self.own and d.holds(self.own[d.key])
-        }
+    def enqueue_first(self, study: optuna.Study) -> None:
+        """The project's own values, and what reaches furthest, for which room is kept."""
+        told_of = {dimension.key: dimension.told for dimension in self.dimensions}
+        own, reach = (
+            {key: told_of[key](value) for key, value in point.items()}
+            for point in first_points(self.dimensions, self.own)
+        )
+        if own:
+            study.enqueue_trial(own)
+        if reach:
+            study.enqueue_trial(reach, {HAS_ROOM: True})
 
     def num_points(self) -> int | None:
         """How many different trials there can be; None when they are too many to count.

@@ -17,7 +17,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from autoglm.contracts.record import digest
 from autoglm.search.config import SearchConfig
@@ -29,6 +29,8 @@ MEDIAN_TRIALS = 4
 
 
 class Scheduler(Protocol):
+    pauses: ClassVar[bool]
+
     def rungs(self, number: int, num_stages: int) -> tuple[int, ...]:
         """The stages at whose end trial `number` is judged; the last is its end."""
         ...
@@ -43,6 +45,8 @@ class Scheduler(Protocol):
 
 
 class ToTheEnd:
+    pauses: ClassVar[bool] = False
+
     def rungs(self, number: int, num_stages: int) -> tuple[int, ...]:
         return (num_stages,)
 
@@ -73,6 +77,8 @@ class Asha:
     """With `seed` the trials are dealt into Hyperband's brackets: bracket b begins b rungs later,
     and gets as many of the trials as equal compute for each bracket buys.
     """
+
+    pauses: ClassVar[bool] = True
 
     reduction_factor: int
     min_stages: int

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
 
 # What the journal keeps of a trial beside what Optuna keeps.
 PARAMS, COST, CURVE, PROMOTED, KEEPS = "params", "cost", "curve", "promoted", "keeps"
+HAS_ROOM = "has_room"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
     """`scores`: stage → value at its end, higher is better. `target`: the stage to which the trial
     may go; a `paused` one has reached it. `keeps`: what was measured keeps the constraints.
-    `cost`: expected CPU-seconds, asked before it began.
+    `cost`: expected CPU-seconds, asked before it began. `has_room`: the budget keeps room for it.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Standing:
     cpu_seconds: float
     saved: Mapping[str, float]
     keeps: bool = True
+    has_room: bool = False
 
     @property
     def reached(self) -> int:
@@ -76,6 +78,7 @@ def standing_of(trial: FrozenTrial, sign: int) -> Standing | None:
         cpu_seconds=float(attrs.get("cpu_seconds", 0.0)),
         saved=attrs.get("saved", {}),
         keeps=bool(attrs.get(KEEPS, True)),
+        has_room=bool(attrs.get(HAS_ROOM, False)),
     )
 
 

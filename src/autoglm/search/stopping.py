@@ -30,6 +30,10 @@ class CancelOrDeadline(threading.Event):
     def is_late(self) -> bool:
         return self._clock.monotonic() >= self._deadline
 
+    @property
+    def seconds_left(self) -> float:
+        return self._deadline - self._clock.monotonic()
+
     def is_set(self) -> bool:
         return self.is_cancelled or (self.is_armed and self.is_late)
 

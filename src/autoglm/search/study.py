@@ -34,6 +34,7 @@ from autoglm.errors import (
 )
 from autoglm.observability.logging import get_logger
 from autoglm.plugins.kinds import TrialRunner
+from autoglm.search.affordable import MOST_TOO_DEAR, next_affordable, tighter_budget
 from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import Constraint
 from autoglm.search.proposals import Proposals
@@ -144,15 +145,17 @@ class Study:
                 raise CancelledError("the search was stopped.", next_step="It can be resumed.")
             if all_failed(standings):
                 return reason or done
-            each = self._next(standings, reason, limit)
+            each = self._next(standings, stop, reason, limit)
             if each is None:
-                return reason or done
+                return reason or self._too_dear(stop) or done
             if each.state == "half_asked":
                 self._ask_rest(each)
             else:
                 self._advance(each, stop, to_the_end=bool(reason))
 
-    def _next(self, standings: Sequence[Standing], reason: str, limit: int) -> Standing | None:
+    def _next(
+        self, standings: Sequence[Standing], stop: CancelOrDeadline, reason: str, limit: int
+    ) -> Standing | None:
         """The trial to be trained now; None when there is nothing more to do."""
         going_on = [each for each in standings if each.state == "going_on"]
         paused = [each for each in standings if each.state == "paused"]
@@ -167,14 +170,39 @@ class Study:
             return (half_asked + going_on)[0]
         if resumed := self._scheduler.promoted(standings):
             return resumed
-        asked = [each for each in standings if each.state == "asked"]
-        if not asked and len(standings) < limit:
-            asked = self._ask(limit - len(standings))
-        if asked:
-            return min(asked, key=lambda each: (each.cost, each.number))
+        if (new := self._new(standings, stop, limit)) is not None:
+            return new
         # What is served was trained to its end: the best of the paused is, while it is the best.
         winner = winner_of(paused + complete)
         return winner if winner is not None and winner.state == "paused" else None
+
+    def _new(
+        self, standings: Sequence[Standing], stop: CancelOrDeadline, limit: int
+    ) -> Standing | None:
+        """An asked trial that can be paid for; the sampler is asked on until one can."""
+        others = [each for each in standings if each.state != "asked"]
+        asked = [each for each in standings if each.state == "asked"]
+        while True:
+            found = self._affordable(asked, others, stop)
+            room = min(limit - len(others) - len(asked), MOST_TOO_DEAR - len(asked))
+            if found is not None or room < 1:
+                return found
+            asked += self._ask(limit - len(others) - len(asked))
+
+    def _affordable(
+        self, asked: Sequence[Standing], others: Sequence[Standing], stop: CancelOrDeadline
+    ) -> Standing | None:
+        if self._scheduler.pauses:  # what it has come to when the budget ends is not lost
+            return min(asked, key=lambda each: (each.cost, each.number), default=None)
+        return next_affordable(asked, others, self._config, seconds_left=stop.seconds_left)
+
+    def _too_dear(self, stop: CancelOrDeadline) -> str:
+        """The budget that pays for none of the asked trials; empty when none is asked."""
+        standings = self._standings()
+        if not any(each.state == "asked" for each in standings):
+            return ""
+        which, _left = tighter_budget(standings, self._config, seconds_left=stop.seconds_left)
+        return which
 
     def _ask(self, most: int) -> list[Standing]:
         """The next trials: several at once before the sampler has learnt anything, with what they
@@ -188,8 +216,7 @@ class Study:
                 trial, params = self._proposals.next(self._study, self._samplers.of)
                 trial.set_user_attr(PARAMS, params)
                 numbers.add(trial.number)
-                if num > 1:
-                    trial.set_user_attr(COST, self._cost(trial.number, params))
+                trial.set_user_attr(COST, self._cost(trial.number, params))
         return [each for each in self._standings() if each.number in numbers]
 
     def _cost(self, number: int, params: Mapping[str, Any]) -> float:
@@ -378,9 +405,7 @@ class Study:
             self._same()
             if self._storage.recorded(self._study._study_id):
                 return
-            first = self._proposals.first()
-            if first:
-                self._study.enqueue_trial(first)
+            self._proposals.enqueue_first(self._study)
             if self._config.warm_start:
                 found = hints(self._log, self._name, self._asks(), num_trials=self._config.trials)
                 for hint in found:

@@ -1,0 +1,66 @@
+"""Which of the asked trials is trained next, and which the rest of the budget no longer pays for.
+
+A trial that its budget cuts off has cost all and told nothing, so it is not begun. One asked trial
+may be kept room for: the one that learns with most of the model, for longest, which is where many a
+study ends and which one that begins with what is cheap would not reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from autoglm.search.config import SearchConfig
+from autoglm.search.standing import Standing
+
+# After so many asked trials that the budget does not pay for, no cheaper one is waited for.
+MOST_TOO_DEAR = 8
+# What is expected comes from a tenth of a second's measurement; trials tell how far off it is. One
+# that began with loading a model, or whose states were stored, tells little: hence the bounds.
+LEAST = {"cpu_budget": 0.5, "budget": 0.05}  # several threads use less wall time than CPU time
+MOST = 4.0
+
+Budget = Literal["budget", "cpu_budget"]
+
+
+def next_affordable(
+    asked: Sequence[Standing],
+    others: Sequence[Standing],
+    config: SearchConfig,
+    *,
+    seconds_left: float,
+) -> Standing | None:
+    """The cheapest of `asked` that leaves room for the kept one, then that; None when none fits.
+
+    `seconds_left` of wall time. Before any value is there, the cheapest is taken whatever it costs.
+    """
+    cheapest_first = sorted(asked, key=lambda each: (each.cost, each.number))
+    if not cheapest_first or not any(each.state == "complete" for each in others):
+        return cheapest_first[0] if cheapest_first else None
+    _which, most = tighter_budget(others, config, seconds_left=seconds_left)
+    kept = next((each for each in asked if each.has_room and each.cost <= most), None)
+    for each in cheapest_first:
+        beside = 0.0 if kept is None or each is kept else kept.cost
+        if each.cost + beside <= most:
+            return each
+    return kept
+
+
+def tighter_budget(
+    others: Sequence[Standing], config: SearchConfig, *, seconds_left: float
+) -> tuple[Budget, float]:
+    """The budget that has less left, and how much expected cost that pays for."""
+    told = [each for each in others if each.state == "complete" and each.cost]
+    cost = sum(each.cost for each in told)
+    left: dict[Budget, float] = {"budget": seconds_left}
+    paid: dict[Budget, float] = {"budget": sum(each.seconds for each in told)}
+    if config.cpu_budget is not None:
+        spent = sum(each.cpu_seconds for each in others)
+        left["cpu_budget"] = config.cpu_budget.total_seconds() - spent
+        paid["cpu_budget"] = sum(each.cpu_seconds for each in told)
+    pays_for: dict[Budget, float] = {}
+    for name, rest in left.items():
+        factor = min(max(paid[name] / cost, LEAST[name]), MOST) if cost else 1.0
+        pays_for[name] = rest / factor
+    which = min(pays_for, key=lambda name: pays_for[name])
+    return which, pays_for[which]

@@ -1,0 +1,69 @@
+"""What a study tries before its sampler has learnt anything.
+
+1. The project's own values: numbers outside the space are moved to its nearest point.
+2. The reach: the same with as many layers learning, and for as many epochs, as the space allows. A
+   study that begins with what is cheap comes there last or never, and it is where most end up. With
+   more layers learning each wants a smaller rate: own · sqrt(own layers / most layers), which is a
+   rule of thumb; the sampler finds out what it is worth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autoglm.search.space import Dimension
+
+LAYERS, EPOCHS, LR = "training.trainable_layers", "training.epochs", "training.lr"
+
+
+def first_points(
+    dimensions: Sequence[Dimension], own: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two points by key; a dimension in which the project's own value has no place is left to
+    the sampler. The second is empty where it does not differ from the first.
+    """
+    near = {d.key: nearest(d, own[d.key]) for d in dimensions if d.key in own}
+    first = {key: point for key, point in near.items() if point is not None}
+    reach = dict(first)
+    for dimension in dimensions:
+        if dimension.key in {LAYERS, EPOCHS} and _is_number(most := _most(dimension)):
+            reach[dimension.key] = most
+    if reach == first:
+        return first, {}
+    layers, most_layers = own.get(LAYERS), reach.get(LAYERS)
+    rate = next((d for d in dimensions if d.key == LR), None)
+    if rate is not None and LR in first and layers and most_layers:
+        smaller = first[LR] * math.sqrt(layers / most_layers)
+        reach[LR] = nearest(rate, min(smaller, first[LR]))
+    return first, reach
+
+
+def nearest(dimension: Dimension, value: Any) -> Any:
+    """The point next to `value`, of two equally near ones the higher; None where `value` is no
+    number and no point.
+    """
+    if dimension.holds(value):
+        return value
+    if not _is_number(value):
+        return None
+    points = dimension.points()
+    if points is not None:
+        numbers = [point for point in points if _is_number(point)]
+        return min(numbers, key=lambda point: (abs(point - value), -point), default=None)
+    inside = min(max(value, dimension.low), dimension.high)
+    if dimension.step:
+        return dimension.point(inside)
+    return round(inside) if dimension.is_whole else inside
+
+
+def _most(dimension: Dimension) -> Any:
+    points = dimension.points()
+    if points is None:
+        return dimension.last() if dimension.step else dimension.high
+    return max((point for point in points if _is_number(point)), default=None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,179 @@
+"""What a study begins with, and that it begins nothing its budget does not pay for."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoglm.clock import SteeredClock
+from autoglm.search.first_points import first_points, nearest
+from autoglm.search.space import read_space
+from autoglm.state.engine import open_state
+from autoglm.state.event_log import EventLog
+from search.numeric_runner import STEPS, NumericRunner
+from search.studies import run
+
+LAYERS, EPOCHS, LR = "training.trainable_layers", "training.epochs", "training.lr"
+SPACE = {
+    "lr": {"loguniform": [1e-5, 1e-3]},
+    "trainable_layers": {"choice": [0, 1, 2, 6]},
+    "epochs": {"choice": [1, 2, 4]},
+    "optimizer": {"choice": ["adamw", "muon"]},
+}
+OWN: dict[str, Any] = {LR: 2e-4, LAYERS: 2, EPOCHS: 3, "training.optimizer": "lion"}
+LONG = {"lr": {"uniform": [0.0, 1.0]}, "epochs": {"choice": [1, 2, 9]}}
+SHORT = {LR: 0.4, EPOCHS: 1}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EventLog:
+    return EventLog(open_state(tmp_path / "state.db"))
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> NumericRunner:
+    return NumericRunner(tmp_path / "stages")
+
+
+def points(space: dict[str, Any], own: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    keys = [LR, LAYERS, EPOCHS, "training.optimizer"]
+    return first_points(read_space(space, keys), own)
+
+
+def test_the_first_point_is_the_projects_own_with_numbers_moved_into_the_space() -> None:
+    first, _reach = points(SPACE, OWN)
+    assert first == {
+        LR: 2e-4,
+        LAYERS: 2,
+        EPOCHS: 4,
+    }  # 3 lies between: the higher; no such optimizer
+    assert points({"lr": {"uniform": [1e-3, 1e-2]}}, {LR: 2e-4}) == ({LR: 1e-3}, {})
+
+
+def test_the_second_point_reaches_furthest_at_a_smaller_rate() -> None:
+    first, reach = points(SPACE, OWN)
+    assert reach == {**first, LAYERS: 6, LR: pytest.approx(2e-4 / math.sqrt(3))}
+    assert points(SPACE, {**OWN, LAYERS: 6})[1] == {}  # nothing reaches further
+    _first, reach = points({**SPACE, "lr": {"uniform": [1.8e-4, 1e-3]}}, OWN)
+    assert reach[LR] == 1.8e-4
+    assert LR not in points({"trainable_layers": SPACE["trainable_layers"]}, OWN)[1]
+    head_only = {LR: 2e-4, LAYERS: 0, EPOCHS: 4}
+    assert points(SPACE, head_only)[1] == {**head_only, LAYERS: 6}
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "point"),
+    [
+        ({"quniform": [0.0, 1.0, 0.25]}, 0.9, 1.0),
+        ({"quniform": [0.0, 1.0, 0.25]}, 7, 1.0),
+        ({"uniform": [0.1, 0.5]}, 0.0, 0.1),
+        ({"choice": [1.0, 2.0]}, 1.5, 2.0),
+        ({"choice": ["a", True]}, 0.15, None),
+        ({"uniform": [0.1, 0.5]}, "much", None),
+        ({"uniform": [0.1, 0.5]}, True, None),
+    ],
+)
+def test_the_nearest_point_of_a_dimension(space: dict[str, Any], value: Any, point: Any) -> None:
+    (dimension,) = read_space({"lr": space}, [LR])
+    assert nearest(dimension, value) == point
+
+
+def test_cheap_trials_leave_room_for_the_one_that_reaches_furthest(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    cpu_budget = timedelta(seconds=15 * STEPS)
+    result = run(log, runner, trials=50, space=LONG, defaults=SHORT, cpu_budget=cpu_budget)
+    epochs = [stage for _lr, stage in runner.advanced]
+    assert epochs.count(9) == 1
+    assert epochs[: epochs.index(9)] == sorted(epochs[: epochs.index(9)])
+    assert epochs.index(9) > 2
+    assert 10 * STEPS < result.cpu_seconds <= 15 * STEPS
+    assert result.stopped_by == "cpu_budget"
+
+
+def test_without_a_bound_all_are_tried_cheapest_first(log: EventLog, runner: NumericRunner) -> None:
+    result = run(log, runner, trials=8, space=LONG, defaults=SHORT)
+    epochs = [stage for _lr, stage in runner.advanced]
+    assert epochs[:6] == sorted(epochs[:6])
+    assert 9 in epochs[:6]
+    assert (result.stopped_by, len(result.trials)) == ("trials", 8)
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 5, 9, 12, 30])
+def test_no_trial_is_begun_that_the_budget_does_not_pay_for(
+    log: EventLog, runner: NumericRunner, num_epochs: int
+) -> None:
+    cpu_budget = timedelta(seconds=num_epochs * STEPS)
+    result = run(log, runner, trials=50, space=LONG, defaults=SHORT, cpu_budget=cpu_budget)
+    assert 0 < result.cpu_seconds <= cpu_budget.total_seconds()
+    assert all(trial.state == "complete" for trial in result.trials)
+    assert result.stopped_by == "cpu_budget"
+
+
+def test_the_first_trial_is_run_whatever_the_budget(log: EventLog, runner: NumericRunner) -> None:
+    result = run(log, runner, trials=50, cpu_budget=timedelta(seconds=1))
+    assert (len(result.trials), result.stopped_by) == (1, "cpu_budget")
+
+
+def test_wall_time_that_is_left_is_held_against_what_trials_have_taken(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    clock = SteeredClock()
+    runner.step = lambda: clock.advance(2)  # for one CPU-second expected
+    budget = timedelta(seconds=40 * STEPS)
+    cut_off: list[Any] = []
+    result = run(
+        log, runner, trials=50, space=LONG, defaults=SHORT, budget=budget, clock=clock,
+        on_event=lambda event: cut_off.append(event) if event["kind"] == "trial_cut_off" else None,
+    )  # fmt: skip
+    assert result.stopped_by == "budget"
+    assert not cut_off
+    assert 30 * STEPS < result.seconds <= 40 * STEPS
+    assert 9 in [stage for _lr, stage in runner.advanced]
+
+
+def test_a_killed_study_begins_no_more_than_its_budget_pays_for(
+    log: EventLog, tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def study(name: str, runner: NumericRunner) -> Any:
+        return run(
+            log, runner, name=name, trials=50, space=LONG, defaults=SHORT, warm_start=False,
+            cpu_budget=timedelta(seconds=20 * STEPS),
+        )  # fmt: skip
+
+    whole = study("whole", NumericRunner(tmp_path / "whole"))
+    killed = NumericRunner(tmp_path / "killed")
+    num_steps = 0
+
+    def step() -> None:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps in {4, 20, 41}:
+            raise Killed
+
+    killed.step = step
+    for _ in range(3):
+        with pytest.raises(Killed):
+            study("killed", killed)
+    result = study("killed", killed)
+    assert result.stopped_by == whole.stopped_by == "cpu_budget"
+    assert all(trial.state == "complete" for trial in result.trials)
+    assert whole.cpu_seconds - 9 * STEPS < result.cpu_seconds <= 20 * STEPS
+    first = [trial.params for trial in whole.trials if trial.number < 6]
+    assert [trial.params for trial in result.trials if trial.number < 6] == first
+
+
+def test_trials_that_pause_are_begun_while_any_of_the_budget_is_left(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    cpu_budget = timedelta(seconds=12 * STEPS)
+    result = run(log, runner, trials=50, cpu_budget=cpu_budget, scheduler="asha")
+    assert result.stopped_by == "cpu_budget"
+    assert result.best.value
