@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from autoglm.errors import TrainingError
 from autoglm.modeling.adapters import load_trained
+from autoglm.modeling.attention import packed
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.training import memory, precision
 from autoglm.training.decisions import Decisions
@@ -56,6 +59,28 @@ def test_a_half_format_is_chosen_where_it_is_worth_it_and_refused_with_the_figur
     measured = precision.measure("cpu")
     assert set(measured) == {"bf16", "fp16"}
     assert all(speed > 0 for speed in measured.values())
+
+
+def test_attention_computes_in_fp32_where_a_cpu_trains_in_a_half_format() -> None:
+    """Its flash kernel for bf16 goes backward ten times slower on a CPU."""
+    seen: set[torch.dtype] = set()
+
+    def looks(module: Any, query: Any, key: Any, value: Any, mask: Any, **more: Any) -> Any:
+        seen.update(x.dtype for x in (query, key, value))
+        return sdpa_attention_forward(module, query, key, value, mask, **more)
+
+    AttentionInterface.register("looks", looks)
+    attend = AttentionInterface()[packed.register("looks")]
+    packed.pack_as(packed.lay_out([5, 3]))
+    states = torch.randn(1, 2, 8, 4, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = states @ torch.eye(4)
+        out, _ = attend(torch.nn.Module(), half, half, half, None)
+    out.sum().backward()
+    assert half.dtype == torch.bfloat16
+    assert seen == {torch.float32}
+    assert states.grad is not None
+    assert states.grad.isfinite().all()
 
 
 def test_what_was_measured_once_is_read_ever_after(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ are gathered into padded blocks of like length, the chosen attention is called w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,21 +164,36 @@ def _packing(inner: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Te
         is_causal = bool(kwargs.pop("is_causal", None) or getattr(module, "is_causal", False))
         window = kwargs.get("sliding_window") or None
         sizes = [block.num_tokens for block in layout.blocks]
-        # Squeeze and split: the gradient of an index is a copy of the whole.
-        tokens = [torch.split(x.squeeze(0).transpose(0, 1), sizes) for x in (query, key, value)]
         outputs = []
-        for number, block in enumerate(layout.blocks):
-            mask = layout.mask(number, is_causal=is_causal, window=window)
-            parts = [_rows(x[number], block) for x in tokens]
-            out, _ = inner(module, *parts, mask, is_causal=False, **kwargs)
-            flat = out.flatten(0, 1)
-            if block.keep is not None:
-                flat = _Kept.apply(flat, block.keep)  # type: ignore[no-untyped-call]
-            outputs.append(flat)
+        with _in_fp32_on_cpu(query.device.type) as cast:
+            # Squeeze and split: the gradient of an index is a copy of the whole.
+            tokens = [
+                torch.split(cast(x.squeeze(0).transpose(0, 1)), sizes) for x in (query, key, value)
+            ]
+            for number, block in enumerate(layout.blocks):
+                mask = layout.mask(number, is_causal=is_causal, window=window)
+                parts = [_rows(x[number], block) for x in tokens]
+                out, _ = inner(module, *parts, mask, is_causal=False, **kwargs)
+                flat = out.flatten(0, 1)
+                if block.keep is not None:
+                    flat = _Kept.apply(flat, block.keep)  # type: ignore[no-untyped-call]
+                outputs.append(flat)
         whole = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return whole[None], None
 
     return attend
+
+
+@contextmanager
+def _in_fp32_on_cpu(device: str) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Attention in fp32 where a CPU trains in a half format: its flash kernel goes backward ten
+    times slower there, which is more than all linear layers gain.
+    """
+    if device != "cpu" or not torch.is_autocast_enabled("cpu"):
+        yield lambda x: x
+        return
+    with torch.autocast("cpu", enabled=False):
+        yield Tensor.float
 
 
 def _rows(own: Tensor, block: Block) -> Tensor:
