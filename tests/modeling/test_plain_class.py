@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ from transformers import (
 from autoglm.modeling.auto_model import load_model
 from autoglm.modeling.export import export_folder
 from autoglm.modeling.images import PREPROCESSOR
+from autoglm.modeling.surgery.config import StructureConfig
+from autoglm.modeling.surgery.edit import edit
 from training import toy
 
 SMALL = {
@@ -47,6 +50,7 @@ BACKBONES: dict[str, Any] = {
     ),
 }  # fmt: skip
 LABELS = ("a", "b", "c")
+TOKENIZER = "tokenizer.json"
 PLAIN, CODE = "transformers", "transformers+code"
 
 
@@ -153,3 +157,33 @@ def test_a_plain_folder_needs_no_code_of_ours(
     assert float(apart[0].max()) < 1e-4
     if pooling == "last":
         assert float(apart[1].max()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_heads_that_a_config_cannot_say_are_carried_by_the_folders_code(
+    tmp_path: Path, kind: str
+) -> None:
+    model = toy.model(pooling="none", config=BACKBONES[kind])
+    model.backbone = edit(model.backbone, StructureConfig(num_heads=1), sample=[[5, 6, 7, 8]])
+    model.config.backbone_config = model.backbone.config.to_diff_dict()
+    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / TOKENIZER))
+    done = export_folder(
+        model, tmp_path, tmp_path / "out", labels=LABELS, max_length=30, pad_id=0, inputs=[]
+    )
+    assert done.opens_with == CODE
+    script = (
+        "import json, sys, torch\n"
+        "sys.modules['autoglm'] = None\n"
+        "from transformers import AutoModelForTokenClassification as A\n"
+        "model = A.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
+        "print(json.dumps(model(input_ids=torch.tensor([[5, 6, 7]])).logits.tolist()))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, done.folder], capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    with torch.no_grad():
+        wanted = model(input_ids=torch.tensor([[5, 6, 7]])).logits
+    found = torch.tensor(json.loads(ran.stdout.splitlines()[-1]))
+    assert float((found - wanted).abs().max()) < 1e-4

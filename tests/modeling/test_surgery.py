@@ -27,6 +27,7 @@ from autoglm.errors import ModelError
 from autoglm.modeling.backbone_ref import resolve_backbone
 from autoglm.modeling.backbones.own_models import AutoGLMConvConfig, AutoGLMRecurrentConfig
 from autoglm.modeling.body import Body
+from autoglm.modeling.modeling_autoglm import set_heads
 from autoglm.modeling.surgery import importance
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.modeling.surgery.edit import edit, needs_code
@@ -101,8 +102,6 @@ def states(backbone: Any, ids: Tensor = IDS) -> Tensor:
 
 
 def sizes(name: str, said: dict[str, Any]) -> StructureConfig:
-    if name in TIED and "num_heads" in said:
-        pytest.skip("its config has no head size of its own")
     if name == "llama" and said.get("hidden_size") == 24:
         said = {**said, "hidden_size": 16}
     return StructureConfig(**said)
@@ -111,12 +110,13 @@ def sizes(name: str, said: dict[str, Any]) -> StructureConfig:
 def opened_again(backbone: Any) -> Any:
     plain = type(backbone.config).from_dict(backbone.config.to_dict())
     again = AutoModel.from_config(plain, attn_implementation="sdpa").eval()
+    set_heads(again)
     again.load_state_dict(backbone.state_dict(), strict=True)
     return again
 
 
 @pytest.mark.parametrize("what", GROWN)
-def test_growing_keeps_the_function_and_the_class(name: str, what: str) -> None:
+def test_growing_keeps_the_function(name: str, what: str) -> None:
     backbone = made(name)
     wanted = states(backbone)
     structure = sizes(name, GROWN[what])
@@ -131,14 +131,15 @@ def test_growing_keeps_the_function_and_the_class(name: str, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", PRUNED)
-def test_a_pruned_backbone_is_smaller_and_opens_plainly(name: str, what: str) -> None:
+def test_a_pruned_backbone_is_smaller_and_says_what_opens_it(name: str, what: str) -> None:
     backbone, structure = made(name), sizes(name, PRUNED[what])
     pruned = edit(backbone, structure, sample=IDS.tolist())
     config = pruned.config
     assert config.num_hidden_layers == (structure.num_layers or len(structure.layers) or 4)
     assert config.intermediate_size == (structure.feed_forward or 48)
     assert config.hidden_size == (structure.hidden_size or 32)
-    assert needs_code(structure, backbone) == ""
+    reason = needs_code(structure, backbone)
+    assert ("no head size of its own" in reason) == (name in TIED and structure.num_heads > 0)
     assert torch.equal(states(opened_again(pruned)), states(pruned))
     assert Body(pruned, pad_id=int(config.pad_token_id)).why_padded == ""
 
@@ -149,15 +150,25 @@ def test_units_and_heads_that_add_nothing_are_the_ones_that_go(
 ) -> None:
     backbone = made(name)
     family = family_of(backbone)
-    has_heads = name not in TIED
     with torch.no_grad():
         for number, layer in enumerate(backbone.get_submodule(family.layers_path)):
             layer.get_submodule(family.feed_forward_out).weight[:, number % 3 :: 3] = 0
-            if has_heads:  # the group of two query heads, another one in each layer
-                start = 16 * (number % 2)
-                layer.get_submodule(family.attention_out).weight[:, start : start + 16] = 0
-    pruned = edit(backbone, StructureConfig(feed_forward=32, num_heads=2 * has_heads), sample=rows)
+            start = 16 * (number % 2)  # two query heads, a group where there are groups
+            layer.get_submodule(family.attention_out).weight[:, start : start + 16] = 0
+    pruned = edit(backbone, StructureConfig(feed_forward=32, num_heads=2), sample=rows)
     assert torch.allclose(states(pruned), states(backbone), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(TIED))
+def test_heads_alone_are_kept_through_further_edits(name: str) -> None:
+    fewer = edit(made(name), StructureConfig(num_heads=3), sample=IDS.tolist())
+    assert fewer.config.own_num_heads == 3
+    wider = edit(fewer, StructureConfig(feed_forward=96))
+    assert wider.config.own_num_heads == 3
+    assert torch.allclose(states(wider), states(fewer), rtol=1e-4, atol=1e-5)
+    as_before = edit(fewer, StructureConfig(num_heads=4))
+    assert as_before.config.own_num_heads == 0
+    assert torch.allclose(states(as_before), states(fewer), rtol=1e-4, atol=1e-5)
 
 
 def test_new_parts_learn_and_copies_part_ways() -> None:
@@ -190,7 +201,6 @@ def test_modernbert_keeps_each_layers_kind_of_attention() -> None:
     [
         ("bert", {"hidden_size": 20}, "multiple of the head size 8"),
         ("bert", {"hidden_size": 48}, "whole multiple of 32"),
-        ("bert", {"num_heads": 3}, "no head size of its own"),
         ("llama", {"num_heads": 3}, "share a key head"),
         ("llama", {"num_heads": 6}, "does not allow"),
         ("bert", {"layers": (0, 4)}, "0 to 3"),

@@ -27,6 +27,12 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 # `kind:name` → function, of what is neither ours nor transformers'. An export replaces this line.
 PARTS: dict[str, Any] = {}
 BUILT_IN_HEADS = ("linear", "mlp")
+# Linear layers of BERT-like and ModernBERT's attention whose outputs are heads, that many times one
+# behind the other; 0: whose inputs are.
+OWN_HEADS = {
+    "attention.self.query": 1, "attention.self.key": 1, "attention.self.value": 1,
+    "attention.output.dense": 0, "attn.Wqkv": 3, "attn.Wo": 0,
+}  # fmt: skip
 
 
 class AutoGLMConfig(PretrainedConfig):  # type: ignore[misc]
@@ -109,7 +115,30 @@ def make_backbone(model_type: str, settings: Mapping[str, Any], attention: str) 
         return own
     config = AutoConfig.for_model(model_type, **settings)
     made: nn.Module = AutoModel.from_config(config, attn_implementation=attention)
+    set_heads(made)
     return made
+
+
+def set_heads(backbone: Any) -> None:
+    """As many heads in each layer as `config.own_num_heads` says, with new weights.
+
+    For BERT-like backbones, whose classes take hidden / heads for the head size: there
+    `num_attention_heads` stays what gives that size, and their own class cannot open such weights.
+    """
+    config = backbone.config
+    count = getattr(config, "own_num_heads", 0)
+    if not count:
+        return
+    width = count * (config.hidden_size // config.num_attention_heads)
+    for name, module in list(backbone.named_modules()):
+        inner = next((key for key in OWN_HEADS if name.endswith(f".{key}")), "")
+        if not inner:
+            continue
+        blocks = OWN_HEADS[inner]
+        sizes = (config.hidden_size, width * blocks) if blocks else (width, config.hidden_size)
+        made = nn.Linear(*sizes, bias=module.bias is not None).to(module.weight)
+        parent, _, own = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), own, made)
 
 
 def use_attention(name: str, options: Mapping[str, Any]) -> str:

@@ -55,7 +55,8 @@ def as_plain_class(model: AutoGLMForSequenceClassification, labels: Sequence[str
     no place in the class, or a part of it is not transformers'.
     """
     has_unit = (model.config.output_scale, model.config.output_shift) != (1.0, 0.0)
-    if model.config.attention not in BUILT_IN or has_unit:
+    has_own_heads = getattr(model.backbone.config, "own_num_heads", 0)
+    if model.config.attention not in BUILT_IN or has_unit or has_own_heads:
         return None
     said = model.backbone.config.to_dict()
     said |= {

@@ -1,4 +1,4 @@
-"""One backbone in, one edited backbone out, that transformers' own class opens.
+"""One backbone in, one edited backbone out, that transformers' own class opens where it can.
 
 edit(backbone, structure, ...)      → a new backbone; the old one is left as it is
 needs_code(structure, backbone)     → why transformers' own class cannot open it, or ""
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModel
 from transformers.initialization import no_init_weights
 
+from autoglm.modeling.modeling_autoglm import set_heads
 from autoglm.modeling.surgery import layers, positions
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.modeling.surgery.families import Family, family_of, refused
@@ -82,13 +83,16 @@ def _resized(weights: dict[str, Tensor], family: Family, changes: Widths) -> dic
 def _config(backbone: Any, agreed: Plan, structure: StructureConfig, limit: int) -> Any:
     """The architecture's config of the result. Raises: ModelError with what it refuses."""
     old = backbone.config
+    tied = agreed.hidden // agreed.old.head_size
     said: dict[str, Any] = {
         "num_hidden_layers": len(agreed.layers),
         "intermediate_size": agreed.feed_forward,
-        "num_attention_heads": agreed.heads,
+        "num_attention_heads": tied if agreed.own_heads else agreed.heads,
         "hidden_size": agreed.hidden,
         "max_position_embeddings": limit + positions.first_row(backbone),
     }
+    if agreed.own_heads or hasattr(old, "own_num_heads"):
+        said["own_num_heads"] = agreed.own_heads
     if getattr(old, "num_key_value_heads", None):
         said["num_key_value_heads"] = agreed.heads // agreed.old.group
     if getattr(old, "layer_types", None):
@@ -107,6 +111,7 @@ def _open(backbone: Any, config: Any, weights: dict[str, Tensor]) -> Any:
     attention = backbone.config._attn_implementation
     with no_init_weights():  # every weight is loaded below
         made = AutoModel.from_config(config, attn_implementation=attention, dtype=backbone.dtype)
+        set_heads(made)
     if hasattr(made, "pooler") and backbone.pooler is None:
         made.pooler = None
     layers.fill_missing_norms(weights, made.state_dict())

@@ -39,6 +39,14 @@ class Plan:
     hidden: int
 
     @property
+    def own_heads(self) -> int:
+        """Heads that the architecture's config cannot say: it takes hidden / heads for the head
+        size. 0 where it can.
+        """
+        is_said = not self.old.is_tied or self.heads * self.old.head_size == self.hidden
+        return 0 if is_said else self.heads
+
+    @property
     def is_pruning(self) -> bool:
         """Whether units are chosen by importance."""
         old = self.old
@@ -51,11 +59,12 @@ class Plan:
 
 def sizes_of(config: Any) -> Sizes:
     own = getattr(config, "head_dim", None)
+    heads = getattr(config, "own_num_heads", 0) or config.num_attention_heads
     return Sizes(
         layers=config.num_hidden_layers,
         feed_forward=config.intermediate_size,
-        heads=config.num_attention_heads,
-        key_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        heads=heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_size=own or config.hidden_size // config.num_attention_heads,
         hidden=config.hidden_size,
         is_tied=own is None,
@@ -67,9 +76,6 @@ def plan(backbone: Any, structure: StructureConfig) -> Plan:
     family_of(backbone)
     old = sizes_of(backbone.config)
     hidden = _hidden(old, structure.hidden_size)
-    why = needs_code(structure, backbone)
-    if why:
-        raise refused(why, next_step="Set model.structure.hidden_size, which moves whole heads.")
     return Plan(
         old=old,
         layers=_layers(old, structure, str(backbone.config.model_type)),
@@ -80,19 +86,14 @@ def plan(backbone: Any, structure: StructureConfig) -> Plan:
 
 
 def needs_code(structure: StructureConfig, backbone: Any) -> str:
-    """Why transformers' own class cannot open the result; empty when it can.
-
-    Only heads where the config has no head size of its own would need code; `plan` refuses them.
-    """
-    old = sizes_of(backbone.config)
-    wanted = structure.num_heads
-    hidden = structure.hidden_size or old.hidden
-    if not wanted or not old.is_tied or wanted * old.head_size == hidden:
+    """Why transformers' own class cannot open the result; empty when it can."""
+    agreed = plan(backbone, structure)
+    if not agreed.own_heads:
         return ""
-    kind = backbone.config.model_type
     return (
-        f"num_heads {wanted}: the config of {kind!r} has no head size of its own, its heads are "
-        f"cut from the hidden width ({hidden} / {old.head_size} = {hidden // old.head_size} heads)"
+        f"{agreed.heads} heads: the config of {backbone.config.model_type!r} has no head size of"
+        f" its own, its heads are cut from the hidden width ({agreed.hidden} /"
+        f" {agreed.old.head_size} = {agreed.hidden // agreed.old.head_size} heads)"
     )
 
 
@@ -138,8 +139,8 @@ def _is_encoder(kind: str) -> bool:
 
 
 def _heads(old: Sizes, wanted: int, hidden: int) -> int:
-    if old.is_tied:
-        return hidden // old.head_size
+    if old.is_tied and hidden != old.hidden and old.heads * old.head_size == old.hidden:
+        return wanted or hidden // old.head_size  # the width moves whole heads
     wanted = wanted or old.heads
     if wanted % old.group:
         raise refused(
