@@ -82,7 +82,10 @@ class TrainingConfig:
     memory_budget: Annotated[
         Bytes, Ge(0), live("Resident memory that training may take; 0 = no limit.")
     ] = 0
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], live("Where training runs.")] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu"],
+        live("Where training runs. This version trains on the CPU, whatever else is there."),
+    ] = "auto"
     threads: Annotated[int, Ge(0), live("CPU threads; 0 = the cores there are.")] = 0
     seed: Annotated[
         int, Ge(0), live("Seed of the study; each trial draws from (seed, number).")
