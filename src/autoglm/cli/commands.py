@@ -9,7 +9,10 @@ import typer
 from autoglm import __version__
 from autoglm.cli import (
     config,
+    data,
     doctor,
+    explain,
+    gc,
     init,
     models,
     plugins,
@@ -52,6 +55,9 @@ app.command("predict")(predict.predict)
 app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
+app.command("explain")(explain.explain)
 app.add_typer(release.app, name="release")
+app.command("gc")(gc.gc)
 app.command("plugins")(plugins.plugins)
 app.add_typer(config.app, name="config")

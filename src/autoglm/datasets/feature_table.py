@@ -25,6 +25,7 @@ from autoglm.observability.logging import get_logger
 # Latency grows with the number of live files (16 ms → 84 ms over 1,000 commits).
 COMMITS_PER_COMPACTION = 100
 PINS = "_pins.json"
+STATS_COLUMNS = ("_version", "_partition", "_offset", "_committed_at")
 DEAD_COLUMNS = ("_key", "_raw", "_cause", "_code", "_partition", "_offset", "_trace")
 
 _before_commit = fail_points.declare(
@@ -153,7 +154,7 @@ class DeltaFeatureTable:
     def read(self, version: int | None = None, *, columns: Sequence[str] | None = None) -> pa.Table:
         """The latest row per `_key` at `version`, sorted by `_key`; deleted keys are left out.
 
-        Raises: DataError data.no_such_version.
+        Raises: DataError data.no_such_version, data.version_gone.
         """
         handle = self._at(version)
         if handle is None:
@@ -162,7 +163,16 @@ class DeltaFeatureTable:
         wanted = None if columns is None else [name for name in columns if name in known]
         order = ["_key", "_version", "_partition", "_offset"]
         needed = None if wanted is None else list(dict.fromkeys([*wanted, *order, "_op"]))
-        log = handle.to_pyarrow_dataset().to_table(columns=needed, filter=pc.field("_op") != "dead")
+        try:
+            dataset = handle.to_pyarrow_dataset()
+            log = dataset.to_table(columns=needed, filter=pc.field("_op") != "dead")
+        except FileNotFoundError as error:
+            raise DataError(
+                f"version {handle.version()} of {self.folder} is not kept any more: `autoglm gc`"
+                " deleted its files, since nobody had pinned it or a row was erased behind it.",
+                code="data.version_gone",
+                next_step="Take a newer version: `autoglm data versions`.",
+            ) from error
         if log.num_rows == 0:
             return log if wanted is None else log.select(wanted)
         sorted_rows = pc.sort_indices(log, sort_keys=[(name, "ascending") for name in order])
@@ -171,6 +181,16 @@ class DeltaFeatureTable:
         latest = log.take(sorted_rows.filter(is_last))
         latest = latest.filter(pc.equal(latest["_op"], "upsert"))
         return latest if wanted is None else latest.select(wanted)
+
+    def changes_of(self, keys: Sequence[str]) -> pa.Table:
+        """Every entry of the log under `keys`, dead letters too, in no order."""
+        handle = self._refreshed()
+        if handle is None:
+            return SYSTEM_SCHEMA.empty_table()
+        # The cast keeps pyarrow from comparing it with a file's own bounds, which deltalake gives
+        # in another type of text than the column's (`string_view`) and pyarrow then refuses.
+        is_one = pc.field("_key").cast(pa.string()).isin(pa.array(keys, pa.string()))
+        return handle.to_pyarrow_dataset().to_table(filter=is_one)
 
     def dead(self, version: int | None = None) -> pa.Table:
         """Dead letters up to `version`: key, raw, cause, code, partition, offset, trace."""
@@ -221,6 +241,19 @@ class DeltaFeatureTable:
         if by in pins.get(version, ()):
             return
         pins[version] = sorted({*pins.get(version, ()), by})
+        self._write_pins(pins)
+
+    def unpin(self, by: str) -> None:
+        """`by` needs no version any more. Idempotent."""
+        self._write_pins(
+            {
+                version: others
+                for version, names in self.pins().items()
+                if (others := [name for name in names if name != by])
+            }
+        )
+
+    def _write_pins(self, pins: Mapping[int, Sequence[str]]) -> None:
         staging = self.folder / f"{PINS}.{os.getpid()}"
         with open(staging, "w", encoding="utf-8") as file:
             json.dump({str(number): names for number, names in sorted(pins.items())}, file)
@@ -298,8 +331,12 @@ class DeltaFeatureTable:
                 self.folder,
                 schema=SYSTEM_SCHEMA,
                 partition_by=["_op"],
-                # Models name the version that they learnt from; its log entry must stay.
-                configuration={"delta.logRetentionDuration": "interval 3650 days"},
+                configuration={
+                    # Models name the version that they learnt from; its log entry must stay.
+                    "delta.logRetentionDuration": "interval 3650 days",
+                    # The log's own bounds would quote keys and texts, which outlive an erasure.
+                    "delta.dataSkippingStatsColumns": ",".join(STATS_COLUMNS),
+                },
             )
         except Exception as error:
             if self.version < 0:

@@ -168,10 +168,16 @@ class LocalModelRegistry:
 
         The records stay: lineage outlives bytes. Returns the digests whose folder went.
         """
+        gone = self.surplus(keep)
+        for version in gone:
+            shutil.rmtree(version.folder)
+        return [version.digest for version in gone]
+
+    def surplus(self, keep: int) -> list[ModelVersion]:
+        """What `prune` would delete."""
         held = set(self.aliases().values())
-        gone = []
-        for version in self.versions()[keep:]:
-            if version.digest not in held and Path(version.folder).exists():
-                shutil.rmtree(version.folder)
-                gone.append(version.digest)
-        return gone
+        return [
+            version
+            for version in self.versions()[keep:]
+            if version.digest not in held and Path(version.folder).exists()
+        ]

@@ -1,0 +1,85 @@
+"""What is taken away on purpose: a row for good, and files that nothing needs any more."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoglm.contracts.model_version import ModelVersion
+from autoglm.datasets import erasure
+from autoglm.loop.explain import history, learnt_from
+from autoglm.project import Project
+from autoglm.triggers.admission import UNFINISHED, Admission
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErasedRow:
+    """`models` learnt from the row and still do."""
+
+    version: int
+    changes: int
+    models: tuple[ModelVersion, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Garbage:
+    """Names of what went (or would go)."""
+
+    table_files: tuple[str, ...]
+    models: tuple[str, ...]
+    num_bytes: int
+
+
+def erase_row(project: Project, key: str) -> ErasedRow:
+    """Out of the feature table and out of what was kept of its text (tokens and states).
+
+    The owner's lock is held. Raises: OwnerError, DataError data.no_such_row.
+    """
+    with project.own("data erase"):
+        models = learnt_from(project, history(project).of(key))
+        done = erasure.erase(project.table(), key)
+        shutil.rmtree(project.state / "cache", ignore_errors=True)
+    return ErasedRow(version=done.version, changes=done.changes, models=tuple(models))
+
+
+def collect_garbage(project: Project, *, is_dry_run: bool = False) -> Garbage:
+    """Files of the feature table that neither the newest version, nor a run that goes on, nor a
+    model version that is kept reads; folders of model versions beyond storage.keep_versions.
+
+    Raises: OwnerError: under a living `up` something may be being written.
+    """
+    with project.own("gc"):
+        table, registry = project.table(), project.registry()
+        keep_versions = project.settings.storage.keep_versions
+        old = registry.surplus(keep_versions)
+        models = [version.digest for version in old]
+        num_bytes = sum(_size(Path(version.folder)) for version in old)
+        if not is_dry_run:
+            models = registry.prune(keep_versions)
+        held = {
+            version.lineage.dataset_version
+            for version in registry.versions()
+            if version.digest not in models and Path(version.folder).exists()
+        }
+        held |= {_dataset_version(row) for row in _unfinished(project)}
+        unused = erasure.collect_garbage(table, held, is_dry_run=True)
+        num_bytes += sum(_size(table.folder / name) for name in unused)
+        if not is_dry_run:
+            erasure.collect_garbage(table, held)
+    return Garbage(table_files=tuple(unused), models=tuple(models), num_bytes=num_bytes)
+
+
+def _unfinished(project: Project) -> list[Mapping[str, Any]]:
+    return [row for row in Admission(project.engine).rows() if row["status"] in UNFINISHED]
+
+
+def _dataset_version(row: Mapping[str, Any]) -> int:
+    return int(row["run_spec"]["dataset"]["version"])
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
