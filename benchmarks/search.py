@@ -6,8 +6,9 @@ both pick by validation accuracy, both from cold. Ours is a project of its own a
 that ends by itself: CPU-seconds of both processes from the moment that the worker has loaded its
 libraries, as the peer's are counted inside its trials (which also score the test rows, ours do
 not). The peer's full runs take hours, so `--peer-runs` makes them once (benchmarks.search_peer);
-FOLDER may hold others (`peer_search_SET_MODE[_SEED].json`). Each run trains three recorded trials of
-each again, and the recorded seconds count at the pace of these.
+FOLDER may hold others (`peer_search_SET_MODE[_SEED].json`). Each run trains three recorded trials
+of each again, and the recorded seconds count at the pace of these. Judged are the medians over the
+parts, and the picked models' test accuracy, paired.
 
 `--quick`: trec, 800 rows, six given trials on both sides, no study: under five minutes.
 """
@@ -17,7 +18,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -44,6 +47,7 @@ OURS = {
     "search.budget": "4h",
 }
 TARGETS = {"plain": 15.0, "best": 6.0}
+MEAN_TEST, LOW_TEST = -0.005, -0.01
 QUICK_TARGETS = {"plain": 5.0, "best": 2.5}
 QUICK_ROWS, QUICK_VALIDATION = 800, 80
 QUICK_POINTS = [
@@ -231,9 +235,30 @@ def judged(
             ratios[f"{part}_{mode}"] = round(ratio, 2)
             ratios[f"{part}_{mode}_pace"] = round(factor, 3)
             ratios[f"{part}_{mode}_test"] = round(kept["result"]["test"] - picked["test"], 4)
-            if ratio < target:
-                missed.append(f"{part}: {ratio:.1f}x of {mode}, {target:g}x asked")
+    for mode, target in TARGETS.items():
+        of_parts = [ratios[f"{p}_{mode}"] for p in found if f"{p}_{mode}" in ratios]
+        if not of_parts:
+            continue
+        ratios[f"median_{mode}"] = median = statistics.median(of_parts)
+        if median < target:
+            missed.append(f"{median:.1f}x of {mode}, {target:g}x asked")
+        mean, low = _paired([ratios[f"{p}_{mode}_test"] for p in found if f"{p}_{mode}" in ratios])
+        ratios |= {f"mean_{mode}_test": round(mean, 4), f"low_{mode}_test": round(low, 4)}
+        if mean <= MEAN_TEST or low <= LOW_TEST:
+            shown = f"{100 * mean:+.1f} pt of {mode}'s test accuracy, 95 % above {100 * low:+.1f}"
+            missed.append(f"{shown}; asked are {100 * MEAN_TEST:+.1f} and {100 * LOW_TEST:+.1f}")
     return ratios, missed
+
+
+def _paired(differences: list[float]) -> tuple[float, float]:
+    """Mean, and the lower end of its 95 % interval (Student's t); of one there is no interval."""
+    from scipy import stats
+
+    mean, num = statistics.fmean(differences), len(differences)
+    if num < 2:
+        return mean, -math.inf
+    error = statistics.stdev(differences) / math.sqrt(num)
+    return mean, mean - float(stats.t.ppf(0.975, num - 1)) * error
 
 
 def drawn(ours: list[dict[str, Any]], peer: list[dict[str, Any]], factor: float) -> str:
