@@ -45,6 +45,7 @@ from autoglm.search.space import Dimension
 from autoglm.search.standing import (
     COST,
     CURVE,
+    FACTS,
     KEEPS,
     PARAMS,
     PROMOTED,
@@ -246,7 +247,7 @@ class Study:
             self._chains[each.number] = chain
             stage = self._next_rung(each, chain, to_the_end=to_the_end)
             if each.state == "paused":
-                self._set(each, {PROMOTED: stage})
+                self._promote(each, stage)
                 self._tell("trial_promoted", each, stage=stage, value=self._value(each))
             progress = self._runner.advance(chain, chain.boundaries[stage - 1], cancel=stop)
         except CancelledError:
@@ -300,7 +301,8 @@ class Study:
             if not self._objectives:
                 self._storage.set_trial_intermediate_value(each.trial_id, stage, value)
             if verdict == "go_on":
-                facts[PROMOTED] = self._next_rung(mine, self._chains[each.number], to_the_end=False)
+                rung = self._next_rung(mine, self._chains[each.number], to_the_end=False)
+                self._promote(each, rung)
             facts["at"] = {
                 "seconds": mine.seconds + sum(s.seconds for s in others),
                 "cpu_seconds": paid + sum(s.cpu_seconds for s in others),
@@ -460,10 +462,12 @@ class Study:
     def _value(self, each: Standing) -> float | None:
         return None if each.score is None else self._sign * each.score
 
+    def _promote(self, each: Standing, stage: int) -> None:
+        self._storage.set_trial_user_attr(each.trial_id, PROMOTED, stage)
+
     def _set(self, each: Standing, facts: Mapping[str, Any]) -> None:
-        with self._storage.batch():
-            for name, value in facts.items():
-                self._storage.set_trial_user_attr(each.trial_id, name, value)
+        known = self._storage.get_trial(each.trial_id).user_attrs.get(FACTS, {})
+        self._storage.set_trial_user_attr(each.trial_id, FACTS, {**known, **facts})
 
     def _tell(self, kind: str, each: Standing, **facts: Any) -> None:
         self._on_event({"kind": kind, "number": each.number, **facts})
