@@ -92,7 +92,7 @@ def measure(scheduler: str, trials: int) -> dict[str, float]:
                 trials=trials, sampler="timed", scheduler=scheduler, budget=timedelta(hours=1)
             ),
             dimensions=read_space(SPACE, KEYS), defaults={}, metric="accuracy", seed=1,
-            runner=DoNothing(), log=EventLog(open_state(Path(folder) / "state.db")),
+            runners=[DoNothing()], log=EventLog(open_state(Path(folder) / "state.db")),
             clock=SystemClock(), on_event=lambda _event: None,
         )  # fmt: skip
         Timed.seconds = 0.0

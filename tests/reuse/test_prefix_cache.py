@@ -316,3 +316,33 @@ def test_an_algorithm_that_reaches_below_the_boundary_switches_kept_states_off(
     assert kept._forward.why_not_kept
     for name, tensor in wanted.weights.items():
         assert torch.allclose(found.weights[name], tensor, rtol=1e-3, atol=1e-4), name
+
+
+def test_two_processes_that_want_the_same_rows_encode_each_once(tmp_path: Path) -> None:
+    """Two caches on one folder know no more of each other than two processes do."""
+    ids = toy.ids(40)
+    keys, lengths = [row_key(row) for row in ids], [len(row) for row in ids]
+    both, encoded = threading.Barrier(2), []
+
+    def encode(rows: Any, _below: Any) -> Tensor:
+        encoded.append(1)
+        return torch.ones(sum(lengths[i] for i in rows), 4)
+
+    def ask(into: list[RowStates]) -> None:
+        cache = PrefixCache(2**20, tmp_path)
+        both.wait(60)
+        into.append(cache.states(Prefix(key="k", width=4, encode=encode), keys, lengths))
+
+    answers: list[RowStates] = []
+    threads = [threading.Thread(target=ask, args=(answers,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    num_rows = len({*keys})
+    assert sorted(answer.encoded for answer in answers) == [0, num_rows]
+    assert len(encoded) == sum(1 for _ in blocks(range(num_rows), [len(i) for i in _unlike(ids)]))
+
+
+def _unlike(ids: list[list[int]]) -> list[list[int]]:
+    return list({row_key(row): row for row in ids}.values())

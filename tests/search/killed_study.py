@@ -1,4 +1,4 @@
-"""`python killed_study.py FOLDER SCHEDULER SEED KILLS`: a study in a process that is killed KILLS
+"""`python killed_study.py FOLDER SCHEDULER SEED KILLS [WORKERS]`: a study in a process that is killed KILLS
 times by kill -9, each time at a seeded moment (an optimizer step, before or after a commit), and
 started again until it is done. At other moments its training worker dies. Prints what was recorded.
 """
@@ -63,14 +63,14 @@ def journal_with(moments: Moments) -> Callable[[OwnedJournal], None]:
     return flush
 
 
-def run(folder: Path, scheduler: str, moments: Moments) -> dict[str, Any]:
+def run(folder: Path, scheduler: str, moments: Moments, workers: int) -> dict[str, Any]:
     OwnedJournal._flush = journal_with(moments)  # type: ignore[method-assign]
     while True:
         study = Study(
             project="p", name="killed", metric="accuracy", seed=7, defaults={"training.lr": 0.9},
             config=SearchConfig(trials=TRIALS, scheduler=scheduler, budget=timedelta(hours=9)),
             dimensions=read_space(SPACE, KEYS), clock=SystemClock(),
-            runner=NumericRunner(folder / "stages", step=moments.step),
+            runners=[NumericRunner(folder / "stages", step=moments.step) for _ in range(workers)],
             log=EventLog(open_state(folder / "state.db")), on_event=lambda _event: None,
         )  # fmt: skip
         try:
@@ -79,7 +79,7 @@ def run(folder: Path, scheduler: str, moments: Moments) -> dict[str, Any]:
             continue  # as the loop does: another worker, the same study
 
 
-def main(folder: Path, scheduler: str, seed: int, kills: int) -> None:
+def main(folder: Path, scheduler: str, seed: int, kills: int, workers: int = 1) -> None:
     num_killed = 0
     for attempt in range(20 * kills + 2):
         draw = random.Random(f"{seed} {attempt}")
@@ -87,7 +87,8 @@ def main(folder: Path, scheduler: str, seed: int, kills: int) -> None:
         kill_at = draw.randint(1, span) if num_killed < kills else 0
         child = os.fork()
         if child == 0:
-            result = run(folder, scheduler, Moments(kill_at, draw.randint(1, 2 * span)))
+            moments = Moments(kill_at, draw.randint(1, 2 * span))
+            result = run(folder, scheduler, moments, workers)
             (folder / "result.json").write_text(json.dumps(result))
             os._exit(0)
         status = os.waitpid(child, 0)[1]
@@ -103,4 +104,4 @@ def main(folder: Path, scheduler: str, seed: int, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

@@ -20,16 +20,17 @@ USUAL: dict[str, Any] = {
 NAMED = (*USUAL, "maximize", "clock", "fulfils")
 
 
-def run(log: EventLog, runner: Any, *, name: str = "run-1", **config: Any) -> StudyResult:
-    return opened(log, runner, name=name, **config).run(threading.Event())
+def run(log: EventLog, *runners: Any, name: str = "run-1", **config: Any) -> StudyResult:
+    return opened(log, *runners, name=name, **config).run(threading.Event())
 
 
-def opened(log: EventLog, runner: Any, *, name: str = "run-1", **config: Any) -> Study:
+def opened(log: EventLog, runner: Any, *more: Any, name: str = "run-1", **config: Any) -> Study:
+    """With `more` runners it is a study of several workers."""
     space = config.setdefault("space", LR)
     named = {key: config.pop(key) for key in NAMED if key in config}
     objectives = config.pop("sought", ())
     return Study(
         project="p", name=name, config=SearchConfig(**config), seed=1,
-        dimensions=read_space(space, KEYS), objectives=objectives, runner=runner, log=log,
+        dimensions=read_space(space, KEYS), objectives=objectives, runners=[runner, *more], log=log,
         **{**USUAL, "clock": SteeredClock(), **named},
     )  # fmt: skip

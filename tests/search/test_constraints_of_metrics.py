@@ -69,7 +69,7 @@ def test_the_best_of_those_that_keep_the_constraints_is_picked(
     result = Study(
         project="p", name="run-1", config=SearchConfig(space=space, trials=4, sampler="random"),
         dimensions=read_space(space, ["training.epochs"]), defaults={}, metric="accuracy", seed=1,
-        runner=runner, log=EventLog(open_state(tmp_path / "state.db")), clock=SteeredClock(),
+        runners=[runner], log=EventLog(open_state(tmp_path / "state.db")), clock=SteeredClock(),
         on_event=lambda _event: None, fulfils=constraints_hold(settings),
     ).run(threading.Event())  # fmt: skip
     assert len(result.trials) == 4

@@ -42,7 +42,7 @@ def searched(log: EventLog, folder: Path, *, sought: Any = (), **config: Any) ->
     return Study(
         project="p", name="x", config=SearchConfig(**config), defaults={}, metric="accuracy",
         dimensions=read_space(SPACE, KEYS), objectives=sought, seed=1, log=log,
-        runner=NumericRunner(folder / "stages"), clock=SteeredClock(), on_event=lambda _event: None,
+        runners=[NumericRunner(folder / "stages")], clock=SteeredClock(), on_event=lambda _event: None,
         removed=(REMOVED,),
     ).run(threading.Event())  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_a_study_that_has_only_been_asked_is_shown_too(log: EventLog, tmp_path: 
     study = Study(
         project="p", name="x", config=SearchConfig(), defaults={}, metric="accuracy",
         dimensions=read_space(SPACE, KEYS), seed=1, log=log, clock=SteeredClock(),
-        runner=NumericRunner(tmp_path, step=killed), on_event=lambda _event: None,
+        runners=[NumericRunner(tmp_path, step=killed)], on_event=lambda _event: None,
     )  # fmt: skip
     with pytest.raises(Killed):
         study.run(threading.Event())

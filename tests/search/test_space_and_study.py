@@ -16,7 +16,8 @@ from autoglm.loop.run_to_candidate import searchable_keys
 from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import read_constraints
 from autoglm.search.space import num_points, read_space
-from autoglm.search.study import Study, told_params
+from autoglm.search.study import Study
+from autoglm.search.warm_start import told_params
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 
@@ -109,13 +110,14 @@ class Curve:
 
 def study(log: EventLog, runner: Curve, **config: Any) -> Study:
     defaults = config.pop("defaults", {})
+    metric = config.pop("metric", "accuracy")
     space = config.setdefault("space", {"lr": {"uniform": [0.0, 1.0]}})
     return Study(
         project="p", name="run-1", config=SearchConfig(**config),
         dimensions=read_space(space, KEYS), defaults=defaults,
         constraints=read_constraints(config.get("constraints", ()), KEYS),
-        metric="accuracy", seed=1,
-        runner=runner, log=log, clock=runner.clock, on_event=lambda _event: None,
+        metric=metric, seed=1,
+        runners=[runner], log=log, clock=runner.clock, on_event=lambda _event: None,
     )  # fmt: skip
 
 
@@ -179,16 +181,14 @@ def test_all_trials_failed_shows_the_first_cause(log: EventLog) -> None:
 
 
 def test_a_metric_that_no_trial_has_is_said_with_those_that_they_have(log: EventLog) -> None:
-    other = study(log, Curve(SteeredClock()), trials=1)
-    other._metric = "entity_f1"
+    other = study(log, Curve(SteeredClock()), trials=1, metric="entity_f1")
     with pytest.raises(SearchError, match=r"no entity_f1.* Set evaluate\.metric .*: accuracy"):
         other.run(threading.Event())
 
 
 def test_a_study_of_another_space_under_the_same_name_is_refused(log: EventLog) -> None:
     study(log, Curve(SteeredClock()), trials=1).run(threading.Event())
-    other = study(log, Curve(SteeredClock()), trials=1)
-    other._metric = "macro_f1"
+    other = study(log, Curve(SteeredClock()), trials=1, metric="macro_f1")
     with pytest.raises(SearchError, match="another metric.*accuracy.*macro_f1") as caught:
         other.run(threading.Event())
     assert caught.value.code == "search.other_space"

@@ -20,6 +20,7 @@ from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.loop import stations
 from autoglm.loop.app import App
 from autoglm.project import Project
+from autoglm.recovery.file_lock import alone, beside
 from autoglm.training import stages
 from autoglm.training.worker import Worker
 
@@ -185,3 +186,62 @@ def test_a_step_that_ends_no_stage_is_a_mistake_of_the_caller(runner: Runner) ->
     worker = TrainingWorker.__new__(TrainingWorker)
     with pytest.raises(ValueError, match="trained whole"):
         worker.advance(chain, chain.boundaries[0] + 1, cancel=threading.Event())
+
+
+def test_of_two_workers_that_want_the_same_stage_one_trains_it(
+    tmp_path: Path, spec: Any, tiny_backbone: Path
+) -> None:
+    first, second = (Runner(tmp_path / "work", spec, tiny_backbone) for _ in range(2))
+    chain = first.plan(**{"training.epochs": 1})
+    both, reached = threading.Barrier(2), {}
+
+    def advance(name: str, runner: Runner) -> None:
+        both.wait(60)
+        reached[name] = runner.advance(chain, 1)
+
+    threads = [
+        threading.Thread(target=advance, args=item)
+        for item in {"first": first, "second": second}.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert first.num_steps + second.num_steps == 1
+    assert reached["first"].key == reached["second"].key
+    steps = chain.num_steps
+    assert sorted(each.reused_steps for each in reached.values()) == [0, steps]
+
+
+def test_a_worker_waits_for_the_stage_that_its_trial_goes_on_from(
+    tmp_path: Path, spec: Any, tiny_backbone: Path
+) -> None:
+    first, second = (Runner(tmp_path / "work", spec, tiny_backbone) for _ in range(2))
+    short, long = first.plan(**{"training.epochs": 1}), first.plan(**{"training.epochs": 2})
+    assert short.stages[0].key == long.stages[0].key
+    lock = stages.lock_of(tmp_path / "work" / "stages", short.stages[0])
+    answers: list[Progress] = []
+    thread = threading.Thread(target=lambda: answers.append(second.advance(long, 2)))
+    with alone(lock):  # as the worker that trains it
+        thread.start()
+        thread.join(1)
+        assert thread.is_alive()
+        assert second.num_steps == 0
+    first.advance(short, 1)
+    thread.join()
+    assert answers[0].step == long.num_steps
+    assert first.num_steps + second.num_steps in {2, 3}  # who comes first is not said here
+
+
+def test_states_that_another_worker_goes_on_from_are_not_let_go(
+    runner: Runner, spec: Any, tiny_backbone: Path
+) -> None:
+    chain = runner.plan(**{"training.epochs": 2})
+    runner.advance(chain, 1)
+    folder = runner.workspace / "stages"
+    state = stages.states_of(folder / chain.stages[0].key)
+    with beside(stages.lock_of(folder, chain.stages[0])):
+        stages.prune(folder, 0, but=())
+        assert state.newest() is not None
+    stages.prune(folder, 0, but=())
+    assert state.newest() is None

@@ -39,7 +39,7 @@ def _config(folder: Path, trial: int | None, run_id: str) -> Any:
 
 
 def _trial(project: Project, number: int, run_id: str) -> tuple[RunSpec, dict[str, Any]]:
-    from autoglm.search.study import told_params
+    from autoglm.search.warm_start import told_params
     from autoglm.state.event_log import EventLog
     from autoglm.triggers.admission import Admission
 

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class App:
         self.registry: LocalModelRegistry = self.project.registry()
         self.admission = Admission(self.project.engine)
         self.is_alone = self.gateway is None
-        self._trainer: TrainingWorker | None = None
+        self._trainers: list[TrainingWorker] = []
         self._own_gateway: GatewayProcess | None = None
 
     @property
@@ -73,18 +73,35 @@ class App:
 
     def trainer(self) -> TrainingWorker:
         """The warm training worker, started when it is first asked for."""
-        if self._trainer is None:
-            self._trainer = TrainingWorker.start(
+        if not self._trainers:
+            self._start_trainer(self.project.settings.training.threads)
+        return self._trainers[0]
+
+    def trainers(self, num: int, *, threads: int) -> Sequence[TrainingWorker]:
+        """Exactly so many, each on so many threads (0: the cores there are), as long as they live;
+        they share workspace and cache.
+        """
+        if num > 1 and len(self._trainers) == 1:
+            self.close_trainer()  # it may hold all the cores
+        while len(self._trainers) > num:
+            self._trainers.pop().close()
+        while len(self._trainers) < num:
+            self._start_trainer(threads)
+        return tuple(self._trainers)
+
+    def _start_trainer(self, threads: int) -> None:
+        self._trainers.append(
+            TrainingWorker.start(
                 logs=self.project.logs,
                 workspace=self.work,
                 cache=self.project.state / "cache",
-                threads=self.project.settings.training.threads,
+                threads=threads,
                 nice=0 if self.is_alone else 10,
                 project=self.project.name,
                 on_event=self.on_event,
                 cancel=self.cancel,
             )
-        return self._trainer
+        )
 
     def errand(self, name: str, **arguments: Any) -> Any:
         """See `loop.errand`. Under `up` control lives long and sends it out."""
@@ -112,10 +129,15 @@ class App:
         return self.errand("evaluate_texts", spec=to_json(spec), **scores)
 
     def close_trainer(self) -> None:
-        """End the training worker: its memory is wanted by the release."""
-        if self._trainer is not None:
-            self._trainer.close()
-            self._trainer = None
+        """End the training workers: their memory is wanted by the release."""
+        while self._trainers:
+            self._trainers.pop().close()
+
+    def close_dead_trainers(self) -> None:
+        """After one has died: the others stay, and `trainers` starts one in its place."""
+        for each in [trainer for trainer in self._trainers if not trainer.is_alive]:
+            self._trainers.remove(each)
+            each.close()
 
     def ensure_gateway(self) -> None:
         """A lone run starts its own gateway, on a free port, when a release needs one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from autoglm.observability.logging import get_logger
 from autoglm.plugins import project_files, registry
 from autoglm.settings import Settings, from_snapshot
 from autoglm.training.decisions import Decisions
+from autoglm.training.launcher import TrainingWorker
 
 if TYPE_CHECKING:
     from autoglm.search.task_pruning import Pruned
@@ -104,8 +106,8 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     constraints = read_constraints(settings.search.constraints, keys)
     for attempt in range(1, WORKER_ATTEMPTS + 1):
         started = app.clock.monotonic()
-        runner = open_trainer(spec, app)
-        pruned = probed(asked, spec, settings, runner, app)
+        runners = open_trainers(spec, app, settings)
+        pruned = probed(asked, spec, settings, runners[0], app)
         study = Study(
             project=spec.project,
             name=spec.run_id,
@@ -119,18 +121,23 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             # What find_evaluator gives is greater where it is better.
             objectives=[Objective(name=n, maximize=True) for n in settings.search.objectives],
             seed=spec.seed,
-            runner=runner,
+            runners=runners,
             log=app.log,
             clock=app.clock,
             on_event=app.on_event,
             fulfils=constraints_hold(settings),
         )
         try:
-            return study.run(app.cancel, started=started)
+            found = study.run(app.cancel, started=started)
+            app.trainers(1, threads=0)  # the memory of the others is wanted
+            return found
         except CancelledError:
             raise
         except TrainingError as error:
-            app.close_trainer()
+            if error.code == "training.worker_died":
+                app.close_dead_trainers()
+            else:
+                app.close_trainer()
             if not error.retryable or attempt == WORKER_ATTEMPTS:
                 raise
             app.on_event({"kind": "worker_restarted", "cause": error.message})
@@ -208,9 +215,23 @@ def _at(tree: Mapping[str, Any], key: str) -> Any:
     return tree
 
 
+def open_trainers(spec: RunSpec, app: App, settings: Settings) -> list[Any]:
+    """`search.workers` of them; the cores are divided unless threads are said. One after the other:
+    what the first makes of rows and weights the others find.
+    """
+    num, threads = settings.search.workers, settings.training.threads
+    if num > 1 and not threads:
+        threads = max(1, (os.cpu_count() or 1) // num)
+    started = app.trainers(num, threads=threads)
+    return [_opened(trainer, spec, app) for trainer in started]
+
+
 def open_trainer(spec: RunSpec, app: App) -> Any:
     """The warm worker, opened on the spec's rows and start."""
-    trainer = app.trainer()
+    return _opened(app.trainer(), spec, app)
+
+
+def _opened(trainer: TrainingWorker, spec: RunSpec, app: App) -> TrainingWorker:
     stable = app.registry.get(spec.stable) if spec.stable else None
     trainer.open(
         spec,

@@ -34,12 +34,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from autoglm.observability.logging import get_logger
+from autoglm.recovery import file_lock
 from autoglm.reuse.keys import ROW_KEY_BYTES
 
 # Tokens of one block: enough for the matmuls, and few changed rows do not fill up many of them.
 BLOCK_TOKENS = 256
 SEGMENT_BYTES = 2**26
-ABOUT, LOCK = "about.json", ".lock"
+# LOCK is held beside others by who uses the states, ENCODING alone by who makes some.
+ABOUT, LOCK, ENCODING = "about.json", ".lock", ".encoding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,19 @@ class PrefixCache:
         self, prefix: Prefix, row_keys: Sequence[bytes], lengths: Sequence[int]
     ) -> RowStates:
         store = self._opened(prefix.key)
+        if any(key not in store.known for key in row_keys):
+            with self._encoding(prefix.key):
+                self._opened(prefix.key)  # what another process encoded while we waited
+                return self._with_missing(prefix, store, row_keys, lengths)
+        return self._with_missing(prefix, store, row_keys, lengths)
+
+    def _with_missing(
+        self,
+        prefix: Prefix,
+        store: _Store,
+        row_keys: Sequence[bytes],
+        lengths: Sequence[int],
+    ) -> RowStates:
         missing = list({k: i for i, k in enumerate(row_keys) if k not in store.known}.values())
         known_tokens = sum(n for k, n in zip(row_keys, lengths, strict=True) if k in store.known)
         saved = known_tokens * store.seconds_per_token
@@ -154,6 +169,15 @@ class PrefixCache:
             cpu_seconds=spent,
             saved_seconds=saved,
         )
+
+    @contextlib.contextmanager
+    def _encoding(self, key: str) -> Iterator[None]:
+        """Of several processes one encodes what is missing under `key`; the others wait for it."""
+        with contextlib.ExitStack() as held:
+            if self._folder is not None:
+                with contextlib.suppress(OSError):  # without a disk nobody can be waited for
+                    held.enter_context(file_lock.alone(self._folder / key / ENCODING))
+            yield
 
     def _add(
         self,
@@ -211,10 +235,8 @@ class PrefixCache:
         if self._folder is None:
             return store
         try:
-            (self._folder / key).mkdir(parents=True, exist_ok=True)
             if key not in self._locks:
-                self._locks[key] = os.open(self._folder / key / LOCK, os.O_CREAT | os.O_RDWR)
-                fcntl.flock(self._locks[key], fcntl.LOCK_SH)
+                self._locks[key] = file_lock.take(self._folder / key / LOCK, fcntl.LOCK_SH)
         except OSError as error:
             get_logger().warning("no prefix cache on disk", cause=str(error))
             return store
@@ -274,7 +296,7 @@ class PrefixCache:
         for folder in sorted(sizes, key=lambda path: _worth(path, sizes[path])):
             if sum(sizes.values()) <= self._max_bytes:
                 return
-            with _only_here(folder) as is_free:
+            with file_lock.alone_if_free(folder / LOCK) as is_free:
                 if is_free:
                     shutil.rmtree(folder, ignore_errors=True)
                     self._stores.pop(folder.name, None)
@@ -343,17 +365,6 @@ def _worth(folder: Path, num_bytes: int) -> tuple[float, float]:
     about = _about(folder)
     saved = about.get("cpu_seconds", 0.0) * about.get("uses", 0)
     return saved / max(1, num_bytes), about.get("used_at", 0.0)
-
-
-@contextlib.contextmanager
-def _only_here(folder: Path) -> Iterator[bool]:
-    """Whether nobody has it in use, us included."""
-    try:
-        with (folder / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
-    except OSError:
-        yield False
 
 
 def pad_ids(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

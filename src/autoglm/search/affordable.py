@@ -29,15 +29,17 @@ def next_affordable(
     config: SearchConfig,
     *,
     seconds_left: float,
+    at_work: Sequence[Standing] = (),
 ) -> Standing | None:
     """The cheapest of `asked` that leaves room for the kept one, then that; None when none fits.
 
-    `seconds_left` of wall time. Before any value is there, the cheapest is taken whatever it costs.
+    `seconds_left` of wall time; of `others`, those `at_work` are still to be paid for. Before
+    any value is there, the cheapest is taken whatever it costs.
     """
     cheapest_first = sorted(asked, key=lambda each: (each.cost, each.number))
     if not cheapest_first or not any(each.state == "complete" for each in others):
         return cheapest_first[0] if cheapest_first else None
-    _which, most = tighter_budget(others, config, seconds_left=seconds_left)
+    _which, most = tighter_budget(others, config, seconds_left=seconds_left, at_work=at_work)
     kept = next((each for each in asked if each.has_room and each.cost <= most), None)
     for each in cheapest_first:
         beside = 0.0 if kept is None or each is kept else kept.cost
@@ -47,7 +49,11 @@ def next_affordable(
 
 
 def tighter_budget(
-    others: Sequence[Standing], config: SearchConfig, *, seconds_left: float
+    others: Sequence[Standing],
+    config: SearchConfig,
+    *,
+    seconds_left: float,
+    at_work: Sequence[Standing] = (),
 ) -> tuple[Budget, float]:
     """The budget that has less left, and how much expected cost that pays for."""
     told = [each for each in others if each.state == "complete" and each.cost]
@@ -61,6 +67,8 @@ def tighter_budget(
     pays_for: dict[Budget, float] = {}
     for name, rest in left.items():
         factor = min(max(paid[name] / cost, LEAST[name]), MOST) if cost else 1.0
-        pays_for[name] = rest / factor
+        # Beside each other trials take the same time, but not the same CPU time.
+        begun = sum(each.cost for each in at_work) if name == "cpu_budget" else 0.0
+        pays_for[name] = rest / factor - begun
     which = min(pays_for, key=lambda name: pays_for[name])
     return which, pays_for[which]

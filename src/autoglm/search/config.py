@@ -28,6 +28,9 @@ class SearchConfig:
         live("CPU time of training that ends the study."),
     ] = None
     trials: Annotated[int, Ge(1), live("Upper bound of trials.")] = 24
+    workers: Annotated[
+        int, Ge(1), live("Training workers, each of which trains a trial; they share the cores.")
+    ] = 1
     until_gain: Annotated[
         Annotated[float, Gt(0)] | None,
         live("Ends the study when as many trials again would add less to the best value."),

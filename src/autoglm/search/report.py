@@ -11,7 +11,7 @@ from autoglm.errors import StorageError
 from autoglm.search import journal
 from autoglm.search.results import Objective, pareto, pick, trials_of
 from autoglm.search.space import point_of
-from autoglm.search.standing import KEEPS, Standing, curve_of, standing_of
+from autoglm.search.standing import KEEPS, Standing, attrs_of, curve_of, standing_of
 from autoglm.state.event_log import EventLog
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def report_of(log: EventLog, name: str, *, project: str) -> dict[str, Any]:
     frozen = study.get_trials(deepcopy=False)
     over = trials_of(frozen, project=project, study=study.study_name, metric=metric)
     complete = [trial for trial in over if trial.state == "complete"]
-    kept = {trial.number for trial in frozen if trial.user_attrs.get(KEEPS, True)}
+    kept = {trial.number for trial in frozen if attrs_of(trial).get(KEEPS, True)}
     sound = [trial for trial in complete if trial.number in kept] or complete
     best = pick(sound, sign, lambda _metrics: True) if sound else None
     rows = _rows(frozen, metric, sign)
@@ -97,7 +97,7 @@ def _rows(trials: Sequence[FrozenTrial], metric: str, sign: int) -> list[dict[st
 
 
 def _row(trial: FrozenTrial, standing: Standing, metric: str, sign: int) -> dict[str, Any]:
-    attrs = trial.user_attrs
+    attrs = attrs_of(trial)
     value = None if standing.score is None else sign * standing.score
     return {
         "number": trial.number,
@@ -166,7 +166,7 @@ def _importance(study: optuna.Study, metric: str, sign: int) -> dict[str, float]
         return {}
 
     def lower_is_better(trial: FrozenTrial) -> float:
-        value = trial.user_attrs.get("metrics", {}).get(metric)
+        value = attrs_of(trial).get("metrics", {}).get(metric)
         return -sign * float(trial.values[0] if value is None else value)
 
     with warnings.catch_warnings():
@@ -199,6 +199,6 @@ def _saved(trials: Sequence[FrozenTrial]) -> dict[str, float]:
     """Lever → CPU-seconds that it saved in all trials."""
     total: dict[str, float] = {}
     for trial in trials:
-        for lever, seconds in trial.user_attrs.get("saved", {}).items():
+        for lever, seconds in attrs_of(trial).get("saved", {}).items():
             total[lever] = total.get(lever, 0.0) + float(seconds)
     return total

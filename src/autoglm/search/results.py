@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autoglm.contracts.trial import Removal, StudyResult, Trial
 from autoglm.errors import SearchError
-from autoglm.search.standing import Standing, curve_of, standing_of
+from autoglm.search.standing import Standing, attrs_of, curve_of, standing_of
 
 if TYPE_CHECKING:
     import optuna
@@ -71,7 +71,7 @@ def trials_of(
         standing = standing_of(trial, 1)
         if standing is None or not standing.is_over:
             continue
-        attrs, curve = trial.user_attrs, curve_of(trial)
+        attrs, curve = attrs_of(trial), curve_of(trial)
         metrics: Mapping[str, float] = attrs.get("metrics", {})
         last = trial.value if len(trial.values or ()) == 1 else None
         is_failed = standing.state == "failed"

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 # What the journal keeps of a trial beside what Optuna keeps.
 PARAMS, COST, CURVE, PROMOTED, KEEPS = "params", "cost", "curve", "promoted", "keeps"
 HAS_ROOM = "has_room"
+# What came of a trial, in one entry: each is written, read and applied on its own.
+FACTS = "facts"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +54,7 @@ def standing_of(trial: FrozenTrial, sign: int) -> Standing | None:
 
     `sign` is 1 where a higher value is better, else −1.
     """
-    attrs, curve = trial.user_attrs, curve_of(trial)
+    attrs, curve = attrs_of(trial), curve_of(trial)
     state: Any = {"COMPLETE": "complete", "FAIL": "failed"}.get(trial.state.name)
     target = int(attrs.get(PROMOTED, 0))
     if trial.state.name == "PRUNED" and curve:
@@ -89,6 +91,11 @@ def winner_of(measured: Sequence[Standing]) -> Standing | None:
     return max(sound, key=lambda s: (s.score, s.state == "complete", -s.number), default=None)
 
 
+def attrs_of(trial: FrozenTrial) -> dict[str, Any]:
+    """What the journal keeps of a trial, by name."""
+    return {**trial.user_attrs, **trial.user_attrs.get(FACTS, {})}
+
+
 def params_of(trial: FrozenTrial) -> dict[str, Any]:
     """The values of the keys, which need not be what Optuna was told."""
     return dict(trial.user_attrs.get(PARAMS, trial.params))
@@ -96,7 +103,7 @@ def params_of(trial: FrozenTrial) -> dict[str, Any]:
 
 def curve_of(trial: FrozenTrial) -> dict[int, float]:
     """Stage → the metric's value at its end."""
-    said = trial.user_attrs.get(CURVE)
+    said = attrs_of(trial).get(CURVE)
     if said is None:  # written before trials had several stages
         values = [] if trial.values is None else list(trial.values)
         return {1: values[0]} if trial.state.name == "COMPLETE" and len(values) == 1 else {}

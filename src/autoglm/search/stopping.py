@@ -15,12 +15,15 @@ MIN_VALUES = 8
 
 
 class CancelOrDeadline(threading.Event):
-    """What a trial is told to stop by: the user's `cancel`, or the study's deadline once armed."""
+    """What a trial is told to stop by: the user's `cancel`, the study's deadline once armed, or the
+    end of a study that goes on without what is being trained.
+    """
 
     def __init__(self, cancel: threading.Event, clock: Clock, deadline: float) -> None:
         super().__init__()
         self._cancel, self._clock, self._deadline = cancel, clock, deadline
         self.is_armed = False
+        self.is_abandoned = False
 
     @property
     def is_cancelled(self) -> bool:
@@ -35,7 +38,7 @@ class CancelOrDeadline(threading.Event):
         return self._deadline - self._clock.monotonic()
 
     def is_set(self) -> bool:
-        return self.is_cancelled or (self.is_armed and self.is_late)
+        return self.is_cancelled or self.is_abandoned or (self.is_armed and self.is_late)
 
 
 def expected_gain(scores: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ while trials are left and no bound is reached:
 next    ← the trial that was going on, else the one that the scheduler promotes, else an asked
           one, else a new one of the sampler                     (recorded before it is trained)
 metrics ← runner.advance(chain, end of the next rung)            (idempotent: no step twice)
+          while another runner is idle, the next trial begins beside it
 record the value; tell it at the chain's end (exactly once), else the scheduler's verdict
 the best paused trial is trained to its end while it is better than every complete one
 best ← best validation value of the complete, of those that keep the constraints of evaluate.metrics
@@ -18,10 +19,9 @@ import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoglm.clock import Clock
-from autoglm.contracts.record import to_json
 from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.contracts.trial import Removal, StudyResult
 from autoglm.errors import (
@@ -37,6 +37,8 @@ from autoglm.plugins.kinds import TrialRunner
 from autoglm.search.affordable import MOST_TOO_DEAR, next_affordable, tighter_budget
 from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import Constraint
+from autoglm.search.crew import Crew
+from autoglm.search.opening import Asked, num_points, open_study
 from autoglm.search.proposals import Proposals
 from autoglm.search.results import Fulfils, Objective, all_failed, result_of, undefined
 from autoglm.search.samplers import Samplers
@@ -45,6 +47,7 @@ from autoglm.search.space import Dimension
 from autoglm.search.standing import (
     COST,
     CURVE,
+    FACTS,
     KEEPS,
     PARAMS,
     PROMOTED,
@@ -64,6 +67,14 @@ if TYPE_CHECKING:
 OnEvent = Callable[[Mapping[str, Any]], None]
 
 
+class AtWork(NamedTuple):
+    """A trial as it was when a runner began to train it to the end of `stage`."""
+
+    standing: Standing
+    stage: int
+    started: float
+
+
 class Study:
     """One study, named by its run. Resuming is opening it again under the same name."""
 
@@ -80,7 +91,7 @@ class Study:
         maximize: bool = True,
         objectives: Sequence[Objective] = (),
         seed: int,
-        runner: TrialRunner,
+        runners: Sequence[TrialRunner],
         log: EventLog,
         clock: Clock,
         on_event: OnEvent,
@@ -88,18 +99,22 @@ class Study:
         fixed: Mapping[str, Any] | None = None,
         removed: tuple[Removal, ...] = (),
     ) -> None:
-        self._removed = removed
         self._fulfils = fulfils
         self._project, self._name, self._config = project, name, config
-        self._metric, self._sign, self._seed = metric, 1 if maximize else -1, seed
+        self._metric, self._sign = metric, 1 if maximize else -1
         self._objectives = tuple(objectives)
         fixed = dict(fixed or {})
         self._proposals = Proposals(
             dimensions=dimensions, constraints=constraints, own={**defaults, **fixed}, fixed=fixed
         )
+        self._asked = Asked(
+            proposals=self._proposals, metric=metric, maximize=maximize, seed=seed,
+            objectives=self._objectives, removed=removed,
+        )  # fmt: skip
         self._samplers = Samplers(config.sampler, seed)
         self._scheduler = make_scheduler(config, seed)
-        self._runner, self._log, self._clock = runner, log, clock
+        self._crew, self._log, self._clock = Crew(runners), log, clock
+        self._at_work: dict[int, AtWork] = {}
         self._on_event = on_event
         self._logger = get_logger(study=name)
         self._chains: dict[int, StageChain] = {}
@@ -116,62 +131,93 @@ class Study:
         another process took the study over.
         """
         started = self._clock.monotonic() if started is None else started
-        num_points = self._num_points()
+        most_points = num_points(self._proposals, self._samplers)
         self._open()
         self._forgiven = {*self._study.user_attrs.get("forgiven", ())}
-        used = sum(each.seconds for each in self._standings())
+        used = self._wall(self._standings())
         deadline = started + self._config.budget.total_seconds() - used
         stop = CancelOrDeadline(cancel, self._clock, deadline)
         stopped_by = self._study.user_attrs.get("stopped_by", "")
         if not stopped_by:
-            stopped_by = self._work(stop, num_points)
+            stopped_by = self._work(stop, most_points)
             self._end(stopped_by, used + self._clock.monotonic() - started)
         return result_of(
             self._study, project=self._project, metric=self._metric, sign=self._sign,
             objectives=self._objectives, trials=self._storage.recorded(self._study._study_id),
-            fulfils=self._fulfils, removed=self._removed,
+            fulfils=self._fulfils, removed=tuple(self._asked.removed),
         )  # fmt: skip
 
-    def _work(self, stop: CancelOrDeadline, num_points: int | None) -> str:
+    def _open(self) -> None:
+        hinted = self._config.trials if self._config.warm_start else 0
+        self._study, self._storage = open_study(
+            self._log, self._name, self._asked, self._samplers, num_hints_for=hinted
+        )
+
+    def _work(self, stop: CancelOrDeadline, most_points: int | None) -> str:
         """Train until there is nothing more to do; says what ended it."""
-        limit = min(self._config.trials, num_points or self._config.trials)
+        limit = min(self._config.trials, most_points or self._config.trials)
+        try:
+            return self._loop(stop, limit)
+        except TrainingError as error:
+            if error.retryable:  # one worker died; what the others do now is not lost
+                self._settle(stop)
+            raise
+        finally:
+            stop.is_abandoned = True
+            self._crew.leave()
+
+    def _loop(self, stop: CancelOrDeadline, limit: int) -> str:
         done = "space" if limit < self._config.trials else "trials"
         while True:
+            if self._crew.is_full:
+                self._finish(stop)
+                continue
             standings = self._standings()
             # The first value is waited for, however long it takes: without one there is no result.
             stop.is_armed = any(each.state == "complete" for each in standings)
             reason = reason_to_stop(self._config, standings, stop)
             if stop.is_cancelled:
                 raise CancelledError("the search was stopped.", next_step="It can be resumed.")
-            if all_failed(standings):
-                return reason or done
-            each = self._next(standings, stop, reason, limit)
-            if each is None:
-                return reason or self._too_dear(stop) or done
-            if each.state == "half_asked":
+            is_hopeless = all_failed(standings)
+            each = None if is_hopeless else self._next(standings, stop, reason, limit)
+            if each is not None and each.state == "half_asked":
                 self._ask_rest(each)
+            elif each is not None:
+                self._begin(each, stop, to_the_end=bool(reason))
+            elif self._at_work:
+                self._finish(stop)
             else:
-                self._advance(each, stop, to_the_end=bool(reason))
+                too_dear = "" if is_hopeless else self._too_dear(stop)
+                return reason or too_dear or done
+
+    def _settle(self, stop: CancelOrDeadline) -> None:
+        """Record what is being trained; who dies as well is trained again later."""
+        while self._at_work:
+            with contextlib.suppress(TrainingError):
+                self._finish(stop)
 
     def _next(
         self, standings: Sequence[Standing], stop: CancelOrDeadline, reason: str, limit: int
     ) -> Standing | None:
         """The trial to be trained now; None when there is nothing more to do."""
-        going_on = [each for each in standings if each.state == "going_on"]
-        paused = [each for each in standings if each.state == "paused"]
+        idle = [each for each in standings if each.number not in self._at_work]
+        going_on = [each for each in idle if each.state == "going_on"]
+        paused = [each for each in idle if each.state == "paused"]
         complete = [each for each in standings if each.state == "complete"]
         if reason:
-            if complete:
+            if complete or self._at_work:
                 return None
             if going_on or paused:
                 return winner_of(going_on + paused)
-        half_asked = [each for each in standings if each.state == "half_asked"]
+        half_asked = [each for each in idle if each.state == "half_asked"]
         if going_on or half_asked:
             return (half_asked + going_on)[0]
         if resumed := self._scheduler.promoted(standings):
             return resumed
         if (new := self._new(standings, stop, limit)) is not None:
             return new
+        if self._at_work:  # what comes of it may change what is next
+            return None
         # What is served was trained to its end: the best of the paused is, while it is the best.
         winner = winner_of(paused + complete)
         return winner if winner is not None and winner.state == "paused" else None
@@ -180,8 +226,9 @@ class Study:
         self, standings: Sequence[Standing], stop: CancelOrDeadline, limit: int
     ) -> Standing | None:
         """An asked trial that can be paid for; the sampler is asked on until one can."""
-        others = [each for each in standings if each.state != "asked"]
-        asked = [each for each in standings if each.state == "asked"]
+        begun = {each.number for each in standings if each.state != "asked"} | {*self._at_work}
+        others = [each for each in standings if each.number in begun]
+        asked = [each for each in standings if each.number not in begun]
         while True:
             found = self._affordable(asked, others, stop)
             room = min(limit - len(others) - len(asked), MOST_TOO_DEAR - len(asked))
@@ -194,7 +241,10 @@ class Study:
     ) -> Standing | None:
         if self._scheduler.pauses:  # what it has come to when the budget ends is not lost
             return min(asked, key=lambda each: (each.cost, each.number), default=None)
-        return next_affordable(asked, others, self._config, seconds_left=stop.seconds_left)
+        return next_affordable(
+            asked, others, self._config, seconds_left=stop.seconds_left,
+            at_work=[each.standing for each in self._at_work.values()],
+        )  # fmt: skip
 
     def _too_dear(self, stop: CancelOrDeadline) -> str:
         """The budget that pays for none of the asked trials; empty when none is asked."""
@@ -222,8 +272,8 @@ class Study:
     def _cost(self, number: int, params: Mapping[str, Any]) -> float:
         """Expected CPU-seconds; a trial that cannot be planned fails when its turn comes, first."""
         try:
-            self._chains[number] = self._runner.plan(params)
-            return self._runner.cost(self._chains[number]).cpu_seconds
+            self._chains[number] = self._crew.next.plan(params)
+            return self._crew.next.cost(self._chains[number]).cpu_seconds
         except (ModelError, TrainingError, SearchError) as error:
             if error.retryable:
                 raise
@@ -236,32 +286,49 @@ class Study:
             if asked is not None:
                 asked[0].set_user_attr(PARAMS, asked[1])
 
-    def _advance(self, each: Standing, stop: CancelOrDeadline, *, to_the_end: bool) -> None:
-        """Train to the next rung and record what came of it."""
+    def _begin(self, each: Standing, stop: CancelOrDeadline, *, to_the_end: bool) -> None:
+        """Let a runner train to the next rung."""
         if each.state == "asked":
             self._tell("trial_started", each, params=each.params)
         started = self._clock.monotonic()
         try:
-            chain = self._chains.get(each.number) or self._runner.plan(each.params)
-            self._chains[each.number] = chain
-            stage = self._next_rung(each, chain, to_the_end=to_the_end)
-            if each.state == "paused":
-                self._set(each, {PROMOTED: stage})
-                self._tell("trial_promoted", each, stage=stage, value=self._value(each))
-            progress = self._runner.advance(chain, chain.boundaries[stage - 1], cancel=stop)
+            chain = self._chains.get(each.number) or self._crew.next.plan(each.params)
+        except (TrainingError, SearchError) as error:
+            self._stumble(each, error, started)
+            return
+        self._chains[each.number] = chain
+        stage = self._next_rung(each, chain, to_the_end=to_the_end)
+        if each.state == "paused":
+            self._promote(each, stage)
+            self._tell("trial_promoted", each, stage=stage, value=self._value(each))
+        self._at_work[each.number] = AtWork(each, stage, started)
+        self._crew.begin(
+            each.number,
+            lambda runner: runner.advance(chain, chain.boundaries[stage - 1], cancel=stop),
+        )
+
+    def _finish(self, stop: CancelOrDeadline) -> None:
+        """Wait for a rung to be reached, and record what came of it."""
+        number, outcome = self._crew.wait()
+        each, stage, started = self._at_work.pop(number)
+        try:
+            progress = outcome()
         except CancelledError:
             if stop.is_cancelled:
                 raise
             self._cut_off(each)
-            return
         except (TrainingError, SearchError) as error:
-            if full := from_system(error):
-                raise full from error  # no fault of the trial's
-            if error.retryable:
-                raise
-            self._fail(each, error, self._clock.monotonic() - started)
-            return
-        self._record(each, progress, stage, self._clock.monotonic() - started)
+            self._stumble(each, error, started)
+        else:
+            self._record(each, progress, stage, self._clock.monotonic() - started)
+
+    def _stumble(self, each: Standing, error: AutoGLMError, started: float) -> None:
+        """The trial has failed. Raises: what is no fault of the trial's."""
+        if full := from_system(error):
+            raise full from error
+        if error.retryable:
+            raise error
+        self._fail(each, error, self._clock.monotonic() - started)
 
     def _next_rung(self, each: Standing, chain: StageChain, *, to_the_end: bool) -> int:
         num_stages = len(chain.stages)
@@ -300,9 +367,10 @@ class Study:
             if not self._objectives:
                 self._storage.set_trial_intermediate_value(each.trial_id, stage, value)
             if verdict == "go_on":
-                facts[PROMOTED] = self._next_rung(mine, self._chains[each.number], to_the_end=False)
+                rung = self._next_rung(mine, self._chains[each.number], to_the_end=False)
+                self._promote(each, rung)
             facts["at"] = {
-                "seconds": mine.seconds + sum(s.seconds for s in others),
+                "seconds": self._wall([mine, *others]),
                 "cpu_seconds": paid + sum(s.cpu_seconds for s in others),
             }
             self._set(each, facts)
@@ -369,81 +437,6 @@ class Study:
             self._study.set_user_attr("seconds", seconds)
             self._study.set_user_attr("stopped_by", stopped_by)
 
-    def _num_points(self) -> int | None:
-        """Raises: SearchError search.infeasible, search.endless."""
-        num = self._proposals.num_points()
-        if num is None and self._samplers.is_exhaustive:
-            shown = ", ".join(str(d) for d in self._proposals.dimensions if d.points() is None)
-            raise SearchError(
-                f"search.sampler = {self._samplers.name!r} tries every point, and there is no end"
-                f" of them: {shown or 'too many combinations'}.",
-                code="search.endless",
-                next_step="Write choice, randint or quniform, or take another sampler.",
-                exit_code=2,
-            )
-        return num
-
-    def _open(self) -> None:
-        """One commit: a new study, what it asks, and its first points."""
-        import optuna
-
-        from autoglm.search import journal
-        from autoglm.search.warm_start import hints
-
-        self._storage = journal.writing(self._log, self._name)
-        directions = ["maximize" if o.maximize else "minimize" for o in self._objectives]
-        with self._storage.batch():
-            try:
-                self._study = optuna.load_study(
-                    study_name=self._name, storage=self._storage, sampler=self._samplers.of(0)
-                )
-            except KeyError:
-                self._study = optuna.create_study(
-                    storage=self._storage, study_name=self._name, sampler=self._samplers.of(0),
-                    directions=directions or ["maximize" if self._sign > 0 else "minimize"],
-                )  # fmt: skip
-            self._same()
-            if self._storage.recorded(self._study._study_id):
-                return
-            self._proposals.enqueue_first(self._study)
-            if self._config.warm_start:
-                found = hints(self._log, self._name, self._asks(), num_trials=self._config.trials)
-                for hint in found:
-                    self._study.enqueue_trial(hint.pop("told"))
-                self._study.set_user_attr("hints", found)
-
-    def _same(self) -> None:
-        """Whether what is stored under this name asked the same. Raises: SearchError."""
-        asks, study = self._asks(), self._study
-        known = study.user_attrs.get("asks", asks)
-        differs = [name for name in {**asks, **known} if known.get(name) != asks.get(name)]
-        if differs:
-            stored, wanted = ({name: each.get(name) for name in differs} for each in (known, asks))
-            raise SearchError(
-                f"study {self._name} was made for another {' and '.join(differs)}: it holds"
-                f" {stored}, asked for is {wanted}.",
-                code="search.other_space",
-                next_step="Start a new run: results of one space say little of another.",
-                exit_code=2,
-            )
-        if "asks" not in study.user_attrs:
-            study.set_user_attr("asks", asks)
-            study.set_user_attr("removed", [to_json(removal) for removal in self._removed])
-
-    def _asks(self) -> dict[str, Any]:
-        """What decides which trials there can be and which is best."""
-        asks = {
-            "space": [str(dimension) for dimension in self._proposals.dimensions],
-            "constraints": [each.text for each in self._proposals.constraints],
-            "metric": self._metric,
-            "seed": self._seed,
-        }
-        if self._proposals.fixed:
-            asks["fixed"] = dict(self._proposals.fixed)
-        if self._objectives:
-            asks["objectives"] = [each.name for each in self._objectives]
-        return asks if self._sign > 0 else {**asks, "lower_is_better": True}
-
     def _standings(self) -> list[Standing]:
         """In the order of their numbers. A trial that did not change is not read again: Optuna's
         journal makes a new object of one that did.
@@ -457,13 +450,19 @@ class Study:
                 found.append(known[1])
         return found
 
+    def _wall(self, standings: Sequence[Standing]) -> float:
+        """Seconds that the trials took, beside each other as they ran."""
+        return sum(each.seconds for each in standings) / self._crew.size
+
     def _value(self, each: Standing) -> float | None:
         return None if each.score is None else self._sign * each.score
 
+    def _promote(self, each: Standing, stage: int) -> None:
+        self._storage.set_trial_user_attr(each.trial_id, PROMOTED, stage)
+
     def _set(self, each: Standing, facts: Mapping[str, Any]) -> None:
-        with self._storage.batch():
-            for name, value in facts.items():
-                self._storage.set_trial_user_attr(each.trial_id, name, value)
+        known = self._storage.get_trial(each.trial_id).user_attrs.get(FACTS, {})
+        self._storage.set_trial_user_attr(each.trial_id, FACTS, {**known, **facts})
 
     def _tell(self, kind: str, each: Standing, **facts: Any) -> None:
         self._on_event({"kind": kind, "number": each.number, **facts})
@@ -479,13 +478,3 @@ def _paid(each: Standing, progress: Progress) -> tuple[float, dict[str, float]]:
     }
     shared = progress.cpu_seconds - paid  # its own earlier rungs are no gift
     return paid, ({**saved, "stage_tree": shared} if shared > 1e-9 else saved)
-
-
-def told_params(log: EventLog, name: str) -> dict[int, dict[str, Any]]:
-    """Trial number → parameters of the study `name`; empty when there is no such study."""
-    from autoglm.search.warm_start import open_study
-
-    study = open_study(log, name)
-    trials = [] if study is None else study.get_trials(deepcopy=False)
-    found = {trial.number: standing_of(trial, 1) for trial in trials}
-    return {n: dict(each.params) for n, each in found.items() if each and each.params}

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from autoglm.search import journal
-from autoglm.search.standing import params_of
+from autoglm.search.standing import attrs_of, params_of, standing_of
 from autoglm.state.event_log import EventLog
 
 MOST_HINTS = 3
@@ -51,12 +51,12 @@ def _best(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[dict[st
         {
             "study": name,
             "number": trial.number,
-            "value": trial.user_attrs["metrics"][metric],
+            "value": attrs_of(trial)["metrics"][metric],
             "params": params_of(trial),
             "told": dict(trial.params),
         }
         for trial in complete
-        if metric in trial.user_attrs.get("metrics", {})
+        if metric in attrs_of(trial).get("metrics", {})
     ]
     return sorted(points, key=lambda point: (-sign * point["value"], point["number"]))
 
@@ -67,3 +67,11 @@ def open_study(log: EventLog, name: str) -> optuna.Study | None:
         return optuna.load_study(study_name=name, storage=journal.reading(log, name))
     except KeyError:
         return None
+
+
+def told_params(log: EventLog, name: str) -> dict[int, dict[str, Any]]:
+    """Trial number → parameters of the study `name`; empty when there is no such study."""
+    study = open_study(log, name)
+    trials = [] if study is None else study.get_trials(deepcopy=False)
+    found = {trial.number: standing_of(trial, 1) for trial in trials}
+    return {n: dict(each.params) for n, each in found.items() if each and each.params}

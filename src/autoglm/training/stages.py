@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -17,6 +18,7 @@ from autoglm.contracts.record import digest
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Stage, StageChain
 from autoglm.recovery.checkpoints import Checkpoints
+from autoglm.recovery.file_lock import alone_if_free
 from autoglm.training.schedules import rate_at
 
 WEIGHTS, MANIFEST, STATE = "weights.safetensors", "manifest.json", "state"
@@ -103,18 +105,38 @@ def states_of(folder: Path) -> Checkpoints:
     return Checkpoints(folder / STATE, keep=1, max_bytes=0)
 
 
+def lock_of(folder: Path, stage: Stage) -> Path:
+    """Held alone by the worker that trains the stage, beside others by those that go on from it."""
+    return _lock(folder, stage.key)
+
+
+def _lock(folder: Path, key: str) -> Path:
+    return folder / f".{key}.lock"
+
+
 def prune(folder: Path, max_bytes: int, *, but: Collection[str]) -> None:
     """Let the oldest states go until they fit; a stage without one is trained again when something
-    is to follow it. Stages with a key in `but` keep theirs.
+    is to follow it. Stages with a key in `but` keep theirs, and those that another worker holds.
     """
-    states = sorted(folder.glob(f"*/{STATE}"), key=lambda path: path.stat().st_mtime)
-    sizes = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in states}
-    for path in states:
+    found = {path: _age_and_size(path) for path in folder.glob(f"*/{STATE}")}
+    sizes = {path: size for path, (_age, size) in found.items()}
+    for path in sorted(found, key=lambda path: found[path]):
         if sum(sizes.values()) <= max_bytes:
             return
-        if path.parent.name not in but:
-            shutil.rmtree(path, ignore_errors=True)
-            del sizes[path]
+        if path.parent.name in but:
+            continue
+        with alone_if_free(_lock(folder, path.parent.name)) as is_free:
+            if is_free:
+                shutil.rmtree(path, ignore_errors=True)
+                del sizes[path]
+
+
+def _age_and_size(path: Path) -> tuple[float, int]:
+    """Modification time and bytes; of what another worker lets go meanwhile, nothing."""
+    with contextlib.suppress(OSError):
+        files = [f for f in path.rglob("*") if f.is_file()]
+        return path.stat().st_mtime, sum(f.stat().st_size for f in files)
+    return 0.0, 0
 
 
 def stored(folder: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -45,6 +46,7 @@ from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.observability import logging as logs
 from autoglm.plugins import project_files, registry
 from autoglm.recovery.checkpoints import Checkpoints
+from autoglm.recovery.file_lock import alone, beside
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import parts, precision, stages
 from autoglm.training.cost import cost_of, seconds_per_flop
@@ -238,8 +240,9 @@ class Worker:
         depth = 1 + chain.boundaries.index(request["to_step"])
         known = self._deepest(chain, depth)
         reached = known
-        if reached is None or (reached.depth < depth and not reached.is_stopped):
-            reached = self._train(chain, depth, known)
+        if not _is_reached(known, depth):
+            known, reached = self._advanced(chain, depth)
+        assert reached is not None
         paid = reached.manifest["paid"]
         others = sum(seconds for payer, seconds in paid.items() if payer != chain.key)
         return {
@@ -253,6 +256,24 @@ class Worker:
             "saved": {**reached.manifest["saved"], **({"stage_tree": others} if others else {})},
             "is_stopped": reached.is_stopped,
         }
+
+    def _advanced(self, chain: StageChain, depth: int) -> tuple[StoredStage | None, StoredStage]:
+        """From what was stored, what is. A stage that another worker trains is waited for: ours, or
+        one that ours goes on from; and what we go on from is not let go.
+        """
+        stop, lock_of = self._stop_if_asked, partial(stages.lock_of, self._workspace / "stages")
+        for stage in chain.stages[: depth - 1]:
+            if lock_of(stage).exists():
+                with beside(lock_of(stage), stop=stop):
+                    pass
+        with alone(lock_of(chain.stages[depth - 1]), stop=stop), ExitStack() as held:
+            known = self._deepest(chain, depth)
+            if known is not None and known.depth < depth:
+                held.enter_context(beside(lock_of(chain.stages[known.depth - 1]), stop=stop))
+                known = self._deepest(chain, depth)  # it may have gone before we held it
+            if known is not None and _is_reached(known, depth):
+                return known, known
+            return known, self._train(chain, depth, known)
 
     def _deepest(self, chain: StageChain, depth: int) -> StoredStage | None:
         """The deepest of the first `depth` stages from which one can go on: the last of them, one
@@ -396,7 +417,11 @@ class Worker:
 
     def _stop_if_asked(self) -> None:
         if self._cancel.is_set():
-            raise CancelledError("scoring was stopped.", next_step="Start it again.")
+            raise CancelledError("it was stopped.", next_step="Start it again.")
+
+
+def _is_reached(known: StoredStage | None, depth: int) -> bool:
+    return known is not None and (known.depth == depth or known.is_stopped)
 
 
 def more_metrics(spec: RunSpec) -> list[str]:
