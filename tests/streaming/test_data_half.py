@@ -22,7 +22,7 @@ from autoglm.datasets.splits import split_of
 from autoglm.errors import AutoGLMError, DataError, FencedError, SourceError, StorageError
 from autoglm.streaming.broker import SqliteBroker
 from autoglm.streaming.collectors.sql_poll import SqlPollSource
-from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.config import SourceConfig, SplitConfig
 from autoglm.streaming.file_import import import_file, inspect_source, read_rows
 from autoglm.streaming.processor import RowProcessor
 from streaming.kill_child import trip
@@ -320,6 +320,63 @@ def test_a_column_may_say_the_split_and_the_others_go_by_hash(tmp_path: Path) ->
         with pytest.raises(DataError, match=said) as caught:
             describe(table, min_rows=2, split=SPLIT, split_column=column)
         assert caught.value.code == "data.wrong_split"
+
+
+BY_TIME = {
+    "column": "at",
+    "validation_from": "2025-01-01",
+    "test_from": "2025-06-01T12:00:00+00:00",
+}
+
+
+def test_a_time_says_the_split_and_new_rows_move_no_old_one(tmp_path: Path) -> None:
+    def row(number: int, at: Any, text: str = "") -> ChangeEvent:
+        return event(
+            str(number), number, text=text or f"text {number}", label="ab"[number % 2], at=at
+        )
+
+    table = table_of(tmp_path)
+    commit(
+        table,
+        *(row(i, f"2024-0{1 + i % 9}-03") for i in range(20)),
+        row(20, "2025-01-01"), row(21, "2025-06-01 11:59:59"),
+        row(22, "2025-06-01 12:00:00"), row(23, "2026-01-01T00:00:00Z"), row(24, None),
+        row(25, "2026-02-01", text="  TEXT 3 "),
+    )  # fmt: skip
+    found = load_rows(describe(table, min_rows=2, split=SPLIT, split_time=BY_TIME))
+    splits = dict(zip(found.keys, found.splits, strict=True))
+    assert [splits[str(n)] for n in range(20, 26)] == [
+        "validation", "validation", "test", "test", "train", "train",
+    ]  # fmt: skip
+    assert {splits[str(n)] for n in range(20)} == {"train"}
+    commit(table, *(row(i, "2026-03-01") for i in range(30, 40)), start=26)
+    later = describe(table, min_rows=2, split=SPLIT, split_time=BY_TIME)
+    grown = load_rows(later)
+    now = dict(zip(grown.keys, grown.splits, strict=True))
+    assert {key: now[key] for key in splits} == splits
+    assert {now[str(n)] for n in range(30, 40)} == {"test"}
+    moved = describe(
+        table, min_rows=2, split=SPLIT, split_time={**BY_TIME, "test_from": "2026-02-15"}
+    )
+    assert moved.content_digest != later.content_digest
+    with pytest.raises(DataError, match="'text 0' is no ISO date") as caught:
+        describe(table, min_rows=2, split=SPLIT, split_time={**BY_TIME, "column": "text"})
+    assert caught.value.code == "data.wrong_split"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"time": "at"}, "ISO dates"),
+        ({"time": "at", "validation_from": "soon", "test_from": "2025-01-01"}, "ISO dates"),
+        ({"time": "at", "validation_from": "2025-01-02", "test_from": "2025-01-01"}, "earlier"),
+        ({"test_from": "2025-01-01"}, "need `time`"),
+        ({"time": "at", "column": "part"}, "take one"),
+    ],
+)
+def test_bounds_that_split_nothing_are_refused(said: dict[str, str], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        SplitConfig(**said)
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from autoglm.contracts.task import TASKS, TaskForm
@@ -14,7 +14,8 @@ class DatasetVersion:
     `labels` is the label set (sorted; the tags of token-classification, nothing where answers are
     numbers or texts); a label with fewer than `data.min_rows` rows is in `rare_labels` and its rows
     wait, as `unlabelled_rows` do until their label arrives. `text` and `label` are the columns that
-    the task reads and answers. `content_digest` covers keys, texts and labels of the usable rows
+    the task reads and answers; `split_column`, or the column and bounds of `split_time`, decide in
+    place of the hash. `content_digest` covers keys, texts and labels of the usable rows
     and the split: equal digests teach equal models.
     """
 
@@ -40,6 +41,7 @@ class DatasetVersion:
     task: str = "text-classification"
     label_separator: str = ","
     split_column: str = ""
+    split_time: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def form(self) -> TaskForm:

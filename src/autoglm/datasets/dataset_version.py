@@ -18,7 +18,7 @@ from autoglm.contracts.record import canonical, digest
 from autoglm.contracts.task import TASKS, TaskForm, answer_to_json
 from autoglm.datasets.cells import read_answer, read_input
 from autoglm.datasets.feature_table import DeltaFeatureTable, Provenance
-from autoglm.datasets.splits import SPLITS, Split, split_all
+from autoglm.datasets.splits import SPLITS, Split, split_all, split_by_time
 from autoglm.errors import DataError
 from autoglm.observability.tracing import trace_id_of
 
@@ -40,6 +40,34 @@ class Rows:
         return len(self.keys)
 
 
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How rows are split: shares of the hash, a column that says it, or a column with times."""
+
+    shares: Mapping[str, float]
+    column: str
+    by_time: Mapping[str, str]
+
+    @property
+    def said(self) -> str:
+        """The column that is read for it."""
+        return self.by_time.get("column", self.column)
+
+    def split(self, keys: Sequence[str], texts: Sequence[str], said: Sequence[Any]) -> list[Split]:
+        """Raises: DataError data.wrong_split."""
+        if self.by_time:
+            bounds = {k: self.by_time[k] for k in ("validation_from", "test_from")}
+            try:
+                return split_by_time(texts, said, **bounds)
+            except ValueError as error:
+                raise _wrong_split(f"column {self.said!r}: {error}") from error
+        shares = self.shares
+        splits = split_all(texts, validation=shares["validation"], test=shares["test"])
+        if not self.column:
+            return splits
+        return [_said(*each) for each in zip(keys, said, splits, strict=True)]
+
+
 def describe(
     table: DeltaFeatureTable,
     version: int | None = None,
@@ -49,9 +77,11 @@ def describe(
     task: str = "text-classification",
     label_separator: str = ",",
     split_column: str = "",
+    split_time: Mapping[str, str] | None = None,
 ) -> DatasetVersion:
     """The dataset at `version` (the newest if None); `split` has the shares validation and test of
-    the rows of which `split_column` says nothing.
+    the rows of which `split_column` says nothing. `split_time` (column, validation_from, test_from)
+    is used in place of both.
 
     Raises: DataError data.no_rows, data.one_class, data.one_number, data.split_empty,
     data.wrong_split, data.no_such_version.
@@ -60,13 +90,16 @@ def describe(
     source = table.provenance(at) if at >= 0 else None
     if source is None:
         raise _no_rows(table, waiting=0, dead=0)
+    by_time = dict(split_time or {})
     columns = ["_key", "_version", "_trace", table.text, table.label]
-    latest = table.read(at, columns=_once(*columns, split_column))
-    if split_column and split_column not in latest.column_names:
-        raise _wrong_split(f"the feature table has no column {split_column!r}")
+    said = by_time.get("column", split_column)
+    latest = table.read(at, columns=_once(*columns, said))
+    if said and said not in latest.column_names:
+        raise _wrong_split(f"the feature table has no column {said!r}")
     num_dead = table.num_dead(at)
     form = TASKS[task]
-    rows, num_waiting = _labelled(latest, table, split, form, label_separator, split_column)
+    ways = Ways(split, split_column, by_time)
+    rows, num_waiting = _labelled(latest, table, ways, form, label_separator)
     if not len(rows):
         raise _no_rows(table, waiting=num_waiting, dead=num_dead)
     named = [] if form.answers in {"number", "text"} else rows.answers
@@ -97,7 +130,7 @@ def describe(
         label=table.label,
         split=dict(split),
         schema_digest=digest(table.text, table.label, _type_name(latest, table.label)),
-        content_digest=_content_digest(usable, labels, split, split_column),
+        content_digest=_content_digest(usable, labels, ways),
         positions=source.positions,
         traceparent=source.traceparent,
         linked_traces=_linked_traces(latest, source),
@@ -105,6 +138,7 @@ def describe(
         task=task,
         label_separator=label_separator,
         split_column=split_column,
+        split_time=by_time,
     )
 
 
@@ -113,21 +147,19 @@ def load_rows(dataset: DatasetVersion, split: str | None = None) -> Rows:
     table = DeltaFeatureTable(
         Path(dataset.uri), project=dataset.project, key="", text=dataset.text, label=dataset.label
     )
-    columns = _once("_key", dataset.text, dataset.label, dataset.split_column)
+    ways = Ways(dataset.split, dataset.split_column, dataset.split_time)
+    columns = _once("_key", dataset.text, dataset.label, ways.said)
     latest = table.read(dataset.version, columns=columns)
-    rows, _ = _labelled(
-        latest, table, dataset.split, dataset.form, dataset.label_separator, dataset.split_column
-    )
+    rows, _ = _labelled(latest, table, ways, dataset.form, dataset.label_separator)
     return _only(rows, labels=dataset.labels, split=split)
 
 
 def _labelled(
     latest: pa.Table,
     table: DeltaFeatureTable,
-    split: Mapping[str, float],
+    ways: Ways,
     form: TaskForm,
     separator: str,
-    split_column: str,
 ) -> tuple[Rows, int]:
     """Rows with input and answer, and how many wait for their answer."""
     if table.text not in latest.column_names:
@@ -141,10 +173,8 @@ def _labelled(
     keys: list[str] = latest["_key"].filter(is_labelled).to_pylist()
     texts: list[str] = latest[table.text].filter(is_labelled).to_pylist()
     cells: list[str] = labels.filter(is_labelled).to_pylist()
-    splits = split_all(texts, validation=split["validation"], test=split["test"])
-    if split_column:
-        said = latest[split_column].filter(is_labelled).to_pylist()
-        splits = [_said(*each) for each in zip(keys, said, splits, strict=True)]
+    said = latest[ways.said].filter(is_labelled).to_pylist() if ways.said else []
+    splits = ways.split(keys, texts, said)
     rows = Rows(
         keys=keys,
         inputs=_parsed(keys, texts, table.text, lambda cell: read_input(cell, form)),
@@ -237,13 +267,11 @@ def _only(rows: Rows, *, labels: Iterable[str], split: str | None = None) -> Row
     )
 
 
-def _content_digest(
-    rows: Rows, labels: Sequence[str], split: Mapping[str, float], split_column: str
-) -> str:
+def _content_digest(rows: Rows, labels: Sequence[str], ways: Ways) -> str:
     hasher = hashlib.blake2b(digest_size=16)
-    hasher.update(canonical([list(labels), dict(split)]))
+    hasher.update(canonical([list(labels), dict(ways.shares)]))
     # By hash, texts and shares say it all.
-    said = [rows.splits] if split_column else []
+    said = [rows.splits] if ways.said else []
     for column in (rows.keys, rows.inputs, rows.answers, *said):
         data = pa.array(map(_as_cell, column), pa.large_string())
         for buffer in data.buffers()[1:]:  # ends of the values, then their bytes
@@ -300,7 +328,8 @@ def _wrong_split(what: str) -> DataError:
     return DataError(
         f"{what}.",
         code="data.wrong_split",
-        next_step=f"data.split.column names a column of: {', '.join(SPLITS)}, or nothing.",
+        next_step=f"data.split.column names a column of {', '.join(SPLITS)} or nothing;"
+        " data.split.time one with ISO times.",
     )
 
 

@@ -111,6 +111,7 @@ def describe_dataset(project: Project) -> DatasetVersion:
         min_rows=data.min_rows,
         split={"validation": data.split.validation, "test": data.split.test},
         split_column=data.split.column,
+        split_time=data.split.by_time,
         task=project.settings.model.task,
         label_separator=data.label_separator,
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Len
 
 from autoglm.config.schema import Address, Key, Share, live
+from autoglm.datasets.splits import moment_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +42,41 @@ class SplitConfig:
             " without a column, the hash of the text does."
         ),
     ] = ""
+    time: Annotated[
+        str,
+        live(
+            "Column with a time: what is older than `validation_from` is learnt from, what is"
+            " older than `test_from` validates, the rest tests. Equal texts go with the oldest."
+        ),
+    ] = ""
+    validation_from: Annotated[str, live("ISO date or time; without a zone it is UTC.")] = ""
+    test_from: Annotated[str, live("ISO date or time; without a zone it is UTC.")] = ""
 
     def __post_init__(self) -> None:
         if self.validation + self.test > MAX_HELD_OUT:
             raise ValueError("validation and test together leave less than a fifth to learn from")
+        if self.time and self.column:
+            raise ValueError("column and time say the same thing twice: take one")
+        if not self.time:
+            if self.validation_from or self.test_from:
+                raise ValueError("validation_from and test_from need `time`, the column they split")
+            return
+        bounds = [moment_of(text) for text in (self.validation_from, self.test_from)]
+        if bounds[0] is None or bounds[1] is None or bounds[0] >= bounds[1]:
+            raise ValueError(
+                "with time, validation_from and test_from are ISO dates and the first is earlier"
+            )
+
+    @property
+    def by_time(self) -> dict[str, str]:
+        """Column and bounds; empty without them."""
+        if not self.time:
+            return {}
+        return {
+            "column": self.time,
+            "validation_from": self.validation_from,
+            "test_from": self.test_from,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
