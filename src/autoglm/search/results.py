@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from autoglm.contracts.trial import Removal, StudyResult, Trial
 from autoglm.errors import SearchError
+from autoglm.search.folds import interval_of, without
 from autoglm.search.standing import Standing, attrs_of, curve_of, standing_of
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def trials_of(
                 cause=attrs.get("cause", ""),
                 curve={str(stage): value for stage, value in curve.items()},
                 saved=attrs.get("saved", {}),
+                folds=tuple(attrs.get("folds", ())),
+                interval=tuple(interval_of(metric, attrs.get("folds", ()))),
             )
         )
     return found
@@ -131,11 +134,18 @@ def all_failed(standings: Sequence[Standing]) -> bool:
     return failed >= MOST_FAILURES and not any(each.scores for each in standings)
 
 
-def undefined(number: int, metric: str, metrics: Mapping[str, float]) -> SearchError:
+def undefined(
+    number: int,
+    metric: str,
+    metrics: Mapping[str, float],
+    folds: Sequence[Mapping[str, float]] = (),
+) -> SearchError:
     """As an F1 of entities is on rows without any."""
+    of_folds = ", ".join(map(str, without(metric, folds)))
     others = sorted(n for n, value in metrics.items() if n != "loss" and value == value)
     return SearchError(
-        f"trial {number} has no {metric}: the validation rows hold nothing that it counts.",
+        f"trial {number} has no {metric}{f' on fold {of_folds}' * bool(of_folds)}: the validation"
+        " rows hold nothing that it counts.",
         code="search.undefined",
         next_step=f"Set evaluate.metric to one that they have: {', '.join(others)}."
         if others
