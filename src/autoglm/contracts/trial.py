@@ -13,6 +13,7 @@ class Trial:
     value at its end. `cpu_seconds` is what was paid for it; `saved`, by lever, what was not
     (`stage_tree`: steps that others had made, or we before we were killed). Of a cross-validated
     trial `metrics` are means, `folds` those of each fold, `interval` the 95 % interval of `value`.
+    `expected_cpu_seconds` were reckoned before it began.
     """
 
     project: str
@@ -31,6 +32,7 @@ class Trial:
     saved: Mapping[str, float] = field(default_factory=dict)
     folds: tuple[Mapping[str, float], ...] = ()
     interval: tuple[float, ...] = ()
+    expected_cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -94,6 +94,7 @@ def trials_of(
                 saved=attrs.get("saved", {}),
                 folds=tuple(attrs.get("folds", ())),
                 interval=tuple(interval_of(metric, attrs.get("folds", ()))),
+                expected_cpu_seconds=standing.cost,
             )
         )
     return found
@@ -101,10 +102,11 @@ def trials_of(
 
 def pick(complete: Sequence[Trial], sign: int, fulfils: Fulfils = lambda _metrics: True) -> Trial:
     """The best value of those that keep the constraints of evaluate.metrics, of all where none
-    does; among equals the cheapest, then the first.
+    does; among equals the one that was expected to be the cheapest, then the first. (What one took
+    is another figure each time, and after a kill.)
     """
     kept = [trial for trial in complete if fulfils(trial.metrics)] or complete
-    return min(kept, key=lambda t: (-sign * (t.value or 0.0), t.cpu_seconds, t.number))
+    return min(kept, key=lambda t: (-sign * (t.value or 0.0), t.expected_cpu_seconds, t.number))
 
 
 def pareto(complete: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[int, ...]:

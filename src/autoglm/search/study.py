@@ -10,7 +10,7 @@ metrics ← runner.advance(chain, end of the next rung)            (idempotent: 
 record the value; tell it at the chain's end (exactly once), else the scheduler's verdict
 the best paused trial is trained to its end while it is better than every complete one
 best ← best validation value of the complete, of those that keep the constraints of evaluate.metrics
-       if any do; among equals the cheapest, then the first
+       if any do; among equals the one expected to be the cheapest, then the first
 """
 
 from __future__ import annotations
