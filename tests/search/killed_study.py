@@ -52,12 +52,13 @@ class Moments:
             raise TrainingError("it died.", code="training.worker_died", retryable=True)
 
 
-def journal_with(moments: Moments) -> Callable[[OwnedJournal], None]:
-    whole = OwnedJournal._flush
+FLUSH = OwnedJournal._flush
 
+
+def journal_with(moments: Moments) -> Callable[[OwnedJournal], None]:
     def flush(self: OwnedJournal) -> None:
         moments.pass_by()
-        whole(self)
+        FLUSH(self)
         moments.pass_by()
 
     return flush

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.conftest import learnable_rows
 
 from autoglm.contracts.record import from_json, to_json
-from autoglm.contracts.stage_chain import Progress, StageChain
+from autoglm.contracts.stage_chain import FOLD, Progress, StageChain
 from autoglm.loop import stations
 from autoglm.loop.app import App
 from autoglm.project import Project
@@ -245,3 +245,17 @@ def test_states_that_another_worker_goes_on_from_are_not_let_go(
         assert state.newest() is not None
     stages.prune(folder, 0, but=())
     assert state.newest() is None
+
+
+def test_folds_learn_from_other_rows_and_share_what_frozen_layers_say(runner: Runner) -> None:
+    frozen = {"training.epochs": 1, "training.trainable_layers": 1}
+    whole = runner.plan(**frozen)
+    folds = [runner.plan(**frozen, **{FOLD: f"{number}/3"}) for number in (1, 2, 3)]
+    assert len({chain.key for chain in (whole, *folds)}) == 4
+    reached = [runner.advance(chain, 1) for chain in folds]
+    encoded = [e["encoded"] for e in runner.events if "encoded" in e]
+    assert encoded[0] > 0
+    assert not any(encoded[1:])
+    weights = [runner.weights(each) for each in reached]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert runner.advance(folds[0], 1).reused_steps == folds[0].num_steps

@@ -47,7 +47,7 @@ def run(folder: Folder = Path(), as_json: AsJson = False) -> None:
         {
             "study": found["study"],
             "trials": f"{len(found['trials'])}, ended by {found['stopped_by']}",
-            f"best {found['metric']}": f"{number(best['value'], 4)} (trial {best['number']})",
+            f"best {found['metric']}": _best(best),
             **best["params"],
             "CPU seconds": number(found["cpu_seconds"], 1),
         }
@@ -113,6 +113,14 @@ def apply(folder: Folder = Path(), study: StudyOption = "", as_json: AsJson = Fa
     typer.echo(f"written: {done['file']}. next: review it; autoglm run {folder}")
 
 
+def _best(trial: Mapping[str, Any]) -> str:
+    said = f"{number(trial['value'], 4)} (trial {trial['number']})"
+    if not trial.get("interval"):
+        return said
+    low, high = (number(end, 4) for end in trial["interval"])
+    return f"{said}, mean of {len(trial['folds'])} folds, 95 % in {low} … {high}"
+
+
 def _print_report(report: Mapping[str, Any]) -> None:
     from autoglm.cli.plots import bar, console, step_plot
 
@@ -127,8 +135,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
         }
     )
     if best:
-        named = {f"best {metric}": f"{number(best['value'], 4)} (trial {best['number']})"}
-        print_pairs({**named, **best["params"]})
+        print_pairs({f"best {metric}": _best(best), **best["params"]})
     screen = console()
     for axis, label in (("seconds", "seconds of training"), ("cpu_seconds", "CPU-seconds")):
         points = [(moment[axis], moment["value"]) for moment in report["best_so_far"]]

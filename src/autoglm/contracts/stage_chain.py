@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+# A chain's parameter beside config keys: `2/5` is the second of five folds.
+FOLD = "data.fold"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
@@ -58,7 +61,7 @@ class Progress:
     so far; `cpu_seconds` is what all its steps cost, whoever made them. `saved` is what this call
     did not pay, by lever: `stage_tree` is a part of `cpu_seconds`, steps that had been made before;
     the others (`cache`, `packing`, `early_stop`) come on top. `is_stopped`: training ended itself,
-    what would follow costs nothing.
+    what would follow costs nothing. `folds`: of a cross-validated trial, the metrics of each fold.
     """
 
     key: str
@@ -70,6 +73,7 @@ class Progress:
     folder: str
     saved: Mapping[str, float] = field(default_factory=dict)
     is_stopped: bool = False
+    folds: tuple[Mapping[str, float], ...] = ()
 
     @property
     def is_done(self) -> bool:

@@ -11,7 +11,9 @@ class Trial:
 
     A `stopped` trial was not trained to its end: `value` is what it had come to. `curve` is stage →
     value at its end. `cpu_seconds` is what was paid for it; `saved`, by lever, what was not
-    (`stage_tree`: steps that others had made, or we before we were killed).
+    (`stage_tree`: steps that others had made, or we before we were killed). Of a cross-validated
+    trial `metrics` are means, `folds` those of each fold, `interval` the 95 % interval of `value`.
+    `expected_cpu_seconds` were reckoned before it began.
     """
 
     project: str
@@ -28,6 +30,9 @@ class Trial:
     cause: str = ""
     curve: Mapping[str, float] = field(default_factory=dict)
     saved: Mapping[str, float] = field(default_factory=dict)
+    folds: tuple[Mapping[str, float], ...] = ()
+    interval: tuple[float, ...] = ()
+    expected_cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

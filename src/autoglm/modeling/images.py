@@ -99,9 +99,17 @@ class Pixels(Sequence[Any]):
 
     def first(self, count: int) -> Pixels:
         """The first rows, without reading them again."""
+        return self.chosen(range(len(self._rows))[:count])
+
+    def chosen(self, rows: Sequence[int]) -> Pixels:
+        """These rows in this order, without reading them again."""
         part = Pixels([], self._preprocessor)
-        part._rows = self._rows[:count]
+        part._rows = [self._rows[row] for row in rows]
         return part
+
+    def group(self, row: int) -> bytes:
+        """Names what is to be seen in a row."""
+        return bytes(self._rows[row])
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -31,6 +31,9 @@ class SearchConfig:
     workers: Annotated[
         int, Ge(1), live("Training workers, each of which trains a trial; they share the cores.")
     ] = 1
+    folds: Annotated[
+        int, Ge(0), live("Cross-validation: a trial is trained once per fold; 0 = no folds.")
+    ] = 0
     until_gain: Annotated[
         Annotated[float, Gt(0)] | None,
         live("Ends the study when as many trials again would add less to the best value."),

@@ -30,6 +30,7 @@ class Asked:
     objectives: Sequence[Objective]
     seed: int
     removed: Sequence[Removal]
+    num_folds: int = 0
 
     @property
     def directions(self) -> list[str]:
@@ -45,6 +46,8 @@ class Asked:
         }
         if self.proposals.fixed:
             asks["fixed"] = dict(self.proposals.fixed)
+        if self.num_folds:
+            asks["folds"] = self.num_folds
         if self.objectives:
             asks["objectives"] = [each.name for each in self.objectives]
         return asks if self.maximize else {**asks, "lower_is_better": True}

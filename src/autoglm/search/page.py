@@ -66,6 +66,9 @@ def _head(report: Mapping[str, Any]) -> str:
     ]
     if best:
         value = f"{best['value']:.4f} (trial {best['number']})"
+        if best["interval"]:
+            low, high = best["interval"]
+            value += f", mean of {len(best['folds'])} folds, 95 % in {low:.4f} … {high:.4f}"
         said.insert(1, (f"best {report['metric']}", value))
         said += list(best["params"].items())
     return _table((), [(name, _shown(value)) for name, value in said])

@@ -7,8 +7,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autoglm.contracts.trial import Trial
 from autoglm.errors import StorageError
 from autoglm.search import journal
+from autoglm.search.folds import interval_of
 from autoglm.search.results import Objective, pareto, pick, trials_of
 from autoglm.search.space import point_of
 from autoglm.search.standing import KEEPS, Standing, attrs_of, curve_of, standing_of
@@ -69,7 +71,7 @@ def report_of(log: EventLog, name: str, *, project: str) -> dict[str, Any]:
         "states": _counts(rows),
         "seconds": sum(row["seconds"] for row in rows),
         "cpu_seconds": sum(row["cpu_seconds"] for row in rows),
-        "best": best and {"number": best.number, "value": best.value, "params": dict(best.params)},
+        "best": best and _best(best),
         "best_so_far": _best_so_far(rows, sign),
         "objectives": asks.get("objectives", []),
         "pareto": _pareto(study, complete, asks),
@@ -109,8 +111,20 @@ def _row(trial: FrozenTrial, standing: Standing, metric: str, sign: int) -> dict
         "seconds": standing.seconds,
         "cpu_seconds": standing.cpu_seconds,
         "saved": dict(attrs.get("saved", {})),
+        "folds": list(attrs.get("folds", ())),
+        "interval": interval_of(metric, attrs.get("folds", ())),
         "at": attrs.get("at"),
         "cause": attrs.get("cause", ""),
+    }
+
+
+def _best(trial: Trial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "value": trial.value,
+        "params": dict(trial.params),
+        "folds": list(trial.folds),
+        "interval": list(trial.interval),
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from autoglm.contracts.trial import Removal, StudyResult, Trial
 from autoglm.errors import SearchError
+from autoglm.search.folds import interval_of, without
 from autoglm.search.standing import Standing, attrs_of, curve_of, standing_of
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ def trials_of(
                 cause=attrs.get("cause", ""),
                 curve={str(stage): value for stage, value in curve.items()},
                 saved=attrs.get("saved", {}),
+                folds=tuple(attrs.get("folds", ())),
+                interval=tuple(interval_of(metric, attrs.get("folds", ()))),
+                expected_cpu_seconds=standing.cost,
             )
         )
     return found
@@ -98,10 +102,11 @@ def trials_of(
 
 def pick(complete: Sequence[Trial], sign: int, fulfils: Fulfils = lambda _metrics: True) -> Trial:
     """The best value of those that keep the constraints of evaluate.metrics, of all where none
-    does; among equals the cheapest, then the first.
+    does; among equals the one that was expected to be the cheapest, then the first. (What one took
+    is another figure each time, and after a kill.)
     """
     kept = [trial for trial in complete if fulfils(trial.metrics)] or complete
-    return min(kept, key=lambda t: (-sign * (t.value or 0.0), t.cpu_seconds, t.number))
+    return min(kept, key=lambda t: (-sign * (t.value or 0.0), t.expected_cpu_seconds, t.number))
 
 
 def pareto(complete: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[int, ...]:
@@ -131,11 +136,18 @@ def all_failed(standings: Sequence[Standing]) -> bool:
     return failed >= MOST_FAILURES and not any(each.scores for each in standings)
 
 
-def undefined(number: int, metric: str, metrics: Mapping[str, float]) -> SearchError:
+def undefined(
+    number: int,
+    metric: str,
+    metrics: Mapping[str, float],
+    folds: Sequence[Mapping[str, float]] = (),
+) -> SearchError:
     """As an F1 of entities is on rows without any."""
+    of_folds = ", ".join(map(str, without(metric, folds)))
     others = sorted(n for n, value in metrics.items() if n != "loss" and value == value)
     return SearchError(
-        f"trial {number} has no {metric}: the validation rows hold nothing that it counts.",
+        f"trial {number} has no {metric}{f' on fold {of_folds}' * bool(of_folds)}: the validation"
+        " rows hold nothing that it counts.",
         code="search.undefined",
         next_step=f"Set evaluate.metric to one that they have: {', '.join(others)}."
         if others

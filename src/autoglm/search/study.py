@@ -10,7 +10,7 @@ metrics ← runner.advance(chain, end of the next rung)            (idempotent: 
 record the value; tell it at the chain's end (exactly once), else the scheduler's verdict
 the best paused trial is trained to its end while it is better than every complete one
 best ← best validation value of the complete, of those that keep the constraints of evaluate.metrics
-       if any do; among equals the cheapest, then the first
+       if any do; among equals the one expected to be the cheapest, then the first
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from autoglm.search.affordable import MOST_TOO_DEAR, next_affordable, tighter_bu
 from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import Constraint
 from autoglm.search.crew import Crew
+from autoglm.search.folds import over_folds
 from autoglm.search.opening import Asked, num_points, open_study
 from autoglm.search.proposals import Proposals
 from autoglm.search.results import Fulfils, Objective, all_failed, result_of, undefined
@@ -109,11 +110,15 @@ class Study:
         )
         self._asked = Asked(
             proposals=self._proposals, metric=metric, maximize=maximize, seed=seed,
-            objectives=self._objectives, removed=removed,
+            objectives=self._objectives, removed=removed, num_folds=config.folds,
         )  # fmt: skip
         self._samplers = Samplers(config.sampler, seed)
         self._scheduler = make_scheduler(config, seed)
-        self._crew, self._log, self._clock = Crew(runners), log, clock
+        self._crew, self._log, self._clock = (
+            Crew([over_folds(each, config.folds) for each in runners]),
+            log,
+            clock,
+        )
         self._at_work: dict[int, AtWork] = {}
         self._on_event = on_event
         self._logger = get_logger(study=name)
@@ -344,7 +349,8 @@ class Study:
             if (value := progress.metrics.get(name)) is None or value != value
         ]
         if missing:
-            self._fail(each, undefined(each.number, missing[0], progress.metrics), seconds)
+            cause = undefined(each.number, missing[0], progress.metrics, progress.folds)
+            self._fail(each, cause, seconds)
             return
         value = progress.metrics[self._metric]
         scores = {**each.scores, stage: self._sign * value}
@@ -360,6 +366,8 @@ class Study:
             "seconds": mine.seconds,
             "saved": saved,
         }
+        if progress.folds:
+            facts["folds"] = [dict(each) for each in progress.folds]
         others = [s for s in self._standings() if s.number != each.number]
         is_over = progress.is_done or progress.is_stopped
         verdict = "complete" if is_over else self._scheduler.verdict(mine, others)

@@ -51,6 +51,19 @@ class Encoded:
         """Tokens of each row that are answered for."""
         return [int((target != IGNORED).sum()) for target in self.targets]
 
+    def chosen(self, rows: Sequence[int], *, num_train: int) -> Encoded:
+        """These rows in this order; the first `num_train` are learnt from."""
+        ids, targets, firsts = self.ids, self.targets, self.firsts
+        return Encoded(
+            ids=ids.chosen(rows) if isinstance(ids, Pixels) else [ids[i] for i in rows],
+            targets=targets[list(rows)]
+            if isinstance(targets, Tensor)
+            else [targets[i] for i in rows],
+            num_train=num_train,
+            label_names=self.label_names,
+            firsts=None if firsts is None else [firsts[i] for i in rows],
+        )
+
     @property
     def unit(self) -> tuple[float, float]:
         """Mean and deviation of the training rows' numbers."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from autoglm.contracts.record import digest
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.contracts.stage_chain import Stage, StageChain
+from autoglm.contracts.stage_chain import FOLD, Stage, StageChain
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.recovery.file_lock import alone_if_free
 from autoglm.training.schedules import rate_at
@@ -44,6 +44,8 @@ def settings_of(spec: RunSpec, params: Mapping[str, Any]) -> dict[str, Any]:
     """The sections `model` and `training` with the trial's parameters laid over them."""
     tree = copy.deepcopy({name: spec.config[name] for name in ("model", "training")})
     for key, value in params.items():
+        if key == FOLD:
+            continue
         *sections, name = key.split(".")
         place = tree
         for section in sections:
@@ -59,8 +61,10 @@ def plan(
     start: str,
     schedule: Callable[[int, int], float],
     precision: str,
+    num_train: int,
 ) -> StageChain:
-    """The chain of a trial: a stage per epoch. `start` is the digest of the weights it starts from.
+    """The chain of a trial: a stage per epoch. `start` is the digest of the weights it starts from,
+    `num_train` counts the rows it learns from.
 
     Two trials share a stage where all that went into its weights is equal: not the number of
     epochs is named, but the rate of each step. All trials of a study see the rows in one order and
@@ -68,10 +72,12 @@ def plan(
     """
     settings = settings_of(spec, params)
     training = settings["training"]
-    per_epoch = math.ceil(spec.dataset.split_rows["train"] / int(training["batch_size"]))
+    per_epoch = math.ceil(num_train / int(training["batch_size"]))
     num_steps = int(training["epochs"]) * per_epoch
     training["precision"] = precision
     learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT | TOLD_BY_RATES}
+    if FOLD in params:
+        settings["fold"] = learning["fold"] = params[FOLD]
     if training["algorithms"]:
         learning["num_steps"] = num_steps  # they are told
     if training["memory_budget"]:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.contracts.stage_chain import StageChain
+from autoglm.contracts.stage_chain import FOLD, StageChain
 from autoglm.datasets.dataset_version import load_rows
 from autoglm.datasets.tokenised import Tokens, tokenised
 from autoglm.errors import AutoGLMError, CancelledError, TrainingError
@@ -52,6 +52,7 @@ from autoglm.training import parts, precision, stages
 from autoglm.training.cost import cost_of, seconds_per_flop
 from autoglm.training.data import Encoded, targets_of
 from autoglm.training.decisions import Decisions
+from autoglm.training.folds import folded
 from autoglm.training.texts import encode_turns, score_folder
 from autoglm.training.trainer import Pause, Trainer
 
@@ -86,6 +87,7 @@ class Worker:
         self._opened = ""
         self._chat: Chat | None = None
         self._models: dict[str, AutoGLMForSequenceClassification] = {}
+        self._folds: dict[str, Encoded] = {}
 
     def answer(self, request: Mapping[str, Any]) -> Any:
         self._cancel.clear()
@@ -114,7 +116,7 @@ class Worker:
         project_files.open_parts(spec)
         if spec.config["model"]["backbone"] in OWN and not start.exists():
             self._make_start(spec, start)
-        self._models = {}
+        self._models, self._folds = {}, {}
         self._data, self._inputs = self._encode(spec, start)
         self._model_of(spec.config["model"])  # what cannot be opened is told before any trial
         self._opened = name
@@ -212,8 +214,19 @@ class Worker:
             speeds = self._decisions.decided("precision", lambda: precision.measure("cpu"))
             said = precision.choose(said, speeds, "cpu")
         return stages.plan(
-            self._spec, params, start=self._start_name, schedule=schedule, precision=said
+            self._spec,
+            params,
+            start=self._start_name,
+            schedule=schedule,
+            precision=said,
+            num_train=self._data_of(params.get(FOLD, "")).num_train,
         )
+
+    def _data_of(self, fold: str) -> Encoded:
+        """The rows as a fold divides them; without one, as the dataset version does."""
+        if fold and fold not in self._folds:
+            self._folds[fold] = folded(self._data, fold, seed=self._spec.seed)
+        return self._folds[fold] if fold else self._data
 
     def _do_cost(self, request: Mapping[str, Any]) -> Any:
         chain = from_json(StageChain, request["chain"])
@@ -228,7 +241,7 @@ class Worker:
                 if known
                 else 0,
                 model=self._model_of(settings["model"]),
-                data=self._data,
+                data=self._data_of(settings.get("fold", "")),
                 cache=self._cache,
                 cache_key=self._cache_key(settings["model"]),
                 seconds_per_flop=self._decisions.decided("seconds_per_flop", seconds_per_flop),
@@ -308,11 +321,12 @@ class Worker:
         lines = folder.with_name(f"{folder.name}.jsonl")
         start = self._model_of(model)
         own = self._spec.config["model"]["backbone"] in OWN
+        data = self._data_of(stage.settings.get("fold", ""))
         trainer = Trainer(
             start,
-            self._data,
+            data,
             training,
-            task=registry.get("task", model["task"])(self._data.label_names, training),
+            task=registry.get("task", model["task"])(data.label_names, training),
             metric=self._spec.config["evaluate"]["metric"],
             metrics=more_metrics(self._spec),
             seed=stage.seed,
