@@ -9,6 +9,7 @@ import typer
 from autoglm import __version__
 from autoglm.cli import (
     config,
+    dead_letters,
     doctor,
     init,
     models,
@@ -46,11 +47,14 @@ app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("up")(up.up)
 app.add_typer(search.app, name="search")
+app.command("collect")(stations.collect)
+app.command("process")(stations.process)
 app.command("train")(stations.train)
 app.command("evaluate")(stations.evaluate)
 app.command("predict")(predict.predict)
 app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(models.app, name="models")
 app.add_typer(release.app, name="release")
 app.command("plugins")(plugins.plugins)

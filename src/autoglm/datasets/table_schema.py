@@ -56,9 +56,10 @@ def to_arrow(
     if isinstance(rows, EventColumns):
         table = _from_columns(rows, known, text=text)
         if table is not None:
-            nothing = {"text": text, "label": label, "now": now, "stored_label": stored_label}
-            beside = [to_arrow([], dead, known, **nothing)] if dead else []
-            return pa.concat_tables([table, *beside], promote_options="default")
+            if not dead:
+                return table
+            letters = pa.table(_system_arrays([], dead, now), schema=SYSTEM_SCHEMA)
+            return pa.concat_tables([table, letters], promote_options="default")
         rows = list(rows)
     arrays = _system_arrays(rows, dead, now)
     fields = list(SYSTEM_SCHEMA)
@@ -125,6 +126,9 @@ def without_unfit(
                 partition=row.partition,
                 offset=row.offset,
                 traceparent=row.traceparent,
+                version=row.version,
+                source=row.source,
+                committed_at=row.committed_at,
             )
         )
     return good, dead
@@ -137,12 +141,12 @@ def _system_arrays(
     columns: Mapping[str, list[Any]] = {
         "_key": [r.key for r in rows] + [d.key for d in dead],
         "_op": [r.op for r in rows] + ["dead"] * len(dead),
-        "_version": [r.version for r in rows] + [0] * len(dead),
+        "_version": [r.version for r in rows] + [d.version for d in dead],
         "_partition": [r.partition for r in rows] + [d.partition for d in dead],
         "_offset": [r.offset for r in rows] + [d.offset for d in dead],
         "_trace": [r.traceparent for r in rows] + [d.traceparent for d in dead],
-        "_committed_at": [r.committed_at for r in rows] + [now] * len(dead),
-        "_source": [r.source for r in rows] + [""] * len(dead),
+        "_committed_at": [r.committed_at for r in rows] + [d.committed_at or now for d in dead],
+        "_source": [r.source for r in rows] + [d.source for d in dead],
         "_raw": [*nothing, *(d.raw for d in dead)],
         "_cause": [*nothing, *(d.cause for d in dead)],
         "_code": [*nothing, *(d.code for d in dead)],

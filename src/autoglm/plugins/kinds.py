@@ -66,6 +66,9 @@ class Assignment:
 class Broker(Protocol):
     """A keyed, ordered, replayable log: a small subset of Kafka. Appends are atomic with the source
     position; it never drops what a group has not read, never pushes, and knows nothing of tables.
+
+    Its class has `open(config, *, project, state, partitions)`: a new connection to the broker that
+    section `streaming.broker` describes, for one thread.
     """
 
     def append(self, topic: str, batch: ChangeBatch, *, producer: str, epoch: int) -> None:
@@ -366,9 +369,9 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "source": Kind("a class with `read` (port Source)", Source, ("read",)),
     "broker": Kind(
-        "a class with `append`, `fetch`, `join` and `hint` (port Broker)",
+        "a class with `open`, `append`, `fetch`, `join` and `hint` (port Broker)",
         Broker,
-        ("append", "fetch", "join", "heartbeat", "leave", "hint", "hints", "retain"),
+        ("open", "append", "fetch", "join", "heartbeat", "leave", "hint", "hints", "retain"),
     ),
     "table": Kind(
         "a class with `commit` and `read` (port FeatureTable)", FeatureTable, ("commit", "read")

@@ -21,6 +21,7 @@ from autoglm.contracts.change_event import ChangeBatch, ChangeEvent, OffsetRange
 from autoglm.errors import FencedError, StorageError
 from autoglm.plugins.kinds import Assignment, FetchedBatch
 from autoglm.streaming import group_members
+from autoglm.streaming.config import BrokerConfig
 from autoglm.streaming.event_blob import from_blob, to_blob
 
 BUSY_SECONDS = 30
@@ -61,6 +62,13 @@ class SqliteBroker:
             self._connection.execute("pragma journal_mode=wal")
             self._connection.execute("pragma synchronous=full")
             self._connection.executescript(_SCHEMA + group_members.SCHEMA)
+
+    @classmethod
+    def open(
+        cls, config: BrokerConfig, *, project: str, state: Path, partitions: int
+    ) -> SqliteBroker:
+        """`broker.db` of the project's state."""
+        return cls(state / "broker.db", partitions=partitions)
 
     def close(self) -> None:
         self._connection.close()

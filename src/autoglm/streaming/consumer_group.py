@@ -11,7 +11,7 @@ from autoglm import fail_points
 from autoglm.clock import Clock, SystemClock
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter, OffsetRange, Partition
 from autoglm.contracts.event_columns import joined
-from autoglm.errors import AutoGLMError, CancelledError, FencedError
+from autoglm.errors import AutoGLMError, CancelledError, FencedError, StorageError
 from autoglm.observability.logging import get_logger
 from autoglm.plugins.kinds import Assignment, Broker, FeatureTable, Processor
 
@@ -76,11 +76,12 @@ class Consumer:
         topic: str,
         batch_rows: int,
         on_commit: Callable[[Committed], None] = lambda _committed: None,
+        on_beat: Callable[[Mapping[Partition, int]], None] = lambda _offsets: None,
         clock: Clock | None = None,
     ) -> None:
         self._broker, self._table, self._processor = broker, table, processor
         self._project, self._group, self._topic = project, group, topic
-        self._batch_rows, self._on_commit = batch_rows, on_commit
+        self._batch_rows, self._on_commit, self._on_beat = batch_rows, on_commit, on_beat
         self._clock = clock or SystemClock()
         self._commits = 0
 
@@ -121,6 +122,7 @@ class Consumer:
                     next_beat = self._clock.monotonic() + beat_every
                     if renewed != assignment:
                         assignment, offsets = renewed, self._seek(renewed.partitions)
+                    self._on_beat(offsets)
                 opened = self._fill(offsets)
                 if opened is None:
                     self._clock.wait(cancel, min(IDLE.total_seconds(), beat_every))
@@ -143,10 +145,27 @@ class Consumer:
             return self._broker.join(self._group, self._topic, member=member, lease=lease)
 
     def _seek(self, numbers: Sequence[int]) -> dict[Partition, int]:
-        partitions = [
-            Partition(group=self._group, topic=self._topic, number=number) for number in numbers
-        ]
-        return {partition: self._table.next_offset(partition) for partition in partitions}
+        """Where the table says that each partition goes on.
+
+        Raises: StorageError broker.offset_gone when the broker has less than the table has read:
+        it is another broker than the one that was read, and its first events would be passed by.
+        """
+        found = {}
+        for number in numbers:
+            partition = Partition(group=self._group, topic=self._topic, number=number)
+            offset = self._table.next_offset(partition)
+            end = self._broker.end_offset(self._topic, number)
+            if offset > end:
+                raise StorageError(
+                    f"topic {self._topic}, partition {number} ends at offset {end}; the feature"
+                    f" table has it up to {offset}. This is not the log that the table was read"
+                    " from.",
+                    code="broker.offset_gone",
+                    next_step="Put the log back; or delete the project's state, and all rows are"
+                    " read from the source again.",
+                )
+            found[partition] = offset
+        return found
 
     def _fill(self, offsets: Mapping[Partition, int]) -> _Open | None:
         """Events of every partition, at most `batch_rows` in all; None when there are none."""

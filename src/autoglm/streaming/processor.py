@@ -101,12 +101,15 @@ def dead_letter(event: ChangeEvent, code: str, cause: str) -> DeadLetter:
     return DeadLetter(
         project=event.project,
         key=event.key.encode("utf-8", "backslashreplace").decode(),
-        raw=json.dumps(dict(event.row))[:RAW_BYTES],
+        raw=json.dumps(dict(event.row) if event.op == "upsert" else None)[:RAW_BYTES],
         cause=cause.encode("utf-8", "backslashreplace").decode(),
         code=code,
         partition=event.partition,
         offset=event.offset,
         traceparent=event.traceparent,
+        version=event.version,
+        source=event.source,
+        committed_at=event.committed_at,
     )
 
 
