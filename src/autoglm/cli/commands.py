@@ -20,6 +20,7 @@ from autoglm.cli import (
     runs,
     search,
     stations,
+    streaming,
     up,
 )
 
@@ -55,6 +56,7 @@ app.command("predict")(predict.predict)
 app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(streaming.app, name="streaming")
 app.add_typer(models.app, name="models")
 app.add_typer(release.app, name="release")
 app.command("plugins")(plugins.plugins)

@@ -7,6 +7,7 @@ table for who works on all of them at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, overload
 
@@ -90,28 +91,43 @@ def columns_of(events: Sequence[ChangeEvent]) -> pa.Table | None:
     """Keys, ops, versions, times and rows as columns; None when that would change a value: rows of
     different shape, a column of two types, lists, whole numbers beyond 64 bits, broken UTF-8.
     """
+    return table_of(
+        [e.key for e in events],
+        [e.op for e in events],
+        [e.version for e in events],
+        [e.committed_at for e in events],
+        [e.row for e in events],
+    )
+
+
+def table_of(
+    keys: Sequence[str],
+    ops: Sequence[str],
+    versions: Sequence[int],
+    committed_at: Sequence[datetime],
+    rows: Sequence[Mapping[str, Any]],
+) -> pa.Table | None:
+    """See `columns_of`."""
     import pyarrow as pa
 
-    names = next((tuple(e.row) for e in events if e.row), ())
+    names = next((tuple(row) for row in rows if row), ())
     wanted = frozenset(names)
     if wanted & _reserved() or not all(isinstance(name, str) for name in names):
         return None
-    for event in events:
-        if event.row.keys() != wanted and (event.row or event.op != "delete"):
+    for op, row in zip(ops, rows, strict=True):
+        if row.keys() != wanted and (row or op != "delete"):
             return None
-        if event.op == "delete" and event.row and set(event.row.values()) == {None}:
+        if op == "delete" and row and all(value is None for value in row.values()):
             return None  # it would come back without its row
-    arrays = {
-        "_key": [e.key for e in events],
-        "_op": [e.op for e in events],
-        "_version": [e.version for e in events],
-        "_committed_at": [e.committed_at for e in events],
-    }
-    types = {"_committed_at": pa.timestamp("us", tz="UTC"), "_version": pa.int64()}
     try:
-        made = {n: pa.array(v, types.get(n, pa.string())) for n, v in arrays.items()}
+        made = {
+            "_key": pa.array(keys, pa.string()),
+            "_op": pa.array(ops, pa.string()),
+            "_version": pa.array(versions, pa.int64()),
+            "_committed_at": pa.array(committed_at, pa.timestamp("us", tz="UTC")),
+        }
         for name in names:
-            values = [e.row.get(name) for e in events]
+            values = [row.get(name) for row in rows]
             kinds = set(map(type, values)) - {type(None)}
             if len(kinds) > 1 or not kinds <= {str, int, float, bool}:
                 return None
@@ -122,17 +138,27 @@ def columns_of(events: Sequence[ChangeEvent]) -> pa.Table | None:
 
 
 def placed(
-    table: pa.Table, *, partition: int, offsets: Sequence[int], source: str, traceparent: str
+    table: pa.Table,
+    *,
+    partition: int,
+    offsets: Sequence[int],
+    source: str | Sequence[str],
+    traceparent: str | Sequence[str],
 ) -> pa.Table:
-    """A table of `columns_of` with where its events lie in a broker."""
+    """A table of `columns_of` with where its events lie in a broker; a text is that of all."""
     import pyarrow as pa
 
-    count = table.num_rows
+    def column(said: str | Sequence[str]) -> pa.Array:
+        if isinstance(said, str):
+            return pa.repeat(pa.scalar(said, pa.string()), table.num_rows)
+        return pa.array(said, pa.string())
+
+    numbers = pa.repeat(pa.scalar(partition, pa.int32()), table.num_rows)
     return (
-        table.append_column("_partition", pa.repeat(pa.scalar(partition, pa.int32()), count))
+        table.append_column("_partition", numbers)
         .append_column("_offset", pa.array(offsets, pa.int64()))
-        .append_column("_trace", pa.repeat(pa.scalar(traceparent, pa.string()), count))
-        .append_column("_source", pa.repeat(pa.scalar(source, pa.string()), count))
+        .append_column("_trace", column(traceparent))
+        .append_column("_source", column(source))
     )
 
 

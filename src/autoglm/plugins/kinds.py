@@ -63,6 +63,16 @@ class Assignment:
     partitions: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that a broker of somebody's was asked to do, and what it did."""
+
+    name: str
+    is_so: bool
+    seconds: float
+    detail: str
+
+
 class Broker(Protocol):
     """A keyed, ordered, replayable log: a small subset of Kafka. Appends are atomic with the source
     position; it never drops what a group has not read, never pushes, and knows nothing of tables.
