@@ -46,7 +46,7 @@ from autoglm.release.config import ReleaseConfig
 from autoglm.reuse.config import CacheConfig
 from autoglm.search.config import SearchConfig
 from autoglm.serving.config import ServingConfig
-from autoglm.streaming.config import DataConfig
+from autoglm.streaming.config import DataConfig, StreamingConfig
 from autoglm.training.config import TrainingConfig
 from autoglm.triggers.config import TriggerConfig
 
@@ -66,6 +66,9 @@ class Settings:
     project: Annotated[str, Len(1, 63), Key("Name that every record, line and metric carries.")]
     model: Annotated[ModelConfig, Key("What is adapted.")]
     data: Annotated[DataConfig, Key("Where rows come from and which columns count.")]
+    streaming: Annotated[StreamingConfig, Key("How changes come from source to table.")] = field(
+        default_factory=StreamingConfig
+    )
     search: Annotated[SearchConfig, Key("How the best adaptation is looked for.")] = field(
         default_factory=SearchConfig
     )

@@ -10,6 +10,7 @@ from autoglm import __version__
 from autoglm.cli import (
     config,
     data,
+    dead_letters,
     doctor,
     explain,
     gc,
@@ -22,6 +23,7 @@ from autoglm.cli import (
     runs,
     search,
     stations,
+    streaming,
     up,
 )
 
@@ -49,11 +51,15 @@ app.command("init")(init.init)
 app.command("run")(run.run)
 app.command("up")(up.up)
 app.add_typer(search.app, name="search")
+app.command("collect")(stations.collect)
+app.command("process")(stations.process)
 app.command("train")(stations.train)
 app.command("evaluate")(stations.evaluate)
 app.command("predict")(predict.predict)
 app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(streaming.app, name="streaming")
 app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.command("explain")(explain.explain)

@@ -72,9 +72,10 @@ README = """\
 # How a part of each kind comes to be used: the key that names it, or who will ask for it.
 USAGE: Mapping[str, str] = {
     "source": "A project uses it by `data: {{source: {{kind: {name}}}}}`.",
-    "broker": "No key chooses a broker yet; the embedded one is used until `data.broker` does.",
+    "broker": "A project uses it by `streaming: {{broker: {{kind: {name}}}}}`.",
     "table": "No key chooses a table yet; the Delta table is used until `data.table` does.",
-    "processor": "A project uses it by `data: {{processors: [{name}]}}`.",
+    "processor": "A project uses it by `data: {{processors: [{name}]}}`, with options by"
+    " `[{{name: {name}, OPTION: VALUE}}]`.",
     "backbone": 'A project uses it by `model: {{backbone: "{name}:REFERENCE"}}`.',
     "converter": "It is asked for every file of weights that no folder of Hugging Face's form is;"
     " `recognises` decides.",

@@ -1,4 +1,4 @@
-"""`autoglm train`, `autoglm evaluate`: one station of the way alone."""
+"""`autoglm collect`, `process`, `train`, `evaluate`: one station of the way alone."""
 
 from __future__ import annotations
 
@@ -91,6 +91,76 @@ def evaluate(
         typer.echo(f"difference {number(found['value'])} ({interval}): {report['reason']}")
     elif report["missed"]:
         typer.echo(report["reason"])
+
+
+@project_command
+def collect(folder: Folder = Path(), as_json: AsJson = False) -> None:
+    """Read what the source shows now into the broker; nothing is processed.
+
+    Examples:
+      autoglm collect news
+
+      autoglm collect news --json
+
+    """
+    from contextlib import closing
+
+    from autoglm.loop.change_to_dataset import (
+        collect_once,
+        open_broker,
+        refuse_full,
+        topic_of,
+        waiting_events,
+    )
+
+    def work(app: Any) -> dict[str, Any]:
+        project = app.project
+        with closing(open_broker(project)) as broker:
+            events = collect_once(
+                project,
+                broker,
+                app.cancel,
+                app.on_event,
+                on_batch=lambda _events: refuse_full(project, broker),
+            )
+            waiting = waiting_events(project, broker)
+            return {"topic": topic_of(project), "events": events, "backlog": waiting}
+
+    found = alone(folder, "autoglm collect", as_json, work)
+    if as_json:
+        print_json(found)
+        return
+    print_pairs({"topic": found["topic"], "events": found["events"], "waiting": found["backlog"]})
+    typer.echo(f"next: autoglm process {folder}")
+
+
+@project_command
+def process(folder: Folder = Path(), as_json: AsJson = False) -> None:
+    """Take what lies in the broker through the processors into the feature table.
+
+    Examples:
+      autoglm process news
+
+      autoglm process news --json
+
+    """
+    from contextlib import closing
+
+    from autoglm.contracts.record import to_json
+    from autoglm.loop.change_to_dataset import open_broker, open_consumer
+
+    def work(app: Any) -> Any:
+        with closing(open_broker(app.project)) as broker:
+            return to_json(open_consumer(app.project, broker, app.cancel).drain(app.cancel))
+
+    found = alone(folder, "autoglm process", as_json, work)
+    if as_json:
+        print_json(found)
+        return
+    version = "unchanged" if found["version"] is None else found["version"]
+    print_pairs({"rows": found["rows"], "dead letters": found["dead"], "table version": version})
+    dead = f"autoglm dead-letters list -C {folder}"
+    typer.echo(f"next: {dead if found['dead'] else f'autoglm run {folder}'}")
 
 
 def alone(folder: Path, what: str, as_json: bool, work: Callable[[Any], Any]) -> Any:

@@ -66,7 +66,10 @@ class OffsetRange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeadLetter:
-    """An event that no processor could use: raw bytes, cause and trace, kept in the same table."""
+    """An event that no processor could use: raw bytes, cause and trace, kept in the same table.
+
+    `raw` is the row as JSON, `null` of a delete; of a long one only the beginning.
+    """
 
     project: str
     key: str
@@ -76,3 +79,6 @@ class DeadLetter:
     partition: int
     offset: int
     traceparent: str = field(default="")
+    version: int = 0
+    source: str = ""
+    committed_at: datetime | None = None

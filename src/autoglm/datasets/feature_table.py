@@ -200,6 +200,27 @@ class DeltaFeatureTable:
         dataset = handle.to_pyarrow_dataset()
         return dataset.to_table(columns=list(DEAD_COLUMNS), filter=pc.field("_op") == "dead")
 
+    def dead_events(self) -> pa.Table:
+        """Dead letters with what is needed to make an event of each again."""
+        handle = self._refreshed()
+        columns = [*DEAD_COLUMNS, "_version", "_source", "_committed_at"]
+        if handle is None:
+            return SYSTEM_SCHEMA.empty_table().select(columns)
+        return handle.to_pyarrow_dataset().to_table(
+            columns=columns, filter=pc.field("_op") == "dead"
+        )
+
+    def newest_versions(self, keys: Sequence[str]) -> dict[str, int]:
+        """Key → version of its newest row or delete; keys that have neither are missing."""
+        handle = self._refreshed()
+        if handle is None or not keys:
+            return {}
+        is_wanted = (pc.field("_op") != "dead") & pc.field("_key").isin(pa.array(keys))
+        found = handle.to_pyarrow_dataset().to_table(columns=["_key", "_version"], filter=is_wanted)
+        newest = found.group_by("_key").aggregate([("_version", "max")])
+        pairs = zip(newest["_key"].to_pylist(), newest["_version_max"].to_pylist(), strict=True)
+        return dict(pairs)
+
     def num_dead(self, version: int | None = None) -> int:
         handle = self._at(version)
         if handle is None:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter
+from autoglm.contracts.event_columns import EventColumns
 from autoglm.errors import DataError
 
 SYSTEM_SCHEMA = pa.schema(
@@ -52,6 +53,14 @@ def to_arrow(
     Raises: DataError data.mixed_labels, data.schema_changed, data.reserved_column,
     data.duplicate_column.
     """
+    if isinstance(rows, EventColumns):
+        table = _from_columns(rows, known, text=text)
+        if table is not None:
+            if not dead:
+                return table
+            letters = pa.table(_system_arrays([], dead, now), schema=SYSTEM_SCHEMA)
+            return pa.concat_tables([table, letters], promote_options="default")
+        rows = list(rows)
     arrays = _system_arrays(rows, dead, now)
     fields = list(SYSTEM_SCHEMA)
     padding = [None] * len(dead)
@@ -73,10 +82,14 @@ def to_arrow(
 
 def without_unfit(
     rows: Sequence[ChangeEvent], known: pa.Schema, *, text: str, label: str
-) -> tuple[list[ChangeEvent], list[DeadLetter]]:
+) -> tuple[Sequence[ChangeEvent], list[DeadLetter]]:
     """Rows that the table can hold, and dead letters of those whose text or label is of another
     type than the table's (in the first batch: than most labels).
     """
+    if isinstance(rows, EventColumns):
+        if all(_column_fits(rows.table, name, known) for name in (text, label)):
+            return rows, []
+        rows = list(rows)
     targets = {}
     for name in (text, label):
         values = [row.row.get(name) for row in rows]
@@ -113,6 +126,9 @@ def without_unfit(
                 partition=row.partition,
                 offset=row.offset,
                 traceparent=row.traceparent,
+                version=row.version,
+                source=row.source,
+                committed_at=row.committed_at,
             )
         )
     return good, dead
@@ -125,12 +141,12 @@ def _system_arrays(
     columns: Mapping[str, list[Any]] = {
         "_key": [r.key for r in rows] + [d.key for d in dead],
         "_op": [r.op for r in rows] + ["dead"] * len(dead),
-        "_version": [r.version for r in rows] + [0] * len(dead),
+        "_version": [r.version for r in rows] + [d.version for d in dead],
         "_partition": [r.partition for r in rows] + [d.partition for d in dead],
         "_offset": [r.offset for r in rows] + [d.offset for d in dead],
         "_trace": [r.traceparent for r in rows] + [d.traceparent for d in dead],
-        "_committed_at": [r.committed_at for r in rows] + [now] * len(dead),
-        "_source": [r.source for r in rows] + [""] * len(dead),
+        "_committed_at": [r.committed_at for r in rows] + [d.committed_at or now for d in dead],
+        "_source": [r.source for r in rows] + [d.source for d in dead],
         "_raw": [*nothing, *(d.raw for d in dead)],
         "_cause": [*nothing, *(d.cause for d in dead)],
         "_code": [*nothing, *(d.code for d in dead)],
@@ -138,11 +154,46 @@ def _system_arrays(
     return [pa.array(columns[field.name], field.type) for field in SYSTEM_SCHEMA]
 
 
+def _from_columns(rows: EventColumns, known: pa.Schema, *, text: str) -> pa.Table | None:
+    """Columns that are of the table's types already, as they stand; None when one is not."""
+    table = rows.table
+    names = _checked([n for n in known.names if n not in SYSTEM_COLUMNS], rows.names)
+    fields, arrays = list(SYSTEM_SCHEMA), []
+    for field in SYSTEM_SCHEMA:
+        there = field.name in table.column_names
+        arrays.append(table[field.name] if there else pa.nulls(table.num_rows, field.type))
+    for name in names:
+        if not _column_fits(table, name, known):
+            return None
+        there = name in table.column_names
+        is_known = name in known.names
+        kind = known.field(name).type if is_known else table[name].type
+        if pa.types.is_null(kind):
+            if name != text:
+                continue  # nothing but NULL so far: the first value will say what the column is
+            kind = pa.string()
+        column = table[name] if there else pa.nulls(table.num_rows, kind)
+        arrays.append(column.cast(kind) if pa.types.is_null(column.type) else column)
+        fields.append(pa.field(name, kind))
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _column_fits(table: pa.Table, name: str, known: pa.Schema) -> bool:
+    """Whether the column is of the table's very type, or new to it, or empty."""
+    if name not in table.column_names or pa.types.is_null(table[name].type):
+        return True
+    return name not in known.names or bool(known.field(name).type == table[name].type)
+
+
 def _user_columns(rows: Sequence[ChangeEvent], known: pa.Schema) -> list[str]:
     """The table's columns, then the new ones in the order in which they first appear."""
-    names = dict.fromkeys(name for name in known.names if name not in SYSTEM_COLUMNS)
-    for shape in dict.fromkeys(tuple(row.row) for row in rows):
-        names.update(dict.fromkeys(shape))
+    shapes = dict.fromkeys(tuple(row.row) for row in rows)
+    return _checked([n for n in known.names if n not in SYSTEM_COLUMNS], *shapes)
+
+
+def _checked(*shapes: Sequence[str]) -> list[str]:
+    """Every name once. Raises: DataError data.reserved_column, data.duplicate_column."""
+    names = dict.fromkeys(name for shape in shapes for name in shape)
     folded: dict[str, str] = {}
     for name in names:
         if name in SYSTEM_COLUMNS:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from autoglm.clock import Clock
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.task import TASKS
-from autoglm.errors import DataError
+from autoglm.errors import ConfigError, DataError, StorageError
 from autoglm.evaluation.slices import read_slices
+from autoglm.observability.logging import get_logger
 from autoglm.plugins import project_files, registry
+from autoglm.plugins.kinds import Broker, Source
 from autoglm.project import Project
-from autoglm.settings import inject
+from autoglm.settings import Settings, inject
 
-TOPIC = "changes"
+if TYPE_CHECKING:
+    from autoglm.streaming.consumer_group import Consumer
+
+HOLD_SECONDS = 0.2
+
 GROUP = "feature-table"
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -30,23 +38,124 @@ class Collected:
 
 
 def collect_changes(project: Project, cancel: threading.Event, on_event: OnEvent) -> Collected:
-    """Bring every change that the source shows now into the feature table, each exactly once."""
-    from autoglm.streaming.collector import collect
-    from autoglm.streaming.consumer_group import Consumer
-    from autoglm.streaming.processor import ProcessorChain, RowProcessor
+    """Bring every change that the source shows now into the feature table, each exactly once.
 
+    Alone: who calls this owns the project, and nobody else processes.
+    """
+    with closing(open_broker(project)) as broker:
+        consumer = open_consumer(project, broker, cancel)
+        # What an earlier process left in the broker goes first: its source may be gone by now.
+        left = consumer.drain(cancel)
+        drained = [left]
+
+        def make_room(_events: int) -> None:
+            if waiting_events(project, broker) > project.settings.streaming.max_backlog:
+                drained.append(consumer.drain(cancel))
+
+        events = collect_once(project, broker, cancel, on_event, on_batch=make_room)
+        drained.append(consumer.drain(cancel))
+    result = Collected(
+        events=events, rows=sum(d.rows for d in drained), dead=sum(d.dead for d in drained)
+    )
+    on_event(
+        {"kind": "collected", "events": result.events, "rows": result.rows, "dead": result.dead}
+    )
+    return result
+
+
+def collect_once(
+    project: Project,
+    broker: Broker,
+    cancel: threading.Event,
+    on_event: OnEvent,
+    *,
+    on_batch: Callable[[int], None] | None = None,
+    follow: bool = False,
+) -> int:
+    """Source ─► broker: what it shows now, and with `follow`, where the source can, what it will
+    show until cancelled. Says how many events there were.
+    """
+    from autoglm.streaming.collector import collect
+
+    source = open_source(project)
+    on_event({"kind": "source", "promise": source.promise})
+    topic = topic_of(project)
+    found = collect(source, broker, topic=topic, cancel=cancel, on_batch=on_batch, follow=follow)
+    return found.events
+
+
+def hold_back(project: Project, broker: Broker, cancel: threading.Event, clock: Clock) -> None:
+    """Block while the group is more than `streaming.max_backlog` behind: a collector that calls
+    this after each batch stops reading, and nothing is dropped.
+    """
+    is_told = False
+    while not cancel.is_set():
+        waiting = waiting_events(project, broker)
+        if waiting <= project.settings.streaming.max_backlog:
+            return
+        if not is_told:
+            get_logger().warning("collector waits for the processors", backlog=waiting)
+            is_told = True
+        clock.wait(cancel, HOLD_SECONDS)
+
+
+def refuse_full(project: Project, broker: Broker) -> None:
+    """For a collector that nobody processes behind. Raises: StorageError broker.full; what was
+    appended stays, and the next call goes on behind it.
+    """
+    waiting, limit = waiting_events(project, broker), project.settings.streaming.max_backlog
+    if waiting > limit:
+        raise StorageError(
+            f"{waiting:,} events wait in the broker; streaming.max_backlog is {limit:,}.",
+            code="broker.full",
+            next_step="Let `autoglm process` take them into the table, then collect again.",
+        )
+
+
+def waiting_events(project: Project, broker: Broker) -> int:
+    """Events that the broker holds and the table does not."""
+    from autoglm.streaming.figures import backlog
+
+    return backlog(broker, GROUP, topic_of(project))
+
+
+def topic_of(project: Project) -> str:
+    """A broker of another kind holds another log: its topic has another name in the table."""
+    config = project.settings.streaming.broker
+    if config.topic or config.kind == "sqlite":
+        return config.topic or "changes"
+    return f"autoglm.{project.name}.changes"
+
+
+def open_broker(project: Project) -> Broker:
+    settings = project.settings
+    config = settings.streaming.broker
+    opened: Broker = registry.get("broker", config.kind).open(
+        config, project=project.name, state=project.state, partitions=settings.data.partitions
+    )
+    return opened
+
+
+def open_source(project: Project) -> Source:
     data = project.settings.data
-    source = registry.get("source", data.source.kind)(
+    made: Source = registry.get("source", data.source.kind)(
         data.source,
         project=project.name,
         base=project.folder,
         batch_rows=data.batch_rows,
         columns=(data.input_column, data.answer_column),
     )
-    broker = registry.get("broker", "sqlite")(
-        project.state / "broker.db", partitions=data.partitions
-    )
-    table = project.table()
+    return made
+
+
+def open_consumer(
+    project: Project, broker: Broker, cancel: threading.Event, **callbacks: Any
+) -> Consumer:
+    """Broker ─► the product's own checks ─► the project's processors ─► table."""
+    from autoglm.streaming.consumer_group import Consumer
+    from autoglm.streaming.processor import ProcessorChain, RowProcessor
+
+    data = project.settings.data
     first = RowProcessor(
         text=data.input_column,
         label=data.answer_column,
@@ -55,38 +164,45 @@ def collect_changes(project: Project, cancel: threading.Event, on_event: OnEvent
         label_separator=data.label_separator,
         base=project.folder,
     )
-    processor = ProcessorChain([first, *_processors(project)])
-    consumer = Consumer(
+    chain = ProcessorChain(
+        [first, *_processors(project)],
+        attempts=project.settings.streaming.attempts,
+        cancel=cancel,
+    )
+    return Consumer(
         broker,
-        table,
-        processor,
+        project.table(),
+        chain,
         project=project.name,
         group=GROUP,
-        topic=TOPIC,
+        topic=topic_of(project),
         batch_rows=data.batch_rows,
+        **callbacks,
     )
-    # What an earlier process left in the broker goes first: its source may be gone by now.
-    left = consumer.drain(cancel)
-    on_event({"kind": "source", "promise": source.promise})
-    collected = collect(source, broker, topic=TOPIC, cancel=cancel, on_batch=None)
-    drained = consumer.drain(cancel)
-    result = Collected(
-        events=collected.events, rows=left.rows + drained.rows, dead=left.dead + drained.dead
-    )
-    on_event(
-        {"kind": "collected", "events": result.events, "rows": result.rows, "dead": result.dead}
-    )
-    return result
 
 
 def _processors(project: Project) -> list[Any]:
-    """The project's own, by name; its files are read as they are now."""
+    """The project's own, by name and options; its files are read as they are now."""
     settings = project.settings
     if not settings.data.processors:
         return []
     files = project_files.read_files(project.folder, settings.imports)
     project_files.execute(files, project.state / "code")
-    return [inject(registry.get("processor", n), settings) for n in settings.data.processors]
+    return [_made(said, settings) for said in settings.data.processors]
+
+
+def _made(said: str | Mapping[str, Any], settings: Settings) -> Any:
+    """Raises: ConfigError for an option that the processor does not take or refuses."""
+    options = {} if isinstance(said, str) else {k: v for k, v in said.items() if k != "name"}
+    name = said if isinstance(said, str) else str(said.get("name", ""))
+    try:
+        return inject(registry.get("processor", name), settings, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"data.processors: {name}: {error}.",
+            code="config.wrong_value",
+            next_step="Write NAME, or {name: NAME, OPTION: VALUE}; docs/streaming.md has them all.",
+        ) from error
 
 
 def describe_dataset(project: Project) -> DatasetVersion:

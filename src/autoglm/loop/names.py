@@ -76,9 +76,11 @@ def check_names(
     name = attention if isinstance(attention, str) else str(attention.get("name", ""))
     _sound("attention", name, "model.attention", kinds)
     _sound("source", settings.data.source.kind, "data.source.kind", kinds)
+    _sound("broker", settings.streaming.broker.kind, "streaming.broker.kind", kinds)
     for key, kind in LISTED.items():
         section, _, field = key.partition(".")
-        for name in getattr(getattr(settings, section), field):
+        for said in getattr(getattr(settings, section), field):
+            name = said if isinstance(said, str) else str(said.get("name", ""))
             _sound(kind, name, key, kinds)
     for after, names in settings.plugins.steps.items():
         if after not in STEPS or not isinstance(names, list):

@@ -36,13 +36,30 @@ class Part:
 class Part:
     """See docs/reference for the whole port: appends are atomic with the source's position."""
 
+    @classmethod
+    def open(cls, config, *, project, state, partitions): return cls()
+
     def append(self, topic, batch, *, producer, epoch): ...
     def new_epoch(self, topic, producer): return 1
     def position(self, topic, producer): return ""
     def num_partitions(self, topic): return 1
+    def begin_offset(self, topic, partition): return 0
     def end_offset(self, topic, partition): return 0
     def fetch(self, topic, partition, offset, *, max_events): return None
-    def hint(self, group, offsets): ...
+
+    def join(self, group, topic, *, member, lease):
+        from autoglm.plugins.kinds import Assignment
+
+        return Assignment(generation=1, partitions=(0,))
+
+    def heartbeat(self, group, topic, *, member):
+        return self.join(group, topic, member=member, lease=None)
+
+    def leave(self, group, topic, *, member): ...
+    def hint(self, group, offsets, *, generation=None): ...
+    def hints(self, group, topic): return {}
+    def retain(self, topic): return 0
+    def close(self): ...
 ''',
     "table": '''
 class Part:

@@ -55,31 +55,98 @@ class FetchedBatch:
     traceparent: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """Partitions that one member of a group reads, until the group has another generation."""
+
+    generation: int
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that a broker of somebody's was asked to do, and what it did."""
+
+    name: str
+    is_so: bool
+    seconds: float
+    detail: str
+
+
 class Broker(Protocol):
-    """A keyed, ordered, replayable log. Appends are atomic with the source position; it never
-    drops what was acknowledged and never pushes.
+    """A keyed, ordered, replayable log: a small subset of Kafka. Appends are atomic with the source
+    position; it never drops what a group has not read, never pushes, and knows nothing of tables.
+
+    Its class has `open(config, *, project, state, partitions)`: a new connection to the broker that
+    section `streaming.broker` describes, for one thread.
     """
 
     def append(self, topic: str, batch: ChangeBatch, *, producer: str, epoch: int) -> None:
-        """Store events and position in one transaction. A batch at or before the stored position
-        is ignored. Raises: FencedError if `epoch` is older than the producer's newest.
+        """Store events and position in one transaction. A batch at the stored position is ignored.
+        Raises: FencedError if `epoch` is older than the producer's newest.
         """
         ...
 
-    def new_epoch(self, topic: str, producer: str) -> int: ...
-    def position(self, topic: str, producer: str) -> str: ...
-    def num_partitions(self, topic: str) -> int: ...
+    def new_epoch(self, topic: str, producer: str) -> int:
+        """Take over as `producer`: every earlier epoch is refused from now on."""
+        ...
+
+    def position(self, topic: str, producer: str) -> str:
+        """Position stored with the producer's last batch, `""` before the first."""
+        ...
+
+    def num_partitions(self, topic: str) -> int:
+        """Fixed for the topic's life; makes the topic. Raises: StorageError
+        broker.partitions_changed.
+        """
+        ...
+
+    def begin_offset(self, topic: str, partition: int) -> int:
+        """The oldest that can still be fetched; `end_offset` when there is none."""
+        ...
+
     def end_offset(self, topic: str, partition: int) -> int: ...
 
     def fetch(
         self, topic: str, partition: int, offset: int, *, max_events: int
     ) -> FetchedBatch | None:
-        """Events from `offset` on, None if there are none. Does not block."""
+        """At most `max_events` from `offset` on, None if there are none now. Offsets grow and may
+        have gaps: go on at `range.end`. Raises: StorageError broker.offset_gone below
+        `begin_offset`.
+        """
         ...
 
-    def hint(self, group: str, offsets: Mapping[Partition, int]) -> None:
-        """Tell how far a group is, for lag figures only; the truth is in the table's commit."""
+    def join(self, group: str, topic: str, *, member: str, lease: timedelta) -> Assignment:
+        """Become a member for `lease`; every partition of a group belongs to exactly one member.
+        May be called again. Partitions may be none yet: `heartbeat` tells when they come.
+        """
         ...
+
+    def heartbeat(self, group: str, topic: str, *, member: str) -> Assignment:
+        """Renew the lease; who has let his run out is left out from now on. Raises: FencedError
+        if that happened to `member`: it drops what it holds and joins again.
+        """
+        ...
+
+    def leave(self, group: str, topic: str, *, member: str) -> None: ...
+
+    def hint(
+        self, group: str, offsets: Mapping[Partition, int], *, generation: int | None = None
+    ) -> None:
+        """Tell how far a group is, for lag and retention only: the truth is in the table's commit.
+        Raises: FencedError if `generation` is not the group's newest.
+        """
+        ...
+
+    def hints(self, group: str, topic: str) -> Mapping[int, int]:
+        """Partition → offset last told; those of which nothing was told are missing."""
+        ...
+
+    def retain(self, topic: str) -> int:
+        """Drop whole batches that every group has, by its hints; says how many events went."""
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,9 +379,9 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "source": Kind("a class with `read` (port Source)", Source, ("read",)),
     "broker": Kind(
-        "a class with `append`, `fetch` and `hint` (port Broker)",
+        "a class with `open`, `append`, `fetch`, `join` and `hint` (port Broker)",
         Broker,
-        ("append", "fetch", "hint"),
+        ("open", "append", "fetch", "join", "heartbeat", "leave", "hint", "hints", "retain"),
     ),
     "table": Kind(
         "a class with `commit` and `read` (port FeatureTable)", FeatureTable, ("commit", "read")

@@ -47,7 +47,7 @@ class Gateway:
         self.routes: RouteTable | None = None
         self._workers: dict[str, Worker] = {}
         self._forms: dict[str, TaskForm] = {}
-        self.signals = Signals(project)
+        self.signals = Signals(project, state)
         self._log = PredictionLog(state / "telemetry.db")
         self._applying = asyncio.Lock()
         self._errors_in_a_row = 0

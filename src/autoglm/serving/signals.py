@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from autoglm.contracts.measurement import Block, VersionWindow
 from autoglm.contracts.rollout import RouteTable
+from autoglm.observability.metric_files import MetricFiles
 
 LATENCIES_KEPT = 20_000
 ANSWERS_KEPT = 20_000
@@ -38,11 +40,13 @@ class _Window:
 class Signals:
     """Counts since the route table in force was applied (`restart`)."""
 
-    def __init__(self, project: str) -> None:
+    def __init__(self, project: str, state: Path | None = None) -> None:
         self._project = project
         self._windows: dict[str, _Window] = {}
         self._answers: OrderedDict[str, tuple[str, Any]] = OrderedDict()
         self._registry = CollectorRegistry()
+        if state is not None:
+            self._registry.register(MetricFiles(state))
         names = ["project", "version", "status"]
         self._requests = Counter(
             "autoglm_requests", "Predictions by status.", names, registry=self._registry
@@ -111,4 +115,5 @@ class Signals:
         )
 
     def exposition(self) -> bytes:
+        """Of the gateway, and of the processes that keep their figures in files."""
         return generate_latest(self._registry)

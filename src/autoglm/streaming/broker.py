@@ -7,18 +7,22 @@ One Arrow batch per row of the log; events, source position and producer epoch i
 from __future__ import annotations
 
 import hashlib
-import json
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from autoglm import fail_points
+from autoglm.clock import Clock, SystemClock
 from autoglm.contracts.change_event import ChangeBatch, ChangeEvent, OffsetRange, Partition
 from autoglm.errors import FencedError, StorageError
-from autoglm.plugins.kinds import FetchedBatch
+from autoglm.plugins.kinds import Assignment, FetchedBatch
+from autoglm.streaming import group_members
+from autoglm.streaming.config import BrokerConfig
+from autoglm.streaming.event_blob import from_blob, to_blob
 
 BUSY_SECONDS = 30
 
@@ -40,10 +44,16 @@ create table if not exists hint (grp text, topic text, part integer, next intege
 
 
 class SqliteBroker:
-    """Port Broker on one file. Raises: StorageError storage.full, broker.partitions_changed, …"""
+    """Port Broker on one file, for any number of processes of one machine, one object per thread.
 
-    def __init__(self, path: Path, *, partitions: int) -> None:
+    Whole batches that every group has are dropped by `retain`; their room in the file is used
+    again. Raises: StorageError storage.full, broker.partitions_changed, broker.offset_gone, …
+    """
+
+    def __init__(self, path: Path, *, partitions: int, clock: Clock | None = None) -> None:
         self._path, self._partitions = path, partitions
+        self._clock = clock or SystemClock()
+        self._lock = threading.RLock()
         with _ours(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
@@ -51,7 +61,14 @@ class SqliteBroker:
             )
             self._connection.execute("pragma journal_mode=wal")
             self._connection.execute("pragma synchronous=full")
-            self._connection.executescript(_SCHEMA)
+            self._connection.executescript(_SCHEMA + group_members.SCHEMA)
+
+    @classmethod
+    def open(
+        cls, config: BrokerConfig, *, project: str, state: Path, partitions: int
+    ) -> SqliteBroker:
+        """`broker.db` of the project's state."""
+        return cls(state / "broker.db", partitions=partitions)
 
     def close(self) -> None:
         self._connection.close()
@@ -61,7 +78,7 @@ class SqliteBroker:
         num_partitions = self.num_partitions(topic)
         for change in batch.events:
             by_partition.setdefault(_partition_of(change.key, num_partitions), []).append(change)
-        blobs = {number: _to_arrow(events) for number, events in by_partition.items()}
+        blobs = {number: to_blob(events) for number, events in by_partition.items()}
         with self._transaction() as connection:
             row = connection.execute(
                 "select epoch, position from producer where topic = ? and name = ?",
@@ -131,6 +148,12 @@ class SqliteBroker:
             )
         return int(row[0])
 
+    def begin_offset(self, topic: str, partition: int) -> int:
+        row = self._read(
+            "select min(base) from log where topic = ? and part = ?", (topic, partition)
+        )
+        return self.end_offset(topic, partition) if row is None or row[0] is None else int(row[0])
+
     def end_offset(self, topic: str, partition: int) -> int:
         row = self._read("select next from tail where topic = ? and part = ?", (topic, partition))
         return int(row[0]) if row else 0
@@ -145,10 +168,14 @@ class SqliteBroker:
             (topic, partition, offset, offset),
         )
         if row is None:
+            self._refuse_gone(topic, partition, offset)
             return None
         base, source, position, traceparent, blob = row
         skip = offset - base
-        events = _from_arrow(blob, partition, base, source, traceparent)[skip : skip + max_events]
+        whole = from_blob(
+            blob, partition=partition, base=base, source=source, traceparent=traceparent
+        )
+        events = whole[skip : skip + max_events]
         return FetchedBatch(
             events=events,
             range=OffsetRange(start=offset, end=offset + len(events)),
@@ -157,12 +184,99 @@ class SqliteBroker:
             traceparent=traceparent,
         )
 
-    def hint(self, group: str, offsets: Mapping[Partition, int]) -> None:
+    def join(self, group: str, topic: str, *, member: str, lease: timedelta) -> Assignment:
+        num_partitions = self.num_partitions(topic)
         with self._transaction() as connection:
+            return group_members.join(
+                connection,
+                group,
+                topic,
+                member,
+                lease=lease.total_seconds(),
+                num_partitions=num_partitions,
+                now=self._now(),
+            )
+
+    def heartbeat(self, group: str, topic: str, *, member: str) -> Assignment:
+        num_partitions = self.num_partitions(topic)
+        with self._transaction() as connection:
+            found = group_members.heartbeat(
+                connection, group, topic, member, num_partitions=num_partitions, now=self._now()
+            )
+        if found is None:
+            raise FencedError(
+                f"member {member} of group {group} let its lease run out.",
+                next_step="It drops what it holds and joins again.",
+            )
+        return found
+
+    def leave(self, group: str, topic: str, *, member: str) -> None:
+        num_partitions = self.num_partitions(topic)
+        with self._transaction() as connection:
+            group_members.leave(
+                connection, group, topic, member, num_partitions=num_partitions, now=self._now()
+            )
+
+    def hint(
+        self, group: str, offsets: Mapping[Partition, int], *, generation: int | None = None
+    ) -> None:
+        with self._transaction() as connection:
+            for topic in {partition.topic for partition in offsets} if generation else ():
+                newest = group_members.newest_generation(connection, group, topic)
+                if newest != generation:
+                    raise FencedError(
+                        f"group {group} is in generation {newest}, not {generation}.",
+                        next_step="Ask for the new assignment by a heartbeat.",
+                    )
             connection.executemany(
                 "insert or replace into hint values (?, ?, ?, ?)",
                 [(group, p.topic, p.number, offset) for p, offset in offsets.items()],
             )
+
+    def hints(self, group: str, topic: str) -> Mapping[int, int]:
+        with self._lock, _ours(self._path):
+            return dict(
+                self._connection.execute(
+                    "select part, next from hint where grp = ? and topic = ?", (group, topic)
+                ).fetchall()
+            )
+
+    def retain(self, topic: str) -> int:
+        with self._transaction() as connection:
+            # A group that has read nothing of a partition yet needs all of it.
+            groups = "select grp from hint where topic = ? union select grp from generation"
+            count = connection.execute(
+                f"select count(*) from ({groups} where topic = ?)", (topic, topic)
+            ).fetchone()
+            gone = 0
+            for part, lowest, told in connection.execute(
+                "select part, min(next), count(*) from hint where topic = ? group by part", (topic,)
+            ).fetchall():
+                if told < count[0]:
+                    continue
+                below = "topic = ? and part = ? and base + count <= ?"
+                arguments = (topic, part, lowest)
+                row = connection.execute(
+                    f"select coalesce(sum(count), 0) from log where {below}", arguments
+                ).fetchone()
+                if row[0]:
+                    connection.execute(f"delete from log where {below}", arguments)
+                gone += int(row[0])
+            return gone
+
+    def _refuse_gone(self, topic: str, partition: int, offset: int) -> None:
+        begin = self.begin_offset(topic, partition)
+        if offset < begin:
+            raise StorageError(
+                f"topic {topic}, partition {partition}: offset {offset} is asked for, the oldest"
+                f" that is kept is {begin}. What lies between was in a table that had it.",
+                code="broker.offset_gone",
+                next_step="Put the feature table back; or delete the project's state, and all"
+                " rows are read from the source again.",
+            )
+
+    def _now(self) -> float:
+        return self._clock.now().timestamp()
 
     def _tail(self, connection: sqlite3.Connection, topic: str, number: int) -> int:
         row = connection.execute(
@@ -171,13 +285,13 @@ class SqliteBroker:
         return int(row[0]) if row else 0
 
     def _read(self, query: str, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        with _ours(self._path):
+        with self._lock, _ours(self._path):
             row: tuple[Any, ...] | None = self._connection.execute(query, arguments).fetchone()
             return row
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _ours(self._path):
+        with self._lock, _ours(self._path):
             self._connection.execute("begin immediate")
             try:
                 yield self._connection
@@ -203,56 +317,3 @@ def _ours(path: Path) -> Iterator[None]:
 def _partition_of(key: str, num_partitions: int) -> int:
     data = key.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") % num_partitions
-
-
-def _to_arrow(events: list[ChangeEvent]) -> bytes:
-    import pyarrow as pa
-
-    # ASCII-escaped JSON: a row with broken UTF-8 passes through and is judged by the processor.
-    batch = pa.record_batch(
-        {
-            "key": pa.array([json.dumps(e.key) for e in events], pa.string()),
-            "op": pa.array([e.op for e in events], pa.string()),
-            "version": pa.array([e.version for e in events], pa.int64()),
-            "row": pa.array([json.dumps(e.row) for e in events], pa.string()),
-            "committed_at": pa.array(
-                [int(e.committed_at.timestamp() * 1e6) for e in events], pa.int64()
-            ),
-            "project": pa.array([e.project for e in events], pa.string()),
-        }
-    )
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return bytes(sink.getvalue())
-
-
-def _from_arrow(
-    blob: bytes, partition: int, base: int, source: str, traceparent: str
-) -> list[ChangeEvent]:
-    import pyarrow as pa
-
-    with pa.ipc.open_stream(blob) as reader:
-        columns = reader.read_all().to_pydict()
-    rows = json.loads(f"[{','.join(columns['row'])}]")
-    keys = json.loads(f"[{','.join(columns['key'])}]")
-    return [
-        ChangeEvent(
-            project=project,
-            source=source,
-            key=key,
-            op=op,
-            version=version,
-            row=row,
-            committed_at=datetime.fromtimestamp(at / 1e6, UTC),
-            partition=partition,
-            offset=base + index,
-            traceparent=traceparent,
-        )
-        for index, (project, key, op, version, row, at) in enumerate(
-            zip(
-                columns["project"], keys, columns["op"], columns["version"], rows,
-                columns["committed_at"], strict=True,
-            )
-        )
-    ]  # fmt: skip

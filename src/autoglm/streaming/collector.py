@@ -23,6 +23,7 @@ def collect(
     topic: str,
     cancel: threading.Event,
     on_batch: Callable[[int], None] | None = None,
+    follow: bool = False,
 ) -> Collected:
     """Append what the source shows now, batch by batch, each with its position.
 
@@ -31,7 +32,10 @@ def collect(
     """
     epoch = broker.new_epoch(topic, source.name)
     events = batches = 0
-    for batch in source.read(broker.position(topic, source.name)):
+    position = broker.position(topic, source.name)
+    listen = getattr(source, "follow", None) if follow else None
+    changes = source.read(position) if listen is None else listen(position, cancel=cancel)
+    for batch in changes:
         if cancel.is_set():
             raise CancelledError("collecting was stopped.", next_step="The next call goes on.")
         broker.append(topic, batch, producer=source.name, epoch=epoch)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Len
 
-from autoglm.config.schema import Address, Key, Share, live
+from autoglm.config.schema import Address, Key, Secret, Share, live
 from autoglm.datasets.splits import moment_of
 
 
@@ -111,7 +112,11 @@ class DataConfig:
     )
     batch_rows: Annotated[int, Ge(1), Key("Rows of one batch and of one table commit.")] = 10_000
     processors: Annotated[
-        tuple[str, ...], Key("Processors after the product's own checks, by name, in order.")
+        tuple[str | Mapping[str, Any], ...],
+        Key(
+            "Processors after the product's own checks, in order, by name; or"
+            " {name: length, min: 3}."
+        ),
     ] = ()
     split: Annotated[SplitConfig, live("Held-out rows: by hash of the text, or a column.")] = field(
         default_factory=SplitConfig
@@ -135,3 +140,38 @@ class DataConfig:
     def answer_column(self) -> str:
         """What it is to answer."""
         return self.label or self.tags
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokerConfig:
+    kind: Annotated[str, Key("Kind of broker, by name: sqlite, kafka, …")] = "sqlite"
+    bootstrap: Annotated[str, Key("kafka: addresses to begin with, `HOST:PORT,…`.")] = ""
+    topic: Annotated[
+        str, Key("Name of the topic. Empty: `changes`; of a shared broker autoglm.PROJECT.changes.")
+    ] = ""
+    username: Annotated[str, Key("kafka: user of SASL.")] = ""
+    password: Annotated[Secret, Key("kafka: password of SASL.")] = ""
+    options: Annotated[
+        Mapping[str, Any], Key("kafka: more settings of librdkafka, by their own names.")
+    ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamingConfig:
+    broker: Annotated[BrokerConfig, Key("What lies between collectors and processors.")] = field(
+        default_factory=BrokerConfig
+    )
+    workers: Annotated[int, Ge(1), Key("Processes that share the topic's partitions.")] = 1
+    lease: Annotated[
+        timedelta, Key("A worker that is silent for longer loses its partitions to the others.")
+    ] = timedelta(seconds=10)
+    max_backlog: Annotated[
+        int, Ge(1), Key("Events in the broker, not in the table, at which collectors stop reading.")
+    ] = 1_000_000
+    attempts: Annotated[
+        int, Ge(1), Key("Calls of a processor that raises, before its event is a dead letter.")
+    ] = 3
+
+    def __post_init__(self) -> None:
+        if self.lease < timedelta(seconds=1):
+            raise ValueError("lease is at least 1s: a worker beats three times within it")

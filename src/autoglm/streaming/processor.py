@@ -3,42 +3,114 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
+from autoglm.clock import Clock, SystemClock
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter
+from autoglm.contracts.event_columns import EventColumns
 from autoglm.contracts.task import TASKS, TaskForm
 from autoglm.datasets.cells import problem_of
-from autoglm.errors import AutoGLMError, DataError, PluginError
+from autoglm.errors import AutoGLMError, CancelledError, DataError
 from autoglm.modeling.images import cell_of
 from autoglm.plugins.kinds import Processed, Processor
 
 # Of a text that is too long only the beginning is kept as evidence.
 RAW_BYTES = 65_536
+# At least one character that Python's `strip` would leave (RE2 knows fewer of its blanks).
+HAS_LETTERS = r"[^\s\v\x1c-\x1f\x{85}\p{Z}]"
+
+
+ATTEMPTS = 3
+FIRST_PAUSE = timedelta(milliseconds=100)
 
 
 class ProcessorChain:
-    """Port Processor: one after the other; what became dead in one is not seen by the next."""
+    """Port Processor: one after the other; what became dead in one is not seen by the next.
 
-    def __init__(self, processors: Sequence[Processor]) -> None:
-        self._processors = processors
+    One that raises is called again, ever later; then its batch is halved until the events that it
+    cannot take stand alone: those become dead letters, the others pass. Errors of ours that are
+    not worth another try stop the chain.
+    """
+
+    def __init__(
+        self,
+        processors: Sequence[Processor],
+        *,
+        attempts: int = ATTEMPTS,
+        clock: Clock | None = None,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        self._processors, self._attempts = processors, attempts
+        self._clock, self._cancel = clock or SystemClock(), cancel or threading.Event()
 
     def process(self, batch: Sequence[ChangeEvent]) -> Processed:
-        rows: list[ChangeEvent] = list(batch)
+        rows: Sequence[ChangeEvent] = batch
         dead: list[DeadLetter] = []
         for processor in self._processors:
-            try:
-                found = processor.process(rows)
-            except AutoGLMError:
-                raise
-            except Exception as error:
-                name = type(processor).__name__
-                raise PluginError(
-                    f"processor {name}: {type(error).__name__}: {error}.", code="plugin.failed"
-                ) from error
-            rows, dead = list(found.rows), [*dead, *found.dead]
+            if not len(rows):
+                break
+            found = self._patiently(processor, rows)
+            rows, dead = found.rows, [*dead, *found.dead]
         return Processed(rows=rows, dead=dead)
+
+    def _patiently(self, processor: Processor, rows: Sequence[ChangeEvent]) -> Processed:
+        pause = FIRST_PAUSE.total_seconds()
+        for _attempt in range(self._attempts - 1):
+            found = _tried(processor, rows)
+            if isinstance(found, Processed):
+                return found
+            if self._clock.wait(self._cancel, pause):
+                raise CancelledError("processing was stopped.", next_step="The next call goes on.")
+            pause *= 2
+        return self._halved(processor, rows)
+
+    def _halved(self, processor: Processor, rows: Sequence[ChangeEvent]) -> Processed:
+        found = _tried(processor, rows)
+        if isinstance(found, Processed):
+            return found
+        if len(rows) == 1:
+            name = getattr(processor, "name", type(processor).__name__)
+            cause = f"processor {name}: {type(found).__name__}: {found}"
+            letter = dead_letter(rows[0], "plugin.failed", cause[:1000])
+            return Processed(rows=[], dead=[letter])
+        middle = len(rows) // 2
+        halves = [self._halved(processor, part) for part in (rows[:middle], rows[middle:])]
+        return Processed(
+            rows=[row for half in halves for row in half.rows],
+            dead=[letter for half in halves for letter in half.dead],
+        )
+
+
+def _tried(processor: Processor, rows: Sequence[ChangeEvent]) -> Processed | Exception:
+    try:
+        return processor.process(rows)
+    except AutoGLMError as error:
+        if not error.retryable or isinstance(error, CancelledError):
+            raise
+        return error
+    except Exception as error:
+        return error
+
+
+def dead_letter(event: ChangeEvent, code: str, cause: str) -> DeadLetter:
+    """What is kept of an event that nothing could use."""
+    return DeadLetter(
+        project=event.project,
+        key=event.key.encode("utf-8", "backslashreplace").decode(),
+        raw=json.dumps(dict(event.row) if event.op == "upsert" else None)[:RAW_BYTES],
+        cause=cause.encode("utf-8", "backslashreplace").decode(),
+        code=code,
+        partition=event.partition,
+        offset=event.offset,
+        traceparent=event.traceparent,
+        version=event.version,
+        source=event.source,
+        committed_at=event.committed_at,
+    )
 
 
 class RowProcessor:
@@ -58,6 +130,39 @@ class RowProcessor:
         self._form, self._separator, self._base = form, label_separator, base
 
     def process(self, batch: Sequence[ChangeEvent]) -> Processed:
+        if isinstance(batch, EventColumns) and self._is_plain(batch):
+            return self._whole(batch)
+        return self._one_by_one(batch)
+
+    def _is_plain(self, batch: EventColumns) -> bool:
+        """Whether all that can be wrong with a row is its text."""
+        import pyarrow as pa
+
+        columns = batch.table.column_names
+        return (
+            self._form.reads == "text"
+            and self._form.answers in {"label", "text"}
+            and {self._text, self._label} <= set(columns)
+            and pa.types.is_string(batch.table[self._text].type)
+        )
+
+    def _whole(self, batch: EventColumns) -> Processed:
+        """What looks wrong from afar is judged one by one; the rest passes as it lies there."""
+        import pyarrow.compute as pc
+
+        text = batch.table[self._text]
+        has_letters = pc.match_substring_regex(text, HAS_LETTERS)
+        is_short = pc.less_equal(pc.binary_length(text), self._max_text_bytes)
+        is_fine = pc.fill_null(pc.and_(has_letters, is_short), False)
+        is_fine = pc.or_(is_fine, pc.equal(batch.table["_op"], "delete"))
+        if pc.all(is_fine).as_py():
+            return Processed(rows=batch, dead=[])
+        judged = self._one_by_one(batch.filter(pc.invert(is_fine)))
+        if judged.rows:
+            return self._one_by_one(batch)
+        return Processed(rows=batch.filter(is_fine), dead=judged.dead)
+
+    def _one_by_one(self, batch: Sequence[ChangeEvent]) -> Processed:
         rows, dead = [], []
         for event in batch:
             event, problem = self._with_image(event)
@@ -66,7 +171,7 @@ class RowProcessor:
             if problem is None:
                 rows.append(self._typed(event))
             else:
-                dead.append(self._dead(event, *problem))
+                dead.append(dead_letter(event, *problem))
         return Processed(rows=rows, dead=dead)
 
     def _with_image(self, event: ChangeEvent) -> tuple[ChangeEvent, tuple[str, str] | None]:
@@ -110,15 +215,3 @@ class RowProcessor:
                 f" {self._max_text_bytes:,}",
             )
         return problem_of(text, event.row[self._label], self._form, self._separator)
-
-    def _dead(self, event: ChangeEvent, code: str, cause: str) -> DeadLetter:
-        return DeadLetter(
-            project=event.project,
-            key=event.key.encode("utf-8", "backslashreplace").decode(),
-            raw=json.dumps(dict(event.row))[:RAW_BYTES],
-            cause=cause,
-            code=code,
-            partition=event.partition,
-            offset=event.offset,
-            traceparent=event.traceparent,
-        )

@@ -1,0 +1,497 @@
+"""Port Broker on Apache Kafka, by confluent-kafka. Extra: kafka.
+
+Events and the source's position are one Kafka transaction: the position is a record of a compacted
+topic `TOPIC.positions`, as KIP-618 keeps those of its connectors. A producer that takes over fences
+the one before by its transactional id. Groups are Kafka's own; what they say of offsets is a hint,
+as everywhere: workers go on where the feature table says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from autoglm import fail_points
+from autoglm.contracts.change_event import ChangeBatch, OffsetRange, Partition
+from autoglm.errors import ConfigError, FencedError, StorageError
+from autoglm.integrations.kafka_group import FENCED, UNREACHABLE, Member, translated
+from autoglm.plugins.kinds import Assignment, FetchedBatch, Finding
+from autoglm.streaming.config import BrokerConfig
+from autoglm.streaming.json_message import to_events, to_key, to_value
+
+# Messages of one partition that wait here for their turn; above, it is paused.
+MAX_WAITING = 50_000
+# A longer position is the record's in the positions topic only: each message carries its digest.
+MAX_POSITION_HEADER = 256
+_before_commit = fail_points.declare(
+    "hop2.before_kafka_commit", "messages sent, their transaction not committed"
+)
+_after_commit = fail_points.declare(
+    "hop2.after_kafka_commit", "transaction committed, the source not told"
+)
+
+
+@dataclass(kw_only=True)
+class _Producing:
+    """One producer of this connection; `position` is that of its last commit."""
+
+    epoch: int
+    producer: Producer
+    position: str
+
+
+@dataclass(kw_only=True)
+class _Lane:
+    """One partition as it is read here: what waits, and the offset that follows what was given."""
+
+    next: int = -1
+    end_seen: int = -1  # nothing but marks of transactions lies between `next` and here
+    waiting: deque[Message] = field(default_factory=deque)
+    is_paused: bool = False
+
+
+class KafkaBroker:
+    """Port Broker on the cluster at `config.bootstrap`. One object per thread.
+
+    Retention is the topic's own (`retain` drops nothing): keep it longer than workers may be down.
+    """
+
+    def __init__(
+        self, config: BrokerConfig, *, project: str, partitions: int, patience: float = 30.0
+    ) -> None:
+        """`patience`: seconds after which a cluster that does not answer is an error."""
+        if not config.bootstrap:
+            raise ConfigError(
+                "streaming.broker.bootstrap is missing: where is the cluster?",
+                code="config.missing",
+                next_step="Set it to HOST:PORT, or several with commas.",
+            )
+        self._config, self._project, self._partitions = config, project, partitions
+        self._patience = patience
+        self._topics: dict[str, int] = {}
+        self._epochs: dict[tuple[str, str], int] = {}
+        self._producers: dict[tuple[str, str], _Producing] = {}
+        self._lanes: dict[tuple[str, int], _Lane] = {}
+        self._reading: Consumer | None = None
+        self._members: dict[tuple[str, str], Member] = {}
+        self._askers: dict[str, Consumer] = {}
+
+    @classmethod
+    def open(
+        cls, config: BrokerConfig, *, project: str, state: Path, partitions: int
+    ) -> KafkaBroker:
+        return cls(config, project=project, partitions=partitions)
+
+    @classmethod
+    def probe(cls, config: BrokerConfig) -> list[Finding]:
+        """What the cluster can do of what is asked of it; leaves nothing behind."""
+        from autoglm.integrations.kafka_check import probe
+
+        return probe(lambda: cls(config, project="probe", partitions=4), config)
+
+    def close(self) -> None:
+        for member in self._members.values():
+            member.close()
+        for consumer in (*self._askers.values(), *filter(None, [self._reading])):
+            consumer.close()
+        for producing in self._producers.values():
+            producing.producer.purge()
+            producing.producer.flush(1)
+
+    # ── collectors ──
+
+    def append(self, topic: str, batch: ChangeBatch, *, producer: str, epoch: int) -> None:
+        held = self._producers.get((topic, producer))
+        if held is None or held.epoch != epoch:
+            raise FencedError(
+                f"producer {producer} has epoch {held.epoch if held else 'none'}, not {epoch}.",
+                next_step="A newer collector has taken over; this one stops.",
+            )
+        if held.position == batch.position:
+            return
+        try:
+            self._transaction(held.producer, topic, batch, producer)
+        except KafkaException as error:
+            raise self._failed(held.producer, producer, error) from error
+        held.position = batch.position
+        _after_commit()
+
+    def new_epoch(self, topic: str, producer: str) -> int:
+        self.num_partitions(topic)
+        self._make(_positions(topic), 1, {"cleanup.policy": "compact"})
+        name = (topic, producer)
+        old = self._producers.pop(name, None)
+        if old is not None:
+            old.producer.purge()
+        made = Producer(
+            {
+                **self.settings(),
+                "transactional.id": f"autoglm/{self._project}/{topic}/{producer}",
+                "partitioner": "murmur2_random",  # as Java's, so that others find a key where we do
+                "linger.ms": 20,
+                "queue.buffering.max.messages": 500_000,
+                "message.max.bytes": 20_000_000,
+            }
+        )
+        with self._ours():
+            made.init_transactions(self._patience)
+        self._epochs[name] = self._epochs.get(name, 0) + 1
+        # Only now: what the one before still committed is in the log, and nothing follows.
+        position = self.position(topic, producer)
+        self._producers[name] = _Producing(
+            epoch=self._epochs[name], producer=made, position=position
+        )
+        return self._epochs[name]
+
+    def position(self, topic: str, producer: str) -> str:
+        """The newest record of the producer in the positions topic, read to its end."""
+        name = _positions(topic)
+        self._make(name, 1, {"cleanup.policy": "compact"})
+        found, reader = "", self._consumer()
+        deadline = time.monotonic() + self._patience
+        try:
+            with self._ours():
+                reader.assign([TopicPartition(name, 0, OFFSET_BEGINNING)])
+                while True:
+                    for message in reader.consume(1000, 0.1):
+                        error = message.error()
+                        if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                            return found
+                        if error is not None:
+                            raise KafkaException(error)
+                        if message.key() == producer.encode():
+                            found = (message.value() or b"").decode()
+                    if time.monotonic() > deadline:
+                        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        finally:
+            reader.close()
+
+    def _transaction(self, producer: Producer, topic: str, batch: ChangeBatch, name: str) -> None:
+        position = batch.position.encode()
+        if len(position) > MAX_POSITION_HEADER:
+            position = b"sha256:" + sha256(position).hexdigest().encode()
+        headers: list[tuple[str, bytes]] = [
+            ("traceparent", batch.traceparent.encode()),
+            ("source", batch.source.encode()),
+            ("position", position),
+        ]
+        producer.begin_transaction()
+        for event in batch.events:
+            while True:
+                try:
+                    producer.produce(topic, to_value(event), to_key(event), headers=headers)
+                    break
+                except BufferError:  # full: what was sent makes room
+                    producer.poll(0.1)
+        producer.produce(_positions(topic), batch.position.encode(), name.encode())
+        _before_commit()
+        while True:
+            try:
+                producer.commit_transaction(self._patience)
+                return
+            except KafkaException as error:
+                if not error.args[0].retriable():
+                    raise
+
+    def _failed(self, producer: Producer, name: str, error: KafkaException) -> StorageError:
+        """Nothing of the transaction is seen; after a fence nothing can be done here any more."""
+        cause: KafkaError = error.args[0]
+        if cause.code() in FENCED:
+            return FencedError(
+                f"producer {name}: {cause.str()}.",
+                next_step="A newer collector has taken over; this one stops.",
+            )
+        if cause.txn_requires_abort():
+            with self._ours():
+                producer.abort_transaction(self._patience)
+        return translated(error)
+
+    # ── topics ──
+
+    def num_partitions(self, topic: str) -> int:
+        found = self._make(topic, self._partitions, {})
+        if found != self._partitions:
+            raise StorageError(
+                f"topic {topic} has {found} partitions; the configuration says {self._partitions}.",
+                code="broker.partitions_changed",
+                next_step=f"Set data.partitions: {found}; or let the workers read it to its end,"
+                " and name another topic.",
+            )
+        return found
+
+    def begin_offset(self, topic: str, partition: int) -> int:
+        return self._bounds(topic, partition)[0]
+
+    def end_offset(self, topic: str, partition: int) -> int:
+        end = self._bounds(topic, partition)[1]
+        lane = self._lanes.get((topic, partition))
+        # Marks of transactions have offsets too, but are nothing that waits.
+        return lane.next if lane is not None and lane.next < end <= lane.end_seen else end
+
+    def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        with self._ours():
+            found = self._reader().get_watermark_offsets(
+                TopicPartition(topic, partition), timeout=self._patience
+            )
+        if found is None:
+            raise StorageError(f"{self._config.bootstrap} does not answer.", code=UNREACHABLE)
+        return int(found[0]), int(found[1])
+
+    def _make(self, topic: str, partitions: int, settings: dict[str, str]) -> int:
+        """How many partitions the topic has, once it is there."""
+        if topic in self._topics:
+            return self._topics[topic]
+        deadline = time.monotonic() + self._patience
+        with self._ours():
+            admin = AdminClient(self.settings())
+            asked = -1
+            while time.monotonic() < deadline:
+                known = admin.list_topics(timeout=self._patience).topics.get(topic)
+                if known is not None and known.error is None and known.partitions:
+                    self._topics[topic] = len(known.partitions)
+                    return self._topics[topic]
+                # The cluster's own replication; a broker that knows no such default has one.
+                for replication in (-1, 1) if asked < 0 else ():
+                    new = NewTopic(
+                        topic,
+                        num_partitions=partitions,
+                        replication_factor=replication,
+                        config=settings,
+                    )
+                    try:
+                        admin.create_topics([new])[topic].result(self._patience)
+                    except KafkaException as error:
+                        if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                            break
+                        if replication == 1:
+                            raise
+                    else:
+                        break
+                asked = 1
+                time.sleep(0.05)
+        raise StorageError(f"topic {topic} does not come into being.", code=UNREACHABLE)
+
+    # ── workers ──
+
+    def fetch(
+        self, topic: str, partition: int, offset: int, *, max_events: int
+    ) -> FetchedBatch | None:
+        lane = self._lane(topic, partition, offset)
+        deadline = time.monotonic() + self._patience
+        timeout = 0.0
+        while not lane.waiting:
+            if self._pump(topic, timeout) == 0 and lane.end_seen >= 0:
+                return None
+            timeout = 0.05
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{self._config.bootstrap} sends nothing of topic {topic}.", code=UNREACHABLE
+                )
+        messages = [lane.waiting.popleft() for _ in range(min(max_events, len(lane.waiting)))]
+        offsets = [_offset(message) for message in messages]
+        lane.next = offsets[-1] + 1
+        if lane.is_paused and len(lane.waiting) < MAX_WAITING // 2:
+            self._reader().resume([TopicPartition(topic, partition)])
+            lane.is_paused = False
+        headers = [dict(message.headers() or ()) for message in messages]
+        traces = [_text(found.get("traceparent")) for found in headers]
+        sources = [_text(found.get("source")) for found in headers]
+        events = to_events(
+            [message.key() for message in messages],
+            [message.value() for message in messages],
+            partition=partition,
+            offsets=offsets,
+            sources=sources,
+            traces=traces,
+            project=self._project,
+        )
+        return FetchedBatch(
+            events=events,
+            range=OffsetRange(start=offset, end=lane.next),
+            source=sources[-1],
+            position=_text(headers[-1].get("position")),
+            traceparent=traces[-1],
+        )
+
+    def _lane(self, topic: str, partition: int, offset: int) -> _Lane:
+        """The partition's, reading from `offset` on."""
+        lane = self._lanes.get((topic, partition))
+        if lane is not None and lane.next == offset:
+            return lane
+        begin, _ = self._bounds(topic, partition)
+        if offset < begin:
+            raise StorageError(
+                f"topic {topic}, partition {partition}: offset {offset} is asked for, the oldest"
+                f" that the cluster keeps is {begin}.",
+                code="broker.offset_gone",
+                next_step="Delete the project's state, and all rows are read from the source"
+                " again; then give the topic a longer retention.",
+            )
+        place = TopicPartition(topic, partition, offset)
+        with self._ours():
+            if lane is not None:
+                self._reader().incremental_unassign([TopicPartition(topic, partition)])
+            self._reader().incremental_assign([place])
+            self._reader().resume([place])
+        self._lanes[topic, partition] = made = _Lane(next=offset)
+        return made
+
+    def _pump(self, topic: str, timeout: float) -> int:
+        """Put what has come into its lane; says how much that was."""
+        with self._ours():
+            messages = self._reader().consume(10_000, timeout)
+        for message in messages:
+            lane = self._lanes[str(message.topic()), int(message.partition() or 0)]
+            error = message.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                lane.end_seen = _offset(message)
+                continue
+            if error is not None:
+                raise translated(KafkaException(error))
+            if _offset(message) < lane.next:
+                continue
+            lane.end_seen = -1
+            lane.waiting.append(message)
+        for (name, number), lane in self._lanes.items():
+            if len(lane.waiting) > MAX_WAITING and not lane.is_paused:
+                self._reader().pause([TopicPartition(name, number)])
+                lane.is_paused = True
+        return len(messages)
+
+    def join(self, group: str, topic: str, *, member: str, lease: timedelta) -> Assignment:
+        self.num_partitions(topic)
+        name = (group, topic)
+        old = self._members.pop(name, None)
+        with self._ours():
+            if old is not None:
+                old.close()
+            settings = {**self.settings(), "client.id": member}
+            self._members[name] = made = Member(
+                settings, group=self._group(group), topic=topic, lease=lease
+            )
+            return made.beat()
+
+    def heartbeat(self, group: str, topic: str, *, member: str) -> Assignment:
+        held = self._members.get((group, topic))
+        if held is None:
+            raise FencedError(f"{member} is no member of group {group}.")
+        with self._ours():
+            return held.beat()
+
+    def leave(self, group: str, topic: str, *, member: str) -> None:
+        held = self._members.pop((group, topic), None)
+        if held is not None:
+            with self._ours():
+                held.close()
+
+    def hint(
+        self, group: str, offsets: Mapping[Partition, int], *, generation: int | None = None
+    ) -> None:
+        places = [TopicPartition(p.topic, p.number, offset) for p, offset in offsets.items()]
+        with self._ours():
+            if generation is None:
+                self._asker(group).commit(offsets=places, asynchronous=False)
+                return
+            for topic in {partition.topic for partition in offsets}:
+                held = self._members.get((group, topic))
+                if held is None or held.generation != generation:
+                    raise FencedError(
+                        f"group {group} is not in generation {generation} any more.",
+                        next_step="Ask for the new assignment by a heartbeat.",
+                    )
+                held.tell([place for place in places if place.topic == topic])
+
+    def hints(self, group: str, topic: str) -> Mapping[int, int]:
+        places = [TopicPartition(topic, n) for n in range(self.num_partitions(topic))]
+        with self._ours():
+            found = self._asker(group).committed(places, timeout=self._patience)
+        return {place.partition: place.offset for place in found if place.offset >= 0}
+
+    def retain(self, topic: str) -> int:
+        """Nothing: the topic's own retention decides."""
+        return 0
+
+    # ── connections ──
+
+    def settings(self) -> dict[str, Any]:
+        """Of librdkafka, for any client of this cluster."""
+        found: dict[str, Any] = {
+            "bootstrap.servers": self._config.bootstrap,
+            "client.id": f"autoglm.{self._project}",
+            "log_level": 2,
+        }
+        if self._config.username:
+            found |= {
+                "security.protocol": "sasl_ssl",
+                "sasl.mechanism": "PLAIN",
+                "sasl.username": self._config.username,
+                "sasl.password": str(self._config.password),
+            }
+        return {**found, **self._config.options}
+
+    def _consumer(self, **more: Any) -> Consumer:
+        return Consumer(
+            {
+                **self.settings(),
+                "group.id": f"autoglm.{self._project}.reader",
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "error",
+                "fetch.wait.max.ms": 50,
+                "queued.max.messages.kbytes": 16_384,
+                **more,
+            }
+        )
+
+    def _reader(self) -> Consumer:
+        if self._reading is None:
+            self._reading = self._consumer()
+        return self._reading
+
+    def _asker(self, group: str) -> Consumer:
+        if group not in self._askers:
+            self._askers[group] = self._consumer(**{"group.id": self._group(group)})
+        return self._askers[group]
+
+    def _group(self, group: str) -> str:
+        return f"autoglm.{self._project}.{group}"
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        try:
+            yield
+        except KafkaException as error:
+            raise translated(error) from error
+
+
+def _positions(topic: str) -> str:
+    return f"{topic}.positions"
+
+
+def _offset(message: Message) -> int:
+    found = message.offset()
+    assert found is not None, "only messages that were read are asked"
+    return int(found)
+
+
+def _text(header: Any) -> str:
+    return header.decode("utf-8", "replace") if isinstance(header, bytes) else ""

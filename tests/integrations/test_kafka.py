@@ -1,0 +1,89 @@
+"""The Kafka driver does what every broker must, on brokers that speak the protocol."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+
+pytest.importorskip("confluent_kafka")
+
+from autoglm.errors import ConfigError, StorageError
+from autoglm.integrations.kafka import KafkaBroker
+from autoglm.plugins.kinds import Broker
+from autoglm.streaming.config import BrokerConfig
+from autoglm.testing.broker_suite import BrokerSuite, Connect
+from integrations.kafka_servers import noida, tansu
+
+
+@pytest.fixture(scope="module")
+def noida_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with noida(tmp_path_factory.mktemp("noida")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def tansu_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with tansu(tmp_path_factory.mktemp("tansu")) as address:
+        yield address
+
+
+class KafkaSuite(BrokerSuite):
+    lease = long_lease = timedelta(seconds=6)  # the least that brokers allow, and rebalances wait
+    address = ""
+
+    def with_partitions(self, partitions: int) -> Broker:
+        config = BrokerConfig(kind="kafka", bootstrap=self.address)
+        return KafkaBroker(config, project="suite", partitions=partitions)
+
+
+class TestOnNoida(KafkaSuite):
+    takes_over = False
+
+    @pytest.fixture
+    def connect(self, noida_address: str) -> Connect:
+        self.address = noida_address
+        return lambda: self.with_partitions(4)
+
+
+class TestOnTansu(KafkaSuite):
+    fences_producers = False
+
+    @pytest.fixture
+    def connect(self, tansu_address: str) -> Connect:
+        self.address = tansu_address
+        return lambda: self.with_partitions(4)
+
+
+def test_a_cluster_without_an_address_and_one_that_is_not_there_are_named() -> None:
+    with pytest.raises(ConfigError, match="bootstrap is missing"):
+        KafkaBroker(BrokerConfig(kind="kafka"), project="p", partitions=1)
+    config = BrokerConfig(kind="kafka", bootstrap="127.0.0.1:1")
+    with closing(KafkaBroker(config, project="p", partitions=1, patience=2)) as broker:
+        with pytest.raises(StorageError) as caught:
+            broker.num_partitions("t")
+        assert (caught.value.code, caught.value.retryable) == ("broker.unreachable", True)
+
+
+@pytest.mark.parametrize(
+    ("server", "cannot", "promise"),
+    [
+        ("noida_address", {"takeover"}, "Exactly once from the source to the feature table"),
+        ("tansu_address", {"transactions", "fencing"}, "changes may be in the table twice"),
+    ],
+)
+def test_the_check_says_what_a_cluster_cannot_do_and_what_may_be_promised(
+    server: str, cannot: set[str], promise: str, request: pytest.FixtureRequest
+) -> None:
+    address = request.getfixturevalue(server)
+    command = [sys.executable, "-m", "autoglm.cli", "streaming", "check", address, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert {f["name"] for f in found["findings"] if not f["is_so"]} == cannot
+    assert promise in " ".join(found["promises"])
