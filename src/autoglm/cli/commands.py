@@ -18,6 +18,7 @@ from autoglm.cli import (
     run,
     runs,
     search,
+    source,
     stations,
     up,
 )
@@ -48,6 +49,7 @@ app.command("up")(up.up)
 app.add_typer(search.app, name="search")
 app.command("train")(stations.train)
 app.command("evaluate")(stations.evaluate)
+app.add_typer(source.app, name="source")
 app.command("predict")(predict.predict)
 app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")

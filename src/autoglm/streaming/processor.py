@@ -25,8 +25,8 @@ class ProcessorChain:
         self._processors = processors
 
     def process(self, batch: Sequence[ChangeEvent]) -> Processed:
-        rows: list[ChangeEvent] = list(batch)
-        dead: list[DeadLetter] = []
+        rows = [event for event in batch if event.op != "dead"]
+        dead = [_found_dead(event) for event in batch if event.op == "dead"]
         for processor in self._processors:
             try:
                 found = processor.process(rows)
@@ -39,6 +39,20 @@ class ProcessorChain:
                 ) from error
             rows, dead = list(found.rows), [*dead, *found.dead]
         return Processed(rows=rows, dead=dead)
+
+
+def _found_dead(event: ChangeEvent) -> DeadLetter:
+    """What was no row when the source read it."""
+    return DeadLetter(
+        project=event.project,
+        key=event.key.encode("utf-8", "backslashreplace").decode(),
+        raw=str(event.row["raw"]).encode("utf-8", "backslashreplace").decode()[:RAW_BYTES],
+        cause=str(event.row["cause"]),
+        code=str(event.row["code"]),
+        partition=event.partition,
+        offset=event.offset,
+        traceparent=event.traceparent,
+    )
 
 
 class RowProcessor:
