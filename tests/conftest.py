@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from servers import Postgres
+from servers import MariaDb, Postgres
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -26,6 +26,16 @@ def postgres() -> Iterator[Postgres]:
     if Postgres.initdb() is None:
         pytest.skip("no PostgreSQL server on this machine")
     server = Postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDb]:
+    """A MariaDB server, one for all tests of this process; each makes its own tables."""
+    if MariaDb.server() is None:
+        pytest.skip("no MariaDB server on this machine")
+    server = MariaDb()
     yield server
     server.remove()
 

@@ -41,6 +41,7 @@ AREAS = {
 SERVERS = {
     "etcd": "etcd-server",
     "usr/lib/postgresql/*/bin/initdb": "postgresql-15",
+    "usr/sbin/mariadbd": "mariadb-server-core",
 }
 
 

@@ -47,6 +47,8 @@ def program(name: str, *folders: str) -> Path | None:
 class Server:
     """A process with a data folder of its own, outside of pytest's (which only root may enter)."""
 
+    gentle = signal.SIGTERM
+
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="autoglm-server-"))
         self.port = free_port()
@@ -80,9 +82,9 @@ class Server:
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")[-3000:]
 
-    def stop(self, how: int = signal.SIGINT) -> None:
+    def stop(self, how: int | None = None) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(how)
+            self.process.send_signal(how or self.gentle)
             self.process.wait(60)
 
     def remove(self) -> None:
@@ -92,6 +94,8 @@ class Server:
 
 class Postgres(Server):
     """PostgreSQL with logical replication."""
+
+    gentle = signal.SIGINT  # SIGTERM would wait for every client
 
     @staticmethod
     def initdb() -> Path | None:
@@ -134,3 +138,56 @@ class Postgres(Server):
         import psycopg
 
         return psycopg.connect(self.url, autocommit=True)
+
+
+class MariaDb(Server):
+    """MariaDB with a row-based binary log."""
+
+    @staticmethod
+    def server() -> Path | None:
+        return program("mariadbd", "usr/sbin")
+
+    def __init__(self) -> None:
+        super().__init__()
+        server = self.server()
+        assert server is not None
+        self._server = server
+        self._common = ["--no-defaults", f"--basedir={server.parent.parent}", f"--datadir={self.folder / 'data'}"]  # fmt: skip
+        self.do(
+            server.parent.parent / "bin" / "mariadb-install-db", *self._common,
+            "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve",
+        )  # fmt: skip
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"mysql://root@127.0.0.1:{self.port}/app"
+
+    def start(self, *more: str) -> None:
+        self.launch(
+            self._server, *self._common, f"--port={self.port}", "--bind-address=127.0.0.1",
+            f"--socket={self.folder / 's'}", "--server-id=1", "--log-bin=log", "--binlog-format=ROW",
+            "--binlog-row-metadata=FULL", "--binlog-row-image=FULL", "--skip-name-resolve",
+            "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=32M", *more,
+        )  # fmt: skip
+        until(self._answers)
+        with self.connect("") as connection, connection.cursor() as cursor:
+            cursor.execute("create database if not exists app character set utf8mb4")
+
+    def _answers(self) -> bool:
+        import pymysql
+
+        assert not self.is_dead(), self.log()
+        try:
+            self.connect("").close()
+        except pymysql.OperationalError:
+            return False
+        return True
+
+    def connect(self, database: str = "app") -> Any:
+        import pymysql
+
+        return pymysql.connect(
+            host="127.0.0.1", port=self.port, user="root", database=database or None,
+            autocommit=True, charset="utf8mb4",
+        )  # fmt: skip
