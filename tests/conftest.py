@@ -8,14 +8,37 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from servers import MariaDb, Postgres
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, one for all tests of this process; each makes its own tables."""
+    if Postgres.initdb() is None:
+        pytest.skip("no PostgreSQL server on this machine")
+    server = Postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDb]:
+    """A MariaDB server, one for all tests of this process; each makes its own tables."""
+    if MariaDb.server() is None:
+        pytest.skip("no MariaDB server on this machine")
+    server = MariaDb()
+    yield server
+    server.remove()
+
 
 # Files of a minute and more, longest first: of two processes none shall begin one at the end.
 LONGEST = (

@@ -36,8 +36,13 @@ AREAS = {
 }  # fmt: skip
 
 
-# Program → Debian package of the servers that tests start for themselves.
-SERVERS = {"etcd": "etcd-server"}
+# Program → Debian package of the servers that tests start for themselves; a program is looked for
+# on the path, and as a pattern below the machine's root and where packages are unpacked.
+SERVERS = {
+    "etcd": "etcd-server",
+    "usr/lib/postgresql/*/bin/initdb": "postgresql-15",
+    "usr/sbin/mariadbd": "mariadb-server-core",
+}
 
 
 def install_servers() -> None:
@@ -46,19 +51,28 @@ def install_servers() -> None:
     """
     here = Path(sys.prefix) / "servers"
     os.environ["PATH"] += f"{os.pathsep}{here / 'usr' / 'bin'}"
-    missing = [package for program, package in SERVERS.items() if shutil.which(program) is None]
+    missing = [package for program, package in SERVERS.items() if not is_there(program, here)]
     if not missing or os.geteuid() != 0 or shutil.which("apt-get") is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        download = ["apt-get", "download", *missing]
-        for command in (download, ["apt-get", "update"], download):
+        # What they need and the machine has not comes along.
+        (Path(folder) / "partial").mkdir()
+        fetch = ["apt-get", "install", "--download-only", "--no-install-recommends", "-y", "-o"]
+        fetch += [f"Dir::Cache::Archives={folder}", *missing]
+        for command in (fetch, ["apt-get", "update"], fetch):
             done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
-            if done.returncode == 0 and command is download:
+            if done.returncode == 0 and command is fetch:
                 break
         for package in Path(folder).glob("*.deb"):
             subprocess.run(["dpkg", "-x", str(package), str(here)], check=True)
-    if any(shutil.which(program) is None for program in SERVERS):
+    if not all(is_there(program, here) for program in SERVERS):
         print(f"could not get {', '.join(missing)}: its tests are skipped")
+
+
+def is_there(program: str, here: Path) -> bool:
+    if "/" not in program:
+        return shutil.which(program) is not None
+    return any(any(root.glob(program)) for root in (Path("/"), here))
 
 
 def processes(arguments: list[str]) -> list[str]:

@@ -32,9 +32,9 @@ def render(control: Control) -> str:
     release = records.release(project, app.registry, app.log)
     routes = release["routes"] or {}
     source = project.settings.data.source
-    mode = f"cursor {source.cursor}" if source.cursor else "full diff"
+    where = source.table or source.topic or source.path
     state = [
-        ("source", f"table {source.table}, {mode}"),
+        ("source", f"{source.kind} {where}".strip()),
         ("run in hand", control.running or "none"),
         ("stable", _short(routes.get("stable", "")) or "none yet"),
         ("candidate", f"{_short(routes['candidate'])} at {routes['candidate_weight']} %"

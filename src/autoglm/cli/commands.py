@@ -22,6 +22,7 @@ from autoglm.cli import (
     run,
     runs,
     search,
+    source,
     stations,
     streaming,
     up,
@@ -55,6 +56,7 @@ app.command("collect")(stations.collect)
 app.command("process")(stations.process)
 app.command("train")(stations.train)
 app.command("evaluate")(stations.evaluate)
+app.add_typer(source.app, name="source")
 app.command("predict")(predict.predict)
 app.command("doctor")(doctor.doctor)
 app.add_typer(runs.app, name="runs")

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from autoglm.cli.options import AsJson, Folder, open_project, project_command
 from autoglm.cli.output import print_json, print_table, size
+
+if TYPE_CHECKING:
+    from autoglm.project import Project
 
 PACKAGES = ("torch", "transformers", "optuna", "deltalake", "dbos", "onnxruntime", "pyarrow")
 
@@ -70,7 +73,6 @@ def _project(folder: Path) -> Iterator[dict[str, Any]]:
     from autoglm.errors import AutoGLMError
     from autoglm.modeling.backbone_ref import resolve_backbone
     from autoglm.modeling.backbones.own import OWN
-    from autoglm.streaming.file_import import inspect_source
 
     try:
         project = open_project(folder)
@@ -85,20 +87,32 @@ def _project(folder: Path) -> Iterator[dict[str, Any]]:
         yield _check("backbone", settings.model.backbone)
     except AutoGLMError as error:
         yield _check("backbone", error.message, False, error.next_step)
-    data = settings.data
     try:
-        inspect_source(
-            data.source.url,
-            data.source.table,
-            project.folder,
-            text=data.input_column,
-            label=data.answer_column,
-            task=settings.model.task,
-            key=data.source.key,
-            cursor=data.source.cursor or None,
-        )
-        yield _check("source", f"{data.source.table} can be read")
+        yield _check("source", _source(project))
     except AutoGLMError as error:
         yield _check("source", error.message, False, error.next_step)
     owner = project.owner()
     yield _check("owner", f"pid {owner.pid} ({owner.what})" if owner else "nobody")
+
+
+def _source(project: Project) -> str:
+    """Read a little of it. Raises: SourceError, DataError."""
+    from autoglm.loop.sources import open_source
+    from autoglm.streaming.file_import import inspect_source
+
+    data = project.settings.data
+    if data.source.kind != "sql":
+        source = open_source(project)
+        found = source.status() if hasattr(source, "status") else {}
+        return ", ".join([source.name, *(f"{k} {v}" for k, v in found.items() if v != "")])
+    inspect_source(
+        data.source.url,
+        data.source.table,
+        project.folder,
+        text=data.input_column,
+        label=data.answer_column,
+        task=project.settings.model.task,
+        key=data.source.key,
+        cursor=data.source.cursor or None,
+    )
+    return f"{data.source.table} can be read"

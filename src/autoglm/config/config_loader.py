@@ -230,7 +230,7 @@ def _require(
         key = prefix + each.name
         if is_section(annotation) and (each.name in tree or not has_default):
             _require(bare(annotation), tree.get(each.name, {}), layers, key + ".")
-        elif each.name not in tree and (not has_default or _is_needed(annotation, tree)):
+        elif each.name not in tree and (not has_default or _is_needed(schema, annotation, tree)):
             asked = ["defaults (no value)"]
             for layer in layers:
                 name = variable(next(iter(layer.prefixes), ""), key)
@@ -243,9 +243,14 @@ def _require(
             )
 
 
-def _is_needed(annotation: Any, tree: Mapping[str, Any]) -> bool:
-    """Whether the key may only be left out where another is said, and none of these is."""
+def _is_needed(schema: Any, annotation: Any, tree: Mapping[str, Any]) -> bool:
+    """Whether the key may only be left out where another is said, and none of these is; or with
+    another kind of part.
+    """
     extra = extra_of(annotation, Key)
+    if extra and extra.kinds:
+        kind = next(field.default for field in dataclasses.fields(schema) if field.name == "kind")
+        return tree.get("kind", kind) in extra.kinds
     return bool(extra and extra.unless) and not any(name in tree for name in extra.unless)
 
 

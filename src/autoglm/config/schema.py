@@ -24,12 +24,14 @@ class Key:
 
     `whole_below`: in a free map, entries this deep are replaced whole by a stronger layer.
     `unless`: the key is missing when it is not said, and none of these of the same section is.
+    `kinds`: it is missing when it is not said and the section's `kind` is one of these.
     """
 
     what: str
     is_reloadable: bool = False
     whole_below: int | None = None
     unless: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
 
 def live(what: str, *, whole_below: int | None = None) -> Key:

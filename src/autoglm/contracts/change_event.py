@@ -5,15 +5,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-Op = Literal["upsert", "delete"]
+Op = Literal["upsert", "delete", "dead"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChangeEvent:
     """One committed change of one row at a source.
 
-    `version` grows with the source's commit order per key. `partition`, `offset` and `traceparent`
-    are known once the event has been in a broker (-1 and `""` before).
+    `version` grows with the source's commit order per key. `op` is `dead` where the source found no
+    row in what it read: `row` is then `raw`, `cause` and `code`, `key` says where. `partition`,
+    `offset` and `traceparent` are known once the event has been in a broker (-1 and `""` before).
     """
 
     project: str

@@ -15,7 +15,7 @@ from autoglm.datasets.dataset_version import load_rows
 from autoglm.datasets.row_history import RowChange, RowHistory
 from autoglm.errors import DataError, StorageError
 from autoglm.loop import records
-from autoglm.loop.change_to_dataset import GROUP, TOPIC, describe_dataset
+from autoglm.loop.change_to_dataset import GROUP, describe_dataset, topic_of
 from autoglm.observability.tracing import trace_id_of
 from autoglm.project import Project
 from autoglm.state.event_log import EventLog
@@ -72,7 +72,7 @@ def explain_model(project: Project, reference: str) -> dict[str, Any]:
 
 
 def history(project: Project) -> RowHistory:
-    return RowHistory(table=project.table(), group=GROUP, topic=TOPIC)
+    return RowHistory(table=project.table(), group=GROUP, topic=topic_of(project))
 
 
 def learnt_from(project: Project, changes: Sequence[RowChange]) -> list[ModelVersion]:

@@ -44,6 +44,19 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class ListeningSource(Source, Protocol):
+    """A source that is told of changes. One thread reads and acknowledges."""
+
+    def follow(self, position: str, *, cancel: threading.Event) -> Iterator[ChangeBatch]:
+        """As `read`, then blocks and yields as changes come; ends when cancelled."""
+        ...
+
+    def acknowledge(self, position: str) -> None:
+        """The broker has stored this batch's position: what lies before will not be asked again."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class FetchedBatch:
     """Events of one partition at offsets `range.start` … `range.end`, and the source's position."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from autoglm.contracts.change_event import ChangeBatch
 from autoglm.errors import CancelledError
 from autoglm.plugins.kinds import Broker, Source
 
@@ -25,21 +26,31 @@ def collect(
     on_batch: Callable[[int], None] | None = None,
     follow: bool = False,
 ) -> Collected:
-    """Append what the source shows now, batch by batch, each with its position.
+    """Append what the source shows now, batch by batch, each with its position; with `follow` also
+    what changes later, until cancelled, where the source can listen (else it reads once).
 
-    `on_batch` is told the number of events so far. Raises: SourceError, StorageError,
-    CancelledError (what was appended stays).
+    The source is told what is stored. `on_batch` is told the number of events so far. Raises:
+    SourceError, StorageError, CancelledError (what was appended stays).
     """
+    acknowledge = getattr(source, "acknowledge", None)
     epoch = broker.new_epoch(topic, source.name)
     events = batches = 0
-    position = broker.position(topic, source.name)
-    listen = getattr(source, "follow", None) if follow else None
-    changes = source.read(position) if listen is None else listen(position, cancel=cancel)
-    for batch in changes:
+    for batch in _batches(source, broker.position(topic, source.name), cancel, follow):
         if cancel.is_set():
             raise CancelledError("collecting was stopped.", next_step="The next call goes on.")
         broker.append(topic, batch, producer=source.name, epoch=epoch)
+        if acknowledge is not None:
+            acknowledge(batch.position)
         events, batches = events + len(batch.events), batches + 1
         if on_batch is not None:
             on_batch(events)
     return Collected(events=events, batches=batches)
+
+
+def _batches(
+    source: Source, position: str, cancel: threading.Event, follow: bool
+) -> Iterator[ChangeBatch]:
+    if follow and hasattr(source, "follow"):
+        batches: Iterator[ChangeBatch] = source.follow(position, cancel=cancel)
+        return batches
+    return source.read(position)

@@ -3,28 +3,77 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Len
 
 from autoglm.config.schema import Address, Key, Secret, Share, live
 from autoglm.datasets.splits import moment_of
 
+TABLES = ("sql", "postgres", "mysql")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
-    url: Annotated[
-        Address, Key("SQLAlchemy address; a relative SQLite path starts at the project.")
-    ]
-    table: Annotated[str, Key("The table whose rows are learnt from.")]
+    kind: Annotated[
+        str,
+        Key(
+            "Kind of source, by name: sql (polls), postgres and mysql (listen), folder, kafka,"
+            " push; docs/sources.md."
+        ),
+    ] = "sql"
     key: Annotated[str, Key("Column that names a row for life.")]
-    kind: Annotated[str, Key("Kind of source, by name.")] = "sql"
+    url: Annotated[
+        Address,
+        Key(
+            "sql: SQLAlchemy address, a relative SQLite path starts at the project. postgres,"
+            " mysql: postgresql://user@host/db, mysql://user@host/db. kafka: host:port, …",
+            kinds=(*TABLES, "kafka"),
+        ),
+    ] = ""
+    table: Annotated[str, Key("The table whose rows are learnt from.", kinds=TABLES)] = ""
+    path: Annotated[
+        str, Key("folder: where the files are. push: the inbox.", kinds=("folder",))
+    ] = ""
+    topic: Annotated[str, Key("kafka: the topic that is read.", kinds=("kafka",))] = ""
+    mode: Annotated[
+        Literal["auto", "snapshot_cursor", "lag_window", "full_diff"],
+        Key(
+            "sql: how it polls. auto is lag_window with a cursor, full_diff without;"
+            " snapshot_cursor needs PostgreSQL and what `autoglm source setup` prints."
+        ),
+    ] = "auto"
     cursor: Annotated[
         str, Key("Column that grows whenever a row changes. Empty: every poll compares all rows.")
     ] = ""
     lag_window: Annotated[
         timedelta, Key("With a time cursor: re-read this far back for late commits.")
     ] = timedelta(seconds=0)
+    slot: Annotated[
+        str, Key("postgres: name of the replication slot and the publication; empty: made of both"
+                 " names, project and table.")
+    ] = ""  # fmt: skip
+    truncate: Annotated[
+        Literal["stop", "keep"],
+        Key("postgres, mysql: when the table is emptied, stop and say so, or keep its rows."),
+    ] = "stop"
+    options: Annotated[
+        Mapping[str, str],
+        Key("kafka: settings of the client (security.protocol, …). mysql: server_id."),
+    ] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.mode in ("snapshot_cursor", "lag_window") and not self.cursor:
+            raise ValueError(f"mode {self.mode} needs a cursor: the column that grows")
+        if self.mode == "full_diff" and self.lag_window:
+            raise ValueError("full_diff compares all rows, a lag_window has no meaning there")
+
+    @property
+    def polls_by(self) -> str:
+        """The mode of a polling source, `auto` resolved."""
+        if self.mode != "auto":
+            return self.mode
+        return "lag_window" if self.cursor else "full_diff"
 
 
 MAX_HELD_OUT = 0.8

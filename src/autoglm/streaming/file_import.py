@@ -65,7 +65,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     try:
         if suffix == ".parquet":
-            yield from _parquet(path)
+            yield from parquet_rows(path)
             return
         if suffix not in {".csv", ".tsv", ".jsonl", ".json"}:
             raise SourceError(
@@ -73,14 +73,14 @@ def read_rows(path: Path) -> Iterator[Row]:
                 code="source.unknown_format",
                 next_step="Use .csv, .tsv, .jsonl, .json or .parquet, or .gz of a text one.",
             )
-        with _opened(path) as stream:
+        with opened(path) as stream:
             lines = _lines(stream, path)
             yield from _json(lines, path) if "json" in suffix else _csv(lines, path, suffix)
     except (OSError, EOFError) as error:
         raise SourceError(f"{path} cannot be read: {error}.", code="source.unreadable") from error
 
 
-def _opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> IO[bytes]:
     if path.name.endswith(".gz"):
         return gzip.GzipFile(path, "rb")  # type: ignore[return-value]
     return path.open("rb")
@@ -145,7 +145,7 @@ def _csv(lines: Iterator[str], path: Path, suffix: str) -> Iterator[Row]:
         raise SourceError(f"{path}:{reader.line_num}: {error}.", code="source.bad_csv") from error
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

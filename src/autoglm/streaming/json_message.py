@@ -87,18 +87,27 @@ def to_events(
 def _is_ours(document: Any) -> bool:
     return (
         isinstance(document, dict)
-        and document.get("op") in ("upsert", "delete")
+        and document.get("op") in ("upsert", "delete", "dead")
         and type(document.get("version")) is int
         and isinstance(document.get("row"), dict)
+        and (document["op"] != "dead" or document["row"].keys() >= {"raw", "cause", "code"})
         and isinstance(document.get("committed_at"), str)
+        and _is_moment(document["committed_at"])
     )
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _document(value: bytes | None) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(value or b"0")
         if _is_ours(found):
-            datetime.fromisoformat(found["committed_at"])
             return found
     except ValueError:
         pass

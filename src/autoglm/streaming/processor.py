@@ -48,8 +48,7 @@ class ProcessorChain:
         self._clock, self._cancel = clock or SystemClock(), cancel or threading.Event()
 
     def process(self, batch: Sequence[ChangeEvent]) -> Processed:
-        rows: Sequence[ChangeEvent] = batch
-        dead: list[DeadLetter] = []
+        rows, dead = _apart(batch)
         for processor in self._processors:
             if not len(rows):
                 break
@@ -111,6 +110,26 @@ def dead_letter(event: ChangeEvent, code: str, cause: str) -> DeadLetter:
         source=event.source,
         committed_at=event.committed_at,
     )
+
+
+def _apart(batch: Sequence[ChangeEvent]) -> tuple[Sequence[ChangeEvent], list[DeadLetter]]:
+    """Rows, and letters of what was no row already when the source read it."""
+    if isinstance(batch, EventColumns):
+        import pyarrow.compute as pc
+
+        has_dead = bool(pc.any(pc.equal(batch.table["_op"], "dead")).as_py())
+    else:
+        has_dead = any(event.op == "dead" for event in batch)
+    if not has_dead:
+        return batch, []
+    rows = [event for event in batch if event.op != "dead"]
+    return rows, [_found_dead(event) for event in batch if event.op == "dead"]
+
+
+def _found_dead(event: ChangeEvent) -> DeadLetter:
+    letter = dead_letter(event, str(event.row["code"]), str(event.row["cause"]))
+    raw = str(event.row["raw"]).encode("utf-8", "backslashreplace").decode()
+    return replace(letter, raw=raw[:RAW_BYTES])
 
 
 class RowProcessor:

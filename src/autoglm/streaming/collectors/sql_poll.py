@@ -1,8 +1,9 @@
-"""Polls a table of any SQL database, in the mode that its columns allow.
+"""Polls a table of any SQL database, in one of three declared modes.
 
-    cursor given     rows whose cursor is at or above the last one seen (minus `lag_window`);
-                     a row is told apart from its earlier self by its digest
-    no cursor        full diff: all rows, compared with the digests of the last poll
+    lag_window        rows whose cursor is at or above the last one seen (minus the window); a row
+                      is told apart from its earlier self by its digest
+    full_diff         all rows, compared with the digests of the last poll
+    snapshot_cursor   PostgreSQL, by transaction: see snapshot_cursor.py
 
 The position is all that a poll needs to know of the ones before; it is stored downstream with the
 batch, in one transaction, so nothing is kept here.
@@ -15,17 +16,18 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, column, func, select
+from sqlalchemy import Connection, Select, column, func, select
 from sqlalchemy import table as sql_table
 
 from autoglm.contracts.change_event import ChangeBatch, ChangeEvent, Op
 from autoglm.contracts.record import digest
 from autoglm.errors import SourceError
 from autoglm.observability.tracing import new_traceparent
+from autoglm.streaming.collectors import snapshot_cursor
 from autoglm.streaming.collectors.database import (
     column_names,
     open_database,
@@ -37,6 +39,8 @@ from autoglm.streaming.config import SourceConfig
 
 # Versions of one poll: poll number in the upper bits, row order in the lower 32.
 POLL_SHIFT = 32
+# A cursor this far ahead of our clock is no time zone (14 hours at most) but a wrong clock.
+CLOCK_TOLERANCE = timedelta(days=1)
 
 
 @dataclass
@@ -55,6 +59,9 @@ class _Position:
     def read(cls, text: str) -> _Position:
         if not text:
             return cls()
+        if snapshot_cursor.XidPosition.is_one(text):  # polled by transactions until now
+            xid = snapshot_cursor.XidPosition.read(text)
+            return cls(poll=((xid.base + xid.xid) >> POLL_SHIFT) + 1)
         data = json.loads(zlib.decompress(base64.b64decode(text)))
         return cls(data["poll"], data["cursor"], data["type"], data["seen"])
 
@@ -89,12 +96,19 @@ class SqlPollSource:
         self._config, self._project, self._base = config, project, base
         self._columns = columns
         self._batch_rows = batch_rows
+        self._cursor = config.cursor if config.polls_by != "full_diff" else ""
         self.name = f"sql/{config.table}"
         self._where = f"table {config.table}"
 
     @property
     def promise(self) -> str:
-        if not self._config.cursor:
+        if self._config.polls_by == "snapshot_cursor":
+            return (
+                f"polls {self._where} by transaction ({self._config.cursor}): sees each row's last"
+                " state before a poll, misses deletes; no late commit is lost, the longest open"
+                " transaction of the server delays it"
+            )
+        if not self._cursor:
             return (
                 f"full diff of {self._where}: sees each row's last state before a poll, and deletes"
             )
@@ -109,32 +123,71 @@ class SqlPollSource:
 
     def read(self, position: str) -> Iterator[ChangeBatch]:
         """Batches after `position`. Raises: SourceError."""
-        known = _Position.read(position)
-        known.poll += 1
         engine = open_database(self._config.url, self._base)
         try:
             columns = column_names(engine, self._config.table, self._where)
             config = self._config
-            wanted = [config.key, *([config.cursor] if config.cursor else []), *self._columns]
+            wanted = [config.key, *([self._cursor] if self._cursor else []), *self._columns]
             require_columns(wanted, columns, self._where)
             with readable(self._where), engine.connect() as connection:
-                if config.cursor:
-                    self._refuse_null_cursors(connection)
-                rows = (
-                    {name: value for name, value in zip(columns, row, strict=True)}
-                    for row in connection.execution_options(
-                        stream_results=True, yield_per=self._batch_rows
-                    ).execute(self._query(columns, known))
-                )
-                events = self._by_cursor(rows, known) if config.cursor else self._diff(rows, known)
-                yield from self._batches(events, known)
+                if config.polls_by == "snapshot_cursor":
+                    yield from self._by_transaction(connection, columns, position)
+                else:
+                    yield from self._by_content(connection, columns, position)
         finally:
             engine.dispose()
+
+    @property
+    def setup_sql(self) -> str:
+        """What the table needs for this mode, as SQL; empty where it needs nothing."""
+        if self._config.polls_by != "snapshot_cursor":
+            return ""
+        return snapshot_cursor.setup_sql(self._config)
+
+    def _by_transaction(
+        self, connection: Connection, columns: list[str], position: str
+    ) -> Iterator[ChangeBatch]:
+        if snapshot_cursor.XidPosition.is_one(position):
+            known = snapshot_cursor.XidPosition.read(position)
+        else:
+            polled = _Position.read(position).poll
+            known = snapshot_cursor.XidPosition(base=(polled + 1) << POLL_SHIFT if polled else 0)
+        self._refuse_null_cursors(connection)
+        batch: list[ChangeEvent] = []
+        rows = snapshot_cursor.read_rows(
+            connection, self._config, columns, known, where=self._where,
+            batch_rows=self._batch_rows,
+        )  # fmt: skip
+        for row, known in rows:
+            content = {name: plain(value) for name, value in row.items()}
+            version = known.base + known.xid
+            batch.append(self._event(self._key(row), "upsert", content, version))
+            if len(batch) == self._batch_rows:
+                yield self._batch(batch, known.write())
+                batch = []
+        if batch:
+            yield self._batch(batch, known.write())
+
+    def _by_content(
+        self, connection: Connection, columns: list[str], position: str
+    ) -> Iterator[ChangeBatch]:
+        known = _Position.read(position)
+        known.poll += 1
+        if self._cursor:
+            self._refuse_null_cursors(connection)
+        rows = (
+            {name: value for name, value in zip(columns, row, strict=True)}
+            for row in connection.execution_options(
+                stream_results=True, yield_per=self._batch_rows
+            ).execute(self._query(columns, known))
+        )
+        events = self._by_cursor(rows, known) if self._cursor else self._diff(rows, known)
+        yield from self._batches(events, known)
 
     def _query(self, columns: list[str], known: _Position) -> Select[Any]:
         source = sql_table(self._config.table, *(column(name) for name in columns))
         query = select(*source.c)
-        if not self._config.cursor:
+        if not self._cursor:
             return query.order_by(source.c[self._config.key])
         cursor = source.c[self._config.cursor]
         if known.cursor is not None:
@@ -155,7 +208,7 @@ class SqlPollSource:
             return (moment - lag).isoformat(sep=bound[10:11] or "T")
         return bound - lag.total_seconds() if isinstance(bound, (int, float)) else bound
 
-    def _refuse_null_cursors(self, connection: Any) -> None:
+    def _refuse_null_cursors(self, connection: Connection) -> None:
         source = sql_table(self._config.table, column(self._config.cursor))
         missing = source.c[self._config.cursor].is_(None)
         count = connection.execute(
@@ -168,17 +221,36 @@ class SqlPollSource:
                 next_step="Fill the column, or leave data.source.cursor out.",
             )
 
+    def _refuse_future(
+        self, value: Any, row: Mapping[str, Any], limits: tuple[datetime, datetime, str]
+    ) -> None:
+        """The cursor would follow a row from a clock that ran ahead, past all rows to come."""
+        if isinstance(value, datetime):
+            is_ahead = value > (limits[0] if value.tzinfo else limits[1])
+        else:  # SQLite keeps times as text
+            is_time = isinstance(value, str) and value[4:5] == value[7:8] == "-"
+            is_ahead = is_time and value[:4].isdigit() and value > limits[2]
+        if is_ahead:
+            raise SourceError(
+                f"{self._where}: {self._config.cursor} of the row {self._key(row)} is {value},"
+                " more than a day ahead of this machine's clock.",
+                code="source.clock_ahead",
+                next_step="Correct the row, or this machine's clock; nothing was passed by.",
+            )
+
     def _by_cursor(
         self, rows: Iterator[Mapping[str, Any]], known: _Position
     ) -> Iterator[ChangeEvent]:
+        limits = _limits()
         for index, row in enumerate(rows):
             value = row[self._config.cursor]
+            self._refuse_future(value, row, limits)
             key, content = self._key(row), {name: plain(v) for name, v in row.items()}
             row_digest = digest(content, size=8)
             known.cursor, known.cursor_type = plain(value), _type_of(value)
             known.window[key] = (value, row_digest)
             if known.seen.get(key) != row_digest:
-                yield self._event(key, "upsert", content, known.poll, index)
+                yield self._event(key, "upsert", content, _version(known, index))
 
     def _diff(self, rows: Iterator[Mapping[str, Any]], known: _Position) -> Iterator[ChangeEvent]:
         before, present, index = dict(known.seen), set(), 0
@@ -194,11 +266,11 @@ class SqlPollSource:
             row_digest = digest(content, size=8)
             if before.get(key) != row_digest:
                 known.seen[key] = row_digest
-                yield self._event(key, "upsert", content, known.poll, index)
+                yield self._event(key, "upsert", content, _version(known, index))
                 index += 1
         for key in sorted(set(before) - present):
             del known.seen[key]
-            yield self._event(key, "delete", {}, known.poll, index)
+            yield self._event(key, "delete", {}, _version(known, index))
             index += 1
 
     def _batches(self, events: Iterator[ChangeEvent], known: _Position) -> Iterator[ChangeBatch]:
@@ -214,7 +286,7 @@ class SqlPollSource:
 
     def _position(self, known: _Position) -> str:
         """With a cursor, the edge is what the next poll will read again."""
-        if self._config.cursor:
+        if self._cursor:
             floor = self._lower_bound(known)
             known.window = {k: v for k, v in known.window.items() if not v[0] < floor}
             edge = {k: row_digest for k, (_, row_digest) in known.window.items()}
@@ -230,15 +302,13 @@ class SqlPollSource:
             traceparent=new_traceparent(),
         )
 
-    def _event(
-        self, key: str, op: Op, row: Mapping[str, Any], poll: int, index: int
-    ) -> ChangeEvent:
+    def _event(self, key: str, op: Op, row: Mapping[str, Any], version: int) -> ChangeEvent:
         return ChangeEvent(
             project=self._project,
             source=self.name,
             key=key,
             op=op,
-            version=(poll << POLL_SHIFT) + index,
+            version=version,
             row=row,
             committed_at=datetime.now(UTC),
         )
@@ -252,6 +322,17 @@ class SqlPollSource:
                 next_step="Choose a key column that every row has.",
             )
         return str(plain(value))
+
+
+def _version(known: _Position, index: int) -> int:
+    return (known.poll << POLL_SHIFT) + index
+
+
+def _limits() -> tuple[datetime, datetime, str]:
+    """The latest moment a cursor may name: with a zone, without one, as text."""
+    limit = datetime.now(UTC) + CLOCK_TOLERANCE
+    naive = limit.replace(tzinfo=None)
+    return limit, naive, naive.isoformat(sep=" ")
 
 
 def _type_of(value: Any) -> str:

@@ -1,0 +1,483 @@
+"""Listens to PostgreSQL: a snapshot of the table, then its logical replication, without a seam.
+
+psycopg2, because psycopg 3 has no replication. Tested against PostgreSQL 15.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from psycopg2 import errors as pg
+from psycopg2 import sql
+from psycopg2.extras import LogicalReplicationConnection
+
+from autoglm.contracts.change_event import ChangeBatch
+from autoglm.errors import SourceError
+from autoglm.streaming.collectors.events import Maker
+from autoglm.streaming.collectors.log_position import LogPosition, Part
+from autoglm.streaming.collectors.log_reader import LogReader
+from autoglm.streaming.collectors.pgoutput import Decoder, converter
+from autoglm.streaming.config import SourceConfig
+
+# Values of the stream and of the snapshot are text in this form, whatever the server's own is.
+SESSION = (
+    "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c bytea_output=hex"
+    " -c extra_float_digits=1"
+)
+LINGER_SECONDS, WAIT_SECONDS, LOOK_SECONDS = 0.02, 0.2, 10.0
+SETUP = """\
+create publication {publication} for table {table};
+-- An update that leaves a large value (over 2 kB) alone does not send it, unless the whole row is
+-- kept in the log. Without this it is read again by its key:
+-- alter table {table} replica identity full;
+"""
+LAG_ADVICE = (
+    "max_slot_wal_keep_size is unlimited: while nobody reads, the slot keeps all of the server's"
+    " log. Set it to what the disk can spare; a slot that falls behind it is lost, and says so."
+)
+
+
+class PostgresSource:
+    """Port Source; also `follow` and `acknowledge`. One reader per slot."""
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        *,
+        project: str,
+        base: Path,
+        batch_rows: int,
+        columns: Sequence[str] = (),
+    ) -> None:
+        del base
+        self._config, self._batch_rows, self._columns = config, batch_rows, columns
+        self._table = _Table(config.table)
+        plain = re.sub(r"[^a-z0-9_]", "_", f"autoglm_{project}_{self._table.name}".lower())
+        self._slot = config.slot or plain[:63]
+        self.name = f"postgres/{self._slot}"
+        self._make = Maker(project, self.name)
+        self._confirmed = 0
+        self._unstored = ""  # the position of a batch that nobody has acknowledged yet
+
+    @property
+    def promise(self) -> str:
+        return (
+            f"listens to {self._where} by the slot {self._slot}: sees each change in the order of"
+            " commits, deletes too; a truncate "
+            + ("stops it" if self._config.truncate == "stop" else "is passed by")
+        )
+
+    @property
+    def setup_sql(self) -> str:
+        """What the table's owner runs once. The slot is made by the first read."""
+        with closing(self._connect()) as connection, connection.cursor() as cursor:
+            names = {"publication": sql.Identifier(self._slot), "table": self._table.quoted}
+            text = sql.SQL(SETUP)
+            return str(text.format(**names).as_string(cursor))
+
+    def read(self, position: str) -> Iterator[ChangeBatch]:
+        """The snapshot if it is not finished, then what was committed before this call.
+
+        Raises: SourceError (source.slot_lost, source.slot_in_use, source.truncated, …).
+        """
+        yield from self._stream(LogPosition.read(position), None)
+
+    def follow(self, position: str, *, cancel: threading.Event) -> Iterator[ChangeBatch]:
+        """As `read`, then on and on; ends when cancelled."""
+        yield from self._stream(LogPosition.read(position), cancel)
+
+    def acknowledge(self, position: str) -> None:
+        """The broker has it: the server may forget what lies before."""
+        known = LogPosition.read(position)
+        if position == self._unstored:
+            self._unstored = ""
+        if known.after is None:
+            self._confirmed = max(self._confirmed, known.lsn)
+
+    def status(self) -> dict[str, object]:
+        """Lag and state of the slot, and advice. Raises: SourceError."""
+        with self._asking() as cursor:
+            cursor.execute(
+                "select active, wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(),"
+                " confirmed_flush_lsn), pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn),"
+                " current_setting('max_slot_wal_keep_size')"
+                " from pg_replication_slots where slot_name = %s",
+                (self._slot,),
+            )
+            row = cursor.fetchone()
+            self._check_table(cursor)
+        if row is None:
+            return {"slot": self._slot, "state": "not made yet", "advice": ""}
+        active, state, lag, kept, limit = row
+        return {
+            "slot": self._slot,
+            "state": f"{'read now' if active else 'not read'}, {state}",
+            "lag_bytes": int(lag or 0),
+            "kept_bytes": int(kept or 0),
+            "advice": LAG_ADVICE if limit == "-1" else "",
+        }
+
+    def drop(self) -> str:
+        """Remove the slot; the publication is its owner's. Raises: SourceError."""
+        with self._asking() as cursor:
+            cursor.execute(
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+                " where slot_name = %s",
+                (self._slot,),
+            )
+            return f"slot {self._slot} {'dropped' if cursor.rowcount else 'was not there'}"
+
+    @property
+    def _where(self) -> str:
+        return f"table {self._config.table}"
+
+    def _stream(self, known: LogPosition, cancel: threading.Event | None) -> Iterator[ChangeBatch]:
+        with self._asking() as cursor:
+            number = self._check_table(cursor)
+        with self._translated(), closing(self._connect(LogicalReplicationConnection)) as listening:
+            server = self._server(listening, known)
+            if known.after is not None:
+                for batch in self._snapshot(known, server, listening):
+                    known = LogPosition.read(batch.position)
+                    yield batch
+            yield from self._changes(known, listening, number, cancel)
+
+    def _server(self, listening: Any, known: LogPosition) -> str:
+        cursor = listening.cursor()
+        cursor.execute("IDENTIFY_SYSTEM")
+        server = str(cursor.fetchone()[0])
+        if known.server not in ("", server):
+            raise SourceError(
+                f"{self._where} is on another server now (a restore?): the position means nothing.",
+                code="source.other_server",
+                next_step="Set data.source.slot to a new name: the table is read anew.",
+            )
+        return server
+
+    # The snapshot: the slot first, then the rows that every transaction before it left.
+
+    def _snapshot(self, known: LogPosition, server: str, listening: Any) -> Iterator[ChangeBatch]:
+        slot = listening.cursor()
+        exported = None
+        with self._asking() as cursor:
+            start = self._slot_start(cursor)
+        if start is None:
+            if known.lsn:
+                raise self._slot_lost("it is gone")
+            slot.execute(
+                sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT")
+                .format(sql.Identifier(self._slot))
+                .as_string(slot)
+            )
+            _name, text, exported, _plugin = slot.fetchone()
+            start = _lsn(text)
+        after = known.after or ""
+        with closing(self._connect()) as connection, connection.cursor() as cursor:
+            connection.set_session("REPEATABLE READ", readonly=True, autocommit=False)
+            parts = known.parts
+            if exported is not None:
+                cursor.execute("set transaction snapshot %s", (exported,))
+            else:
+                # Whoever began died: the rest is seen as it is now, and the log says since when.
+                cursor.execute("select pg_current_snapshot()::text")
+                seen = cursor.fetchone()[0]
+                with self._asking() as other:
+                    other.execute("select pg_current_wal_insert_lsn()::text")
+                    parts = (*parts, Part(after, seen, _lsn(other.fetchone()[0])))
+            version = max(known.version, start)
+            known = LogPosition(server, start, 0, 0, version, after, parts)
+            yield from self._rows(connection, cursor, known)
+
+    def _rows(self, connection: Any, cursor: Any, known: LogPosition) -> Iterator[ChangeBatch]:
+        columns = self._check_columns(cursor)
+        names = [name for name, _type in columns]
+        converters = [converter(type_oid) for _name, type_oid in columns]
+        key = sql.SQL('{}::text collate "C"').format(sql.Identifier(self._config.key))
+        values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(n)) for n in names)
+        # Once begun it goes on behind the last key; "" is before all keys, and a key itself.
+        rest = sql.SQL("where {0} > %s or {0} is null").format(key) if known.after else sql.SQL("")
+        query = sql.SQL("select {} from {} {} order by {}")
+        query = query.format(values, self._table.quoted, rest, key)
+        place = names.index(self._config.key)
+        after, batch = known.after or "", []
+        with connection.cursor(name="snapshot") as rows:
+            rows.itersize = min(self._batch_rows, 5_000)
+            rows.execute(query, (known.after,) if known.after else None)
+            for texts in rows:
+                row = {
+                    name: text if convert is None or text is None else convert(text)
+                    for name, convert, text in zip(names, converters, texts, strict=True)
+                }
+                if texts[place] is None:
+                    batch.append(
+                        self._make.dead("a row without a key", row, code="source.null_key",
+                                        cause=f"no {self._config.key}", version=known.version)
+                    )  # fmt: skip
+                else:
+                    after = texts[place]
+                    batch.append(self._make.upsert(str(row[self._config.key]), row, known.version))
+                if len(batch) == self._batch_rows:
+                    yield self._make.batch(batch, _moved(known, after=after).write())
+                    batch = []
+        yield self._make.batch(batch, _moved(known, after=None).write())
+
+    # The log.
+
+    def _changes(
+        self, known: LogPosition, listening: Any, number: int, cancel: threading.Event | None
+    ) -> Iterator[ChangeBatch]:
+        cursor = listening.cursor()
+        with self._asking() as asking:
+            if self._slot_start(asking) is None:
+                raise self._slot_lost("it is gone")
+            asking.execute("select pg_current_wal_flush_lsn()::text")
+            target = _lsn(asking.fetchone()[0])
+        cursor.start_replication(
+            slot_name=self._slot, decode=False, start_lsn=known.lsn, status_interval=10,
+            options={"proto_version": "1", "publication_names": f'"{self._slot}"'},
+        )  # fmt: skip
+        reader = LogReader(
+            known, self._make, key=self._config.key, table=self._table.name, number=number,
+            truncate=self._config.truncate, look_up=self._current,
+        )  # fmt: skip
+        decoder = Decoder()
+        self._confirmed = known.lsn
+        self._unstored = ""
+        asked, looked = 0.0, time.monotonic()
+        while cancel is None or not cancel.is_set():
+            message = cursor.read_message()
+            if message is not None:
+                reader.take(decoder.decode(message.payload))
+                if len(reader.events) < self._batch_rows:
+                    continue
+            elif reader.events and reader.waited() < LINGER_SECONDS:
+                select.select([cursor], [], [], LINGER_SECONDS)
+                continue
+            if reader.events:
+                events, self._unstored = reader.events, reader.taken()
+                yield self._make.batch(events, self._unstored)
+                cursor.send_feedback(flush_lsn=self._confirmed)
+                continue
+            now = time.monotonic()
+            if not reader.is_inside and not self._unstored:
+                # All of ours up to here is stored: the server need not keep it.
+                self._confirmed = max(self._confirmed, cursor.wal_end, reader.lsn)
+            if (
+                cancel is None
+                and not reader.is_inside
+                and max(cursor.wal_end, reader.lsn) >= target
+            ):
+                break
+            if now - asked >= WAIT_SECONDS:
+                asked = now
+                cursor.send_feedback(flush_lsn=self._confirmed, reply=True, force=True)
+            if now - looked >= LOOK_SECONDS:
+                looked = now
+                with self._asking() as asking:
+                    self._check_table(asking)
+            select.select([cursor], [], [], WAIT_SECONDS)
+        cursor.send_feedback(flush_lsn=self._confirmed, force=True)
+
+    def _current(self, column: str, key: object) -> tuple[Any] | None:
+        """A value that the log left out, as it is now; None when the row is gone."""
+        with self._asking() as cursor:
+            columns = dict(self._check_columns(cursor))
+            query = sql.SQL("select {}::text from {} where {}::text = %s").format(
+                sql.Identifier(column), self._table.quoted, sql.Identifier(self._config.key)
+            )
+            cursor.execute(query, (str(key),))
+            row = cursor.fetchone()
+        if row is None:
+            return None
+        convert = converter(columns[column])
+        return (row[0] if row[0] is None or convert is None else convert(row[0]),)
+
+    # What must be there.
+
+    def _slot_start(self, cursor: Any) -> int | None:
+        """Where the slot's stream would begin, None when there is no slot."""
+        cursor.execute(
+            "select confirmed_flush_lsn::text, plugin, active, wal_status, database"
+            " = current_database() from pg_replication_slots where slot_name = %s",
+            (self._slot,),
+        )
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        start, plugin, active, state, is_here = row
+        if plugin != "pgoutput" or not is_here:
+            raise SourceError(
+                f"the slot {self._slot} is another one's ({plugin}).",
+                code="source.slot_in_use",
+                next_step="Set data.source.slot to another name.",
+            )
+        if active:
+            raise self._slot_in_use("somebody reads from it")
+        if state == "lost":
+            raise self._slot_lost("the server has dropped what it had kept for it")
+        return _lsn(start)
+
+    def _check_table(self, cursor: Any) -> int:
+        """The table's number.
+
+        Raises: SourceError source.no_table, source.no_publication, source.no_identity.
+        """
+        cursor.execute(
+            "select c.oid, c.relreplident, exists (select from pg_publication_tables p where"
+            " p.pubname = %s and p.schemaname = n.nspname and p.tablename = c.relname)"
+            " from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where c.relname = %s and n.nspname = %s",
+            (self._slot, self._table.name, self._table.schema),
+        )
+        row = cursor.fetchone()
+        if row is None:
+            raise SourceError(
+                f"the database has no {self._where}: dropped or renamed.",
+                code="source.no_table",
+                next_step="Bring it back, or change data.source.table and, to go on with the same"
+                f" slot, set data.source.slot: {self._slot}.",
+            )
+        oid, identity, is_published = row
+        if not is_published:
+            raise SourceError(
+                f"{self._where} is not in a publication {self._slot}.",
+                code="source.no_publication",
+                next_step="`autoglm source setup` prints the SQL for the table's owner.",
+            )
+        if identity == "f":
+            return int(oid)
+        cursor.execute(
+            "select exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid"
+            " and a.attnum = any(i.indkey) where i.indrelid = %s and a.attname = %s and"
+            " case when %s = 'd' then i.indisprimary else i.indisreplident end)",
+            (oid, self._config.key, identity),
+        )
+        if not cursor.fetchone()[0]:
+            self._check_columns(cursor)
+            raise SourceError(
+                f"{self._where}: a delete does not say {self._config.key}, which is not in the"
+                " table's replica identity.",
+                code="source.no_identity",
+                next_step=f"alter table {self._config.table} replica identity full;",
+            )
+        return int(oid)
+
+    def _check_columns(self, cursor: Any) -> list[tuple[str, int]]:
+        """(name, type) of every column. Raises: SourceError source.no_column."""
+        cursor.execute(
+            "select attname, atttypid::int8 from pg_attribute where attrelid = %s::regclass and"
+            " attnum > 0 and not attisdropped order by attnum",
+            (self._table.text,),
+        )
+        columns = [(str(name), int(kind)) for name, kind in cursor.fetchall()]
+        names = [name for name, _kind in columns]
+        for wanted in (self._config.key, *self._columns):
+            if wanted not in names:
+                raise SourceError(
+                    f"{self._where} has no column {wanted!r}.",
+                    code="source.no_column",
+                    next_step=f"There are: {', '.join(names)}.",
+                )
+        return columns
+
+    def _slot_lost(self, why: str) -> SourceError:
+        return SourceError(
+            f"the slot {self._slot} was lost ({why}): changes since the stored position are gone"
+            " from the server's log.",
+            code="source.slot_lost",
+            next_step="Set data.source.slot to a new name: the table is read anew (what was"
+            " deleted meanwhile stays learnt). `autoglm source status` advises on the limit.",
+        )
+
+    def _slot_in_use(self, why: str) -> SourceError:
+        return SourceError(
+            f"the slot {self._slot} is in use: {why}.",
+            code="source.slot_in_use",
+            retryable=True,
+            next_step="One reader per slot: stop the other, or set data.source.slot.",
+        )
+
+    # Connections.
+
+    def _connect(self, factory: Any = None) -> Any:
+        url = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", self._config.url)
+        try:
+            connection = psycopg2.connect(
+                url, connection_factory=factory, options=SESSION, client_encoding="UTF8",
+                application_name="autoglm", connect_timeout=10,
+            )  # fmt: skip
+        except psycopg2.Error as error:
+            raise SourceError(
+                f"{self._where}: {_first_line(error)}.",
+                code="source.unreachable",
+                retryable=True,
+                next_step="Check data.source.url and that the server runs; it is tried again.",
+            ) from error
+        if factory is None:
+            connection.autocommit = True
+        return connection
+
+    @contextmanager
+    def _asking(self) -> Iterator[Any]:
+        """A cursor of a short connection: the one that listens can answer nothing."""
+        with self._translated(), closing(self._connect()) as connection:
+            yield connection.cursor()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The driver's errors as ours."""
+        try:
+            yield
+        except pg.ObjectInUse as error:
+            raise self._slot_in_use(_first_line(error)) from error
+        except (pg.UndefinedObject, pg.ObjectNotInPrerequisiteState) as error:
+            if "slot" not in str(error):
+                raise self._unreadable(error) from error
+            raise self._slot_lost(_first_line(error)) from error
+        except psycopg2.Error as error:
+            raise self._unreadable(error) from error
+        except ValueError as error:
+            raise SourceError(f"{self._where}: {error}.", code="source.bad_stream") from error
+
+    def _unreadable(self, error: psycopg2.Error) -> SourceError:
+        is_passing = isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
+        return SourceError(
+            f"{self._where}: {_first_line(error)}.",
+            code="source.unreachable" if is_passing else "source.unreadable",
+            retryable=is_passing,
+            next_step="It is tried again."
+            if is_passing
+            else "wal_level must be logical, the user one with the right of replication.",
+        )
+
+
+class _Table:
+    def __init__(self, text: str) -> None:
+        schema, _, self.name = text.rpartition(".")
+        self.schema = schema or "public"
+        self.quoted = sql.Identifier(self.schema, self.name)
+
+    @property
+    def text(self) -> str:
+        return ".".join('"' + part.replace('"', '""') + '"' for part in (self.schema, self.name))
+
+
+def _moved(known: LogPosition, *, after: str | None) -> LogPosition:
+    return LogPosition(known.server, known.lsn, 0, 0, known.version, after, known.parts)
+
+
+def _lsn(text: str) -> int:
+    high, _, low = text.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,239 @@
+"""MariaDB as it is, started here: snapshot and binary log without a gap, an overlap, or silence."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoglm.contracts.change_event import ChangeEvent
+from autoglm.errors import SourceError
+from autoglm.integrations.mysql import MysqlSource
+from autoglm.streaming.broker import SqliteBroker
+from autoglm.streaming.collector import collect
+from autoglm.streaming.config import SourceConfig
+from servers import MariaDb, until
+
+
+class Listened:
+    """A table and a reader that stores as the collector does, in memory."""
+
+    def __init__(self, server: MariaDb, name: str, *, batch_rows: int = 100, **said: Any) -> None:
+        self.server, self.name, self.position = server, name, ""
+        self.events: list[ChangeEvent] = []
+        config = SourceConfig(kind="mysql", url=server.url, table=name, key="id", **said)
+        self.open = lambda: MysqlSource(config, project="p", base=Path(), batch_rows=batch_rows)
+
+    def do(self, *statements: str, once: bool = False) -> None:
+        """Each in a transaction of its own, or all in one."""
+        with self.server.connect() as connection, connection.cursor() as cursor:
+            for statement in ("begin", *statements, "commit") if once else statements:
+                cursor.execute(statement.format(t=self.name))
+
+    def read(self, *, stop_after: int | None = None) -> list[ChangeEvent]:
+        new: list[ChangeEvent] = []
+        for number, batch in enumerate(self.open().read(self.position), start=1):
+            new += batch.events
+            self.position = batch.position
+            if number == stop_after:
+                break
+        self.events += new
+        return new
+
+
+@pytest.fixture
+def table(mariadb: MariaDb, request: pytest.FixtureRequest) -> Listened:
+    return made(mariadb, re.sub(r"\W", "_", request.node.name.removeprefix("test_"))[-40:])
+
+
+def made(server: MariaDb, name: str, **said: Any) -> Listened:
+    listened = Listened(server, name, **said)
+    listened.do(
+        "create table {t} (id bigint primary key, text text, label varchar(9))",
+        "insert into {t} select seq, concat('row ', seq), 'a' from seq_1_to_10",
+    )
+    return listened
+
+
+def shown(events: list[ChangeEvent]) -> list[tuple[str, str, Any]]:
+    return [(event.op, event.key, event.row.get("text")) for event in events]
+
+
+def test_snapshot_then_every_change_in_commit_order(table: Listened) -> None:
+    assert len(table.read()) == 10
+    table.do(
+        "insert into {t} values (11, 'ü', null)",
+        "update {t} set text = 'new' where id = 3",
+        "update {t} set id = 30 where id = 4",
+        "delete from {t} where id = 5",
+    )
+    table.do(
+        "update {t} set text = 'twice' where id = 1", "delete from {t} where id = 1", once=True
+    )
+    assert shown(table.read()) == [
+        ("upsert", "11", "ü"), ("upsert", "3", "new"), ("delete", "4", None),
+        ("upsert", "30", "row 4"), ("delete", "5", None), ("upsert", "1", "twice"),
+        ("delete", "1", None),
+    ]  # fmt: skip
+    assert table.read() == []
+    versions = [event.version for event in table.events[10:]]
+    assert versions == sorted(set(versions))
+    assert versions[0] > table.events[0].version
+
+
+def test_stopped_in_the_snapshot_and_changed_meanwhile(mariadb: MariaDb) -> None:
+    table = made(mariadb, "interrupted", batch_rows=3)
+    table.read(stop_after=1)  # keys 1, 10, 2
+    table.do(
+        "update {t} set text = 'below' where id = 1",
+        "update {t} set text = 'above' where id = 9",
+        "delete from {t} where id = 10",
+        "delete from {t} where id = 8",
+    )
+    table.read(stop_after=1)
+    table.do("update {t} set text = 'third' where id = 7")
+    table.read()
+    table.do("insert into {t} values (99, 'last', 'a')")
+    table.read()
+    found = {event.key: event for event in table.events}
+    held = {key: event.row["text"] for key, event in found.items() if event.op == "upsert"}
+    assert held == {"1": "below", "2": "row 2", "3": "row 3", "4": "row 4", "5": "row 5",
+                    "6": "row 6", "7": "third", "9": "above", "99": "last"}  # fmt: skip
+    upserts = sorted(event.key for event in table.events if event.op == "upsert")
+    assert upserts == sorted([*"12345679", "10", "1", "99"]), "each change once"
+
+
+def test_stopped_within_a_transaction_and_after_the_log_moved_to_another_file(
+    mariadb: MariaDb,
+) -> None:
+    table = made(mariadb, "bulk", batch_rows=4)
+    table.read()
+    table.do("insert into {t} select seq, 'bulk', 'a' from seq_100_to_122")
+    table.do("flush binary logs", "insert into {t} values (500, 'after', 'a')")
+    for _attempt in range(9):
+        table.read(stop_after=1)
+    assert [event.key for event in table.events[10:]] == [*map(str, range(100, 123)), "500"]
+
+
+def test_following_ends_when_cancelled(table: Listened, tmp_path: Path) -> None:
+    broker, cancel = SqliteBroker(tmp_path / "b.db", partitions=1), threading.Event()
+    thread = threading.Thread(
+        target=collect, args=(table.open(), broker),
+        kwargs={"topic": "t", "cancel": cancel, "follow": True},
+    )  # fmt: skip
+    thread.start()
+    try:
+        until(lambda: broker.end_offset("t", 0) == 10)
+        table.do("insert into {t} values (11, 'x', 'a')")
+        until(lambda: broker.end_offset("t", 0) == 11)
+    finally:
+        cancel.set()
+        thread.join(60)
+    assert not thread.is_alive()
+    broker.close()
+
+
+def test_values_are_the_same_in_the_snapshot_and_in_the_log(mariadb: MariaDb) -> None:
+    table = Listened(mariadb, "typed")
+    table.do(
+        "create table {t} (id int primary key, a tinyint(1), b decimal(5,2), c double, d datetime(3),"
+        " e date, f json, g blob, h enum('x','y'), i timestamp null)"
+    )
+    values = """({0}, 1, 1.10, 0.5, '2026-01-02 03:04:05.250', '2026-01-02', '{{"b": [1]}}', 'raw', 'y',
+        '2026-01-02 03:04:05')"""
+    table.do(f"insert into {{t}} values {values.format(1)}".replace("{{", "{").replace('{"b": [1]}', '{{"b": [1]}}'))  # fmt: skip
+    snapshot = table.read()[0].row
+    table.do(f"insert into {{t}} values {values.format(2)}".replace("{{", "{").replace('{"b": [1]}', '{{"b": [1]}}'))  # fmt: skip
+    logged = table.read()[0].row
+    assert {**snapshot, "id": 2} == logged
+    assert (logged["b"], logged["e"], logged["h"]) == ("1.10", "2026-01-02", "y")
+
+
+def test_a_changed_schema_goes_on_with_the_new_columns(table: Listened) -> None:
+    table.read()
+    table.do(
+        "alter table {t} add column more int", "insert into {t} values (11, 'x', 'a', 7)",
+        "alter table {t} drop column label", "insert into {t} values (12, 'y', 8)",
+    )  # fmt: skip
+    assert [dict(event.row) for event in table.read()] == [
+        {"id": 11, "text": "x", "label": "a", "more": 7}, {"id": 12, "text": "y", "more": 8},
+    ]  # fmt: skip
+
+
+def test_a_truncate_stops_by_name_or_is_passed_by_when_told(table: Listened) -> None:
+    table.read()
+    table.do("truncate table {t}", "insert into {t} values (1, 'new', 'a')")
+    for _attempt in range(2):
+        with pytest.raises(SourceError) as caught:
+            table.read()
+        assert caught.value.code == "source.truncated"
+    keeping = Listened(table.server, table.name, truncate="keep")
+    keeping.position = table.position
+    assert shown(keeping.read()) == [("upsert", "1", "new")]
+
+
+def test_a_purged_log_is_no_silent_loss(table: Listened) -> None:
+    table.read()
+    table.do("insert into {t} values (11, 'x', 'a')", "flush binary logs")
+    with table.server.connect() as connection, connection.cursor() as cursor:
+
+        def is_purged() -> bool:
+            """A log that was read a moment ago is not purged at once."""
+            cursor.execute("show master status")
+            cursor.execute(f"purge binary logs to '{cursor.fetchone()[0]}'")
+            cursor.execute("show binary logs")
+            return len(cursor.fetchall()) == 1
+
+        until(is_purged)
+    for _attempt in range(2):
+        with pytest.raises(SourceError) as caught:
+            table.read()
+        assert caught.value.code == "source.log_lost"
+
+
+def test_a_table_renamed_or_dropped_stops_by_name(table: Listened) -> None:
+    table.read()
+    table.do("rename table {t} to other_name", "create table {t} like other_name")
+    with pytest.raises(SourceError, match="renamed"):
+        table.read()
+    table.do("drop table {t}", "drop table other_name")
+    with pytest.raises(SourceError) as caught:
+        table.read()
+    assert caught.value.code == "source.no_table"
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ({"url": "mysql://root@127.0.0.1:1/app"}, "source.unreachable"),
+        ({"url": "mysql://root@127.0.0.1"}, "source.bad_url"),
+        ({"key": "no"}, "source.no_column"),
+        ({"table": "no"}, "source.no_table"),
+    ],
+)
+def test_what_is_missing_is_named(said: dict[str, str], code: str, table: Listened) -> None:
+    asked = {"kind": "mysql", "url": table.server.url, "table": table.name, "key": "id", **said}
+    with pytest.raises(SourceError) as caught:
+        list(MysqlSource(SourceConfig(**asked), project="p", base=Path(), batch_rows=9).read(""))
+    assert caught.value.code == code
+
+
+def test_a_log_without_column_names_is_refused(table: Listened) -> None:
+    table.do("set global binlog_row_metadata = 'NO_LOG'")
+    try:
+        with pytest.raises(SourceError, match="binlog_row_metadata") as caught:
+            table.read()
+    finally:
+        table.do("set global binlog_row_metadata = 'FULL'")
+    assert caught.value.code == "source.log_settings"
+
+
+def test_a_row_without_a_key_is_a_dead_letter(mariadb: MariaDb) -> None:
+    table = Listened(mariadb, "loose")
+    table.do("create table {t} (id int, text text)", "insert into {t} values (null, 'a'), (1, 'b')")
+    assert sorted(event.op for event in table.read()) == ["dead", "upsert"]
+    table.do("insert into {t} values (null, 'c')")
+    assert [event.op for event in table.read()] == ["dead"]

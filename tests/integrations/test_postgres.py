@@ -1,0 +1,419 @@
+"""PostgreSQL as it is, started here: snapshot and log without a gap, an overlap, or silence."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoglm.contracts.change_event import ChangeEvent
+from autoglm.errors import SourceError
+from autoglm.integrations.postgres import PostgresSource
+from autoglm.streaming.broker import SqliteBroker
+from autoglm.streaming.collector import collect
+from autoglm.streaming.collectors.sql_poll import SqlPollSource
+from autoglm.streaming.config import SourceConfig
+from servers import Postgres, until
+
+
+def source_of(
+    server: Postgres, table: str, *, batch_rows: int = 100, **said: Any
+) -> PostgresSource:
+    config = SourceConfig(kind="postgres", url=server.url, table=table, key="id", **said)
+    return PostgresSource(config, project="p", base=Path(), batch_rows=batch_rows)
+
+
+def make_table(server: Postgres, name: str, columns: str = "text text", rows: int = 0) -> Any:
+    connection = server.connect()
+    connection.execute(f"create table {name} (id bigint primary key, {columns})")
+    connection.execute(source_of(server, name).setup_sql)
+    connection.execute(
+        f"insert into {name} select n, 'row ' || n from generate_series(1, {rows}) n"
+    ) if rows else None
+    return connection
+
+
+@pytest.fixture
+def table(postgres: Postgres, request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
+    name = request.node.name.removeprefix("test_")[:40].rstrip("_")
+    connection = make_table(postgres, name, rows=10)
+    yield name, connection
+    connection.execute(
+        "select pg_drop_replication_slot(slot_name) from pg_replication_slots where not active"
+    )
+    connection.close()
+
+
+class Reader:
+    """Reads and stores as the collector does, in memory."""
+
+    def __init__(self, server: Postgres, table: str, **said: Any) -> None:
+        self.open = lambda: source_of(server, table, **said)
+        self.position = ""
+        self.events: list[ChangeEvent] = []
+
+    def read(self, *, stop_after: int | None = None) -> list[ChangeEvent]:
+        """A new source each time, as after a restart; dies after `stop_after` batches."""
+        source, new = self.open(), []
+        batches = source.read(self.position)
+        for number, batch in enumerate(batches, start=1):
+            new += batch.events
+            self.position = batch.position
+            source.acknowledge(batch.position)
+            if number == stop_after:
+                break
+        batches.close()  # type: ignore[attr-defined]
+        self.events += new
+        return new
+
+
+def shown(events: list[ChangeEvent]) -> list[tuple[str, str, Any]]:
+    return [(event.op, event.key, event.row.get("text")) for event in events]
+
+
+def latest(events: list[ChangeEvent]) -> dict[str, Any]:
+    """Key → text, by version as the table has it."""
+    found: dict[str, ChangeEvent] = {}
+    for event in events:
+        assert event.key not in found or found[event.key].version < event.version
+        found[event.key] = event
+    return {key: event.row["text"] for key, event in found.items() if event.op == "upsert"}
+
+
+def test_snapshot_then_every_change_in_commit_order(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    reader = Reader(postgres, name)
+    assert len(reader.read()) == 10
+    with postgres.connect() as early:
+        early.execute("begin")
+        early.execute(f"insert into {name} values (11, 'begun first, committed last')")
+        connection.execute(f"insert into {name} values (12, 'x')")
+        connection.execute(f"update {name} set text = 'new' where id = 3")
+        connection.execute(f"update {name} set id = 30 where id = 4")
+        connection.execute(f"delete from {name} where id = 5")
+        early.execute("commit")
+    assert shown(reader.read()) == [
+        ("upsert", "12", "x"), ("upsert", "3", "new"), ("delete", "4", None),
+        ("upsert", "30", "row 4"), ("delete", "5", None),
+        ("upsert", "11", "begun first, committed last"),
+    ]  # fmt: skip
+    assert reader.read() == []
+    versions = [event.version for event in reader.events[10:]]
+    assert versions == sorted(set(versions))
+
+
+def test_stopped_in_the_snapshot_and_changed_meanwhile(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    reader = Reader(postgres, name, batch_rows=3)
+    reader.read(stop_after=1)  # keys 1, 10, 2
+    connection.execute(f"update {name} set text = 'below' where id = 1")
+    connection.execute(f"update {name} set text = 'above' where id = 9")
+    connection.execute(f"delete from {name} where id = 10")
+    connection.execute(f"delete from {name} where id = 8")
+    reader.read(stop_after=1)  # keys 3, 4, 5 of a second snapshot
+    connection.execute(f"update {name} set text = 'again' where id = 4")
+    connection.execute(f"update {name} set text = 'third' where id = 7")
+    reader.read()
+    connection.execute(f"insert into {name} values (99, 'last')")
+    reader.read()
+    expected = dict(connection.execute(f"select id::text, text from {name}").fetchall())
+    assert latest(reader.events) == expected
+    counted = [key for op, key, _text in shown(reader.events) if op == "upsert"]
+    assert sorted(counted) == sorted(["1", "10", "2", "3", "4", "5", "6", "7", "9", "1", "4", "99"])
+
+
+def test_stopped_within_a_transaction(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    reader = Reader(postgres, name, batch_rows=4)
+    reader.read()
+    connection.execute(f"insert into {name} select n, 'bulk' from generate_series(100, 122) n")
+    connection.execute(f"insert into {name} values (500, 'after')")
+    for _attempt in range(8):
+        reader.read(stop_after=1)
+    keys = [event.key for event in reader.events[10:]]
+    assert keys == [str(n) for n in range(100, 123)] + ["500"]
+
+
+def test_what_nobody_acknowledged_is_sent_again(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    reader = Reader(postgres, name)
+    reader.read()
+    connection.execute(f"insert into {name} values (11, 'x')")
+    first = [e for batch in source_of(postgres, name).read(reader.position) for e in batch.events]
+    again = reader.read()
+    assert shown(first) == shown(again) == [("upsert", "11", "x")]
+
+
+def test_following_ends_when_cancelled_and_moves_the_slot(
+    postgres: Postgres, table: Any, tmp_path: Path
+) -> None:
+    name, connection = table
+    source, cancel = source_of(postgres, name), threading.Event()
+    broker = SqliteBroker(tmp_path / "b.db", partitions=2)
+
+    def stored() -> int:
+        return sum(broker.end_offset("t", number) for number in range(2))
+
+    thread = threading.Thread(
+        target=collect,
+        args=(source, broker),
+        kwargs={"topic": "t", "cancel": cancel, "follow": True},
+    )
+    thread.start()
+    until(lambda: stored() == 10)
+    connection.execute(f"insert into {name} values (11, 'x')")
+    until(lambda: stored() == 11)
+    before = connection.execute("select pg_current_wal_lsn()").fetchone()[0]
+    moved = (
+        "select confirmed_flush_lsn >= %s::pg_lsn from pg_replication_slots where slot_name = %s"
+    )
+    # Other tables' changes move it too: else an idle table would hold the server's log back.
+    until(lambda: connection.execute(moved, (before, source.status()["slot"])).fetchone()[0])
+    with pytest.raises(SourceError) as caught:
+        list(source_of(postgres, name).read(broker.position("t", source.name)))
+    assert caught.value.code == "source.slot_in_use"
+    cancel.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    broker.close()
+
+
+def test_other_tables_of_the_publication_are_passed_by(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    reader = Reader(postgres, name)
+    reader.read()
+    connection.execute("create table other_one (id int primary key)")
+    connection.execute(f"alter publication autoglm_p_{name} add table other_one")
+    connection.execute(f"insert into {name} values (11, 'x')")
+    connection.execute("insert into other_one values (1)")
+    connection.execute("truncate other_one")
+    connection.execute(f"insert into {name} values (12, 'y')")
+    assert [event.key for event in reader.read()] == ["11", "12"]
+    connection.execute("drop table other_one")
+
+
+TYPES = {
+    "boolean": "true", "smallint": "7", "bigint": "9007199254740993", "real": "1.5",
+    "double precision": "'NaN'", "numeric": "1.10", "varchar(9)": "'é\\x'", "bytea": "'\\x41ff'",
+    "jsonb": """'{"b": [1, "ü"]}'""", "timestamptz": "'2026-01-02 03:04:05.5+01'",
+    "timestamp": "'2026-01-02 03:04:05'", "date": "'2026-01-02'", "time": "'03:04'",
+    "uuid": "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", "int[]": "'{1,NULL,3}'",
+    "text[]": """'{"a b","c\\"d",NULL,"NULL"}'""", "int[][]": "'{{1,2},{3,4}}'",
+}  # fmt: skip
+
+
+def test_values_are_the_same_polled_in_the_snapshot_and_in_the_log(postgres: Postgres) -> None:
+    columns = ", ".join(f"c{index} {kind}" for index, kind in enumerate(TYPES))
+    with make_table(postgres, "typed", columns) as connection:
+        insert = f"insert into typed values (%s, {', '.join(TYPES.values())})"
+        connection.execute(insert.replace("%s", "1"))
+        reader = Reader(postgres, "typed")
+        snapshot = reader.read()[0].row
+        connection.execute(insert.replace("%s", "2"))
+        connection.execute(f"insert into typed values (3{', null' * len(TYPES)})")
+        logged, nulls = (event.row for event in reader.read())
+        config = SourceConfig(
+            url=postgres.url.replace("postgresql:", "postgresql+psycopg:") + "?options=-c%20timezone%3DUTC",
+            table="typed", key="id",
+        )  # fmt: skip
+        polled = [e for b in SqlPollSource(config, project="p", base=Path(), batch_rows=9).read("") for e in b.events]  # fmt: skip
+    assert {**snapshot, "id": 2} == pytest.approx(logged, nan_ok=True)
+    assert polled[0].row == pytest.approx(snapshot, nan_ok=True)
+    assert set(nulls.values()) == {3, None}
+
+
+def test_a_large_value_left_alone_comes_along_with_either_identity(postgres: Postgres) -> None:
+    with make_table(postgres, "toasted", "text text, label text") as connection:
+        connection.execute("alter table toasted alter column text set storage external")
+        for number in (1, 2, 3):
+            connection.execute(
+                "insert into toasted values (%s, repeat(%s, 20000), 'a')", (number, str(number))
+            )
+        reader = Reader(postgres, "toasted")
+        reader.read()
+        connection.execute("update toasted set label = 'b' where id = 1")
+        connection.execute("update toasted set label = 'b' where id = 3")
+        connection.execute("delete from toasted where id = 3")
+        connection.execute("alter table toasted replica identity full")
+        connection.execute("update toasted set label = 'c' where id = 2")
+        seen = reader.read()
+    assert [(event.op, event.key) for event in seen[:1]] == [("upsert", "1")]
+    assert seen[0].row["text"] == "1" * 20_000
+    assert (seen[1].op, seen[1].row["code"]) == ("dead", "source.unchanged_lost")
+    assert (seen[2].op, seen[2].key) == ("delete", "3")
+    assert seen[3].row["text"] == "2" * 20_000
+
+
+def test_a_changed_schema_goes_on_with_the_new_columns(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    reader = Reader(postgres, name)
+    reader.read()
+    connection.execute(f"alter table {name} add column label text")
+    connection.execute(f"insert into {name} values (11, 'x', 'a')")
+    connection.execute(f"alter table {name} drop column text")
+    connection.execute(f"insert into {name} values (12, 'b')")
+    rows = [dict(event.row) for event in reader.read()]
+    assert rows == [{"id": 11, "text": "x", "label": "a"}, {"id": 12, "label": "b"}]
+
+
+def test_a_truncate_stops_by_name_or_is_passed_by_when_told(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    reader = Reader(postgres, name)
+    reader.read()
+    connection.execute(f"truncate {name}")
+    connection.execute(f"insert into {name} values (1, 'new')")
+    for _attempt in range(2):
+        with pytest.raises(SourceError) as caught:
+            reader.read()
+        assert caught.value.code == "source.truncated"
+    keeping = Reader(postgres, name, truncate="keep")
+    keeping.position = reader.position
+    assert shown(keeping.read()) == [("upsert", "1", "new")]
+
+
+def test_a_slot_dropped_behind_our_back_is_no_silent_loss(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    reader = Reader(postgres, name)
+    reader.read()
+    assert "dropped" in reader.open().drop()
+    connection.execute(f"insert into {name} values (11, 'x')")
+    for _attempt in range(2):
+        with pytest.raises(SourceError, match="slot") as caught:
+            reader.read()
+        assert caught.value.code == "source.slot_lost"
+
+
+def test_another_server_under_the_same_address_is_noticed(postgres: Postgres, table: Any) -> None:
+    name, _connection = table
+    reader = Reader(postgres, name)
+    reader.read()
+    reader.position = reader.position.replace('"server": "', '"server": "9')
+    with pytest.raises(SourceError) as caught:
+        reader.read()
+    assert caught.value.code == "source.other_server"
+
+
+def test_a_table_renamed_or_dropped_stops_by_name(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    reader = Reader(postgres, name)
+    reader.read()
+    connection.execute(f"insert into {name} values (11, 'x')")
+    connection.execute(f"alter table {name} rename to renamed_now")
+    with pytest.raises(SourceError) as caught:
+        reader.read()
+    assert caught.value.code == "source.no_table"
+    slot = str(reader.open().name).removeprefix("postgres/")
+    moved = Reader(postgres, "renamed_now", slot=slot)
+    moved.position = reader.position
+    assert shown(moved.read()) == [("upsert", "11", "x")]
+    connection.execute("drop table renamed_now")
+    with pytest.raises(SourceError, match="dropped or renamed"):
+        moved.read()
+
+
+@pytest.mark.parametrize(
+    ("make", "said", "code"),
+    [
+        ("create table {t} (id int primary key)", {}, "source.no_publication"),
+        ("create table {t} (id int); create publication autoglm_p_{t} for table {t}", {}, "source.no_identity"),
+        ("create table {t} (no int primary key); create publication autoglm_p_{t} for table {t}", {}, "source.no_column"),
+        ("select 1", {}, "source.no_table"),
+        ("select 1", {"url": "postgresql://test@127.0.0.1:1/x"}, "source.unreachable"),
+        ("select 1", {"url": "postgresql://["}, "source.unreachable"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named(
+    make: str, said: dict[str, str], code: str, postgres: Postgres, request: Any
+) -> None:
+    name = f"missing_{abs(hash((make, code))) % 10**8}"
+    with postgres.connect() as connection:
+        for statement in make.format(t=name).split(";"):
+            connection.execute(statement)
+    config = SourceConfig(
+        **{"kind": "postgres", "url": postgres.url, "table": name, "key": "id", **said}
+    )
+    with pytest.raises(SourceError) as caught:
+        list(PostgresSource(config, project="p", base=Path(), batch_rows=10).read(""))
+    assert caught.value.code == code
+
+
+def test_a_row_without_a_key_and_a_huge_value_are_events_not_stops(postgres: Postgres) -> None:
+    with postgres.connect() as connection:
+        connection.execute("create table loose (id text, text text)")
+        connection.execute("alter table loose replica identity full")
+        connection.execute(source_of(postgres, "loose").setup_sql)
+        connection.execute("insert into loose values (null, 'a'), ('k', 'b')")
+        reader = Reader(postgres, "loose")
+        assert sorted(event.op for event in reader.read()) == ["dead", "upsert"]
+        connection.execute("insert into loose values (null, 'c')")
+        connection.execute("insert into loose values ('big', repeat('x', 20000000))")
+        dead, big = reader.read()
+    assert (dead.op, dead.row["code"]) == ("dead", "source.null_key")
+    assert len(big.row["text"]) == 20_000_000
+
+
+def test_status_tells_lag_and_advises_a_limit(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    reader = Reader(postgres, name)
+    assert reader.open().status()["state"] == "not made yet"
+    reader.read()
+    connection.execute(
+        f"insert into {name} select n, repeat('x', 500) from generate_series(100, 400) n"
+    )
+    found = reader.open().status()
+    assert int(str(found["lag_bytes"])) > 100_000
+    assert "max_slot_wal_keep_size" in str(found["advice"])
+    reader.read()
+    assert int(str(reader.open().status()["lag_bytes"])) < 10_000
+
+
+def test_kills_while_the_table_changes_neither_lose_nor_double_nor_reorder(
+    postgres: Postgres, table: Any, tmp_path: Path
+) -> None:
+    name, connection = table
+    draw, changes, kills = random.Random(3), [("upsert", str(n)) for n in range(1, 11)], 0
+    child = Path(__file__).parents[1] / "streaming" / "kill_listener.py"
+    command = [sys.executable, str(child), postgres.url, name, str(tmp_path / "b.db")]
+
+    def change() -> None:
+        with connection.transaction():
+            for _statement in range(draw.randint(1, 90)):
+                key, kind = draw.randint(1, 60), draw.choice(["insert", "update", "delete"])
+                statement = {
+                    "insert": f"insert into {name} values ({key}, '{draw.random()}') on conflict do nothing",
+                    "update": f"update {name} set text = '{draw.random()}' where id = {key}",
+                    "delete": f"delete from {name} where id = {key}",
+                }[kind]
+                if connection.execute(statement).rowcount:
+                    changes.append(("delete" if kind == "delete" else "upsert", str(key)))
+
+    subprocess.run([*command], env={**os.environ, "AUTOGLM_FAILPOINT": "hop2.before_commit:kill"}, check=False)  # fmt: skip
+    subprocess.run(command, check=True)  # the snapshot, whole; from here on each change counts
+    while kills < 4:
+        for _transaction in range(4):
+            change()
+        point = draw.choice(["hop2.before_commit", "hop2.after_commit"])
+        arming = {"AUTOGLM_FAILPOINT": f"{point}:kill@{draw.randint(1, 3)}"}
+        done = subprocess.run(command, env={**os.environ, **arming}, check=False)
+        kills += done.returncode == -9
+    subprocess.run(command, check=True)
+    broker = SqliteBroker(tmp_path / "b.db", partitions=2)
+    events: list[ChangeEvent] = []
+    for number in range(2):
+        offset = 0
+        while (found := broker.fetch("t", number, offset, max_events=1000)) is not None:
+            events += found.events
+            offset = found.range.end
+    broker.close()
+    assert latest(events) == dict(
+        connection.execute(f"select id::text, text from {name}").fetchall()
+    )
+    for key in {event.key for event in events}:
+        assert [e.op for e in events if e.key == key] == [op for op, k in changes if k == key]

@@ -1,0 +1,205 @@
+"""The three declared ways to poll: what each promises, it keeps."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoglm.contracts.change_event import ChangeBatch
+from autoglm.errors import SourceError
+from autoglm.streaming.collectors.sql_poll import SqlPollSource
+from autoglm.streaming.config import SourceConfig
+from servers import Postgres
+
+
+def source_of(server: Postgres, *, batch_rows: int = 100, **said: Any) -> SqlPollSource:
+    url = server.url.replace("postgresql:", "postgresql+psycopg:")
+    return SqlPollSource(
+        SourceConfig(url=url, key="id", **said), project="p", base=Path(), batch_rows=batch_rows
+    )
+
+
+def by_transaction(server: Postgres, table: str, **said: Any) -> SqlPollSource:
+    return source_of(server, table=table, cursor="changed_in", mode="snapshot_cursor", **said)
+
+
+def make_table(server: Postgres, name: str) -> Any:
+    connection = server.connect()
+    connection.execute(f"drop table if exists {name}")
+    connection.execute(f"create table {name} (id bigserial primary key, text text)")
+    return connection
+
+
+def prepared(server: Postgres, name: str) -> Any:
+    """A table with what `autoglm source setup` prints."""
+    connection = make_table(server, name)
+    connection.execute(by_transaction(server, name).setup_sql)
+    return connection
+
+
+def keys(batches: list[ChangeBatch]) -> list[str]:
+    return [event.key for batch in batches for event in batch.events]
+
+
+def test_a_late_commit_is_lost_by_a_growing_number_and_found_by_transaction(
+    postgres: Postgres,
+) -> None:
+    with prepared(postgres, "late") as admin, postgres.connect() as early, postgres.connect() as on:
+        naive = source_of(postgres, table="late", cursor="id")
+        ours = by_transaction(postgres, "late")
+        positions, seen = {naive: "", ours: ""}, {naive: [], ours: []}
+
+        def poll() -> None:
+            for source in (naive, ours):
+                batches = list(source.read(positions[source]))
+                seen[source] += keys(batches)
+                positions[source] = batches[-1].position if batches else positions[source]
+
+        early.execute("begin")
+        early.execute("insert into late (text) values ('takes number 1')")
+        on.execute("insert into late (text) values ('takes number 2')")
+        poll()
+        early.execute("commit")
+        poll()
+        admin.execute("insert into late (text) values ('number 3')")
+        poll()
+    assert seen[naive] == ["2", "3"], "the gap that a growing number has"
+    assert seen[ours] == ["1", "2", "3"]
+
+
+def test_updates_and_new_rows_arrive_once_and_versions_grow(postgres: Postgres) -> None:
+    with prepared(postgres, "updated") as connection:
+        connection.execute(
+            "insert into updated (text) select n::text from generate_series(1, 25) n"
+        )
+        source = by_transaction(postgres, "updated", batch_rows=10)
+        first = list(source.read(""))
+        assert [len(batch.events) for batch in first] == [10, 10, 5]
+        # Whoever died after the first batch goes on behind it, within one transaction.
+        assert sorted(keys(list(source.read(first[0].position)))) == sorted(keys(first[1:]))
+        connection.execute("update updated set text = 'new' where id = 7")
+        after = list(source.read(first[-1].position))
+        assert keys(after) == ["7"]
+        assert after[0].events[0].version > max(e.version for b in first for e in b.events)
+        assert list(source.read(after[-1].position)) == []
+
+
+def test_the_setup_stamps_rows_that_were_there_and_may_run_twice(postgres: Postgres) -> None:
+    with make_table(postgres, "older") as connection:
+        connection.execute("insert into older (text) values ('before'), ('too')")
+        setup = by_transaction(postgres, "older").setup_sql
+        connection.execute(setup)
+        connection.execute(setup)
+        assert sorted(keys(list(by_transaction(postgres, "older").read("")))) == ["1", "2"]
+
+
+def test_a_change_of_mode_reads_all_again_with_versions_that_still_grow(
+    postgres: Postgres,
+) -> None:
+    with prepared(postgres, "moded") as connection:
+        connection.execute("insert into moded (text) values ('a')")
+        position, versions = "", []
+        for mode in ("full_diff", "snapshot_cursor", "full_diff", "snapshot_cursor"):
+            cursor = "changed_in" if mode == "snapshot_cursor" else ""
+            source = source_of(postgres, table="moded", cursor=cursor, mode=mode)
+            batches = list(source.read(position))
+            position = batches[-1].position
+            versions += [event.version for batch in batches for event in batch.events]
+        assert versions == sorted(set(versions))
+        assert len(versions) == 4
+
+
+def test_rows_of_another_servers_transactions_stop_the_poll(postgres: Postgres) -> None:
+    with prepared(postgres, "restored") as connection:
+        connection.execute("alter table restored disable trigger user")
+        connection.execute("insert into restored (text, changed_in) values ('a', '99999999')")
+        with pytest.raises(SourceError) as caught:
+            list(by_transaction(postgres, "restored").read(""))
+        assert caught.value.code == "source.cursor_ahead"
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ({"cursor": "id"}, "source.no_snapshot_cursor"),
+        ({"cursor": "changed"}, "source.no_column"),
+        ({"table": "gone"}, "source.no_table"),
+    ],
+)
+def test_a_table_without_what_the_mode_needs_is_refused(
+    said: dict[str, str], code: str, postgres: Postgres
+) -> None:
+    with prepared(postgres, "plain_table"):
+        asked = {"table": "plain_table", "cursor": "changed_in", **said}
+        with pytest.raises(SourceError) as caught:
+            list(source_of(postgres, mode="snapshot_cursor", **asked).read(""))
+        assert caught.value.code == code
+
+
+def test_a_table_renamed_between_two_polls_stops_with_its_name_and_goes_on_after(
+    postgres: Postgres,
+) -> None:
+    with prepared(postgres, "named") as connection:
+        connection.execute("insert into named (text) values ('a')")
+        source = by_transaction(postgres, "named")
+        position = list(source.read(""))[-1].position
+        connection.execute("alter table named rename to other")
+        with pytest.raises(SourceError, match="named") as caught:
+            list(source.read(position))
+        assert caught.value.code == "source.no_table"
+        connection.execute("alter table other rename to named")
+        connection.execute("insert into named (text) values ('b')")
+        assert keys(list(source.read(position))) == ["2"]
+
+
+def sqlite_rows(folder: Path, *times: str) -> SqlPollSource:
+    with sqlite3.connect(folder / "a.db") as connection:
+        connection.execute("create table if not exists rows (id integer primary key, at text)")
+        connection.executemany("insert into rows (at) values (?)", [(time,) for time in times])
+    connection.close()
+    config = SourceConfig(
+        url="sqlite:///a.db", table="rows", key="id", cursor="at", lag_window=timedelta(seconds=60)
+    )
+    return SqlPollSource(config, project="p", base=folder, batch_rows=10)
+
+
+def test_a_late_row_within_the_window_arrives_once_and_one_outside_is_what_the_promise_says(
+    tmp_path: Path,
+) -> None:
+    source = sqlite_rows(tmp_path, "2026-01-01 10:00:00", "2026-01-01 10:01:00")
+    assert "shorter than 60 s" in source.promise
+    first = list(source.read(""))
+    sqlite_rows(tmp_path, "2026-01-01 10:00:30", "2026-01-01 09:00:00")
+    assert keys(list(source.read(first[-1].position))) == ["3"]
+
+
+def test_a_clock_that_ran_ahead_stops_the_poll_before_anything_is_passed_by(tmp_path: Path) -> None:
+    ahead = (datetime.now(UTC) + timedelta(days=40)).strftime("%Y-%m-%d %H:%M:%S")
+    source = sqlite_rows(tmp_path, "2026-01-01 10:00:00", ahead)
+    with pytest.raises(SourceError) as caught:
+        list(source.read(""))
+    assert caught.value.code == "source.clock_ahead"
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("update rows set at = '2026-01-01 10:00:01' where id = 2")
+    connection.close()
+    assert keys(list(source.read(""))) == ["1", "2"]
+
+
+@pytest.mark.parametrize("mode", ["snapshot_cursor", "lag_window"])
+def test_a_mode_that_needs_a_cursor_says_so(mode: Any) -> None:
+    with pytest.raises(ValueError, match="needs a cursor"):
+        SourceConfig(url="sqlite:///a.db", table="t", key="id", mode=mode)
+
+
+def test_every_mode_says_what_it_cannot_see() -> None:
+    def promise(**said: Any) -> str:
+        config = SourceConfig(url="sqlite:///a.db", table="t", key="id", **said)
+        return SqlPollSource(config, project="p", base=Path(), batch_rows=1).promise
+
+    assert "misses deletes" in promise(cursor="c", mode="snapshot_cursor")
+    assert "misses deletes" in promise(cursor="c", mode="lag_window")
+    assert "and deletes" in promise(cursor="c", mode="full_diff")
