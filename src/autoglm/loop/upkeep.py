@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoglm.contracts.model_version import ModelVersion
 from autoglm.datasets import erasure
+from autoglm.loop.change_to_dataset import open_broker, topic_of
 from autoglm.loop.explain import history, learnt_from
 from autoglm.project import Project
 from autoglm.triggers.admission import UNFINISHED, Admission
@@ -34,13 +36,16 @@ class Garbage:
 
 
 def erase_row(project: Project, key: str) -> ErasedRow:
-    """Out of the feature table and out of what was kept of its text (tokens and states).
+    """Out of the feature table, of the broker's batches that were read to their end, and of what
+    was kept of the text (tokens and states).
 
     The owner's lock is held. Raises: OwnerError, DataError data.no_such_row.
     """
     with project.own("data erase"):
         models = learnt_from(project, history(project).of(key))
         done = erasure.erase(project.table(), key)
+        with closing(open_broker(project)) as broker:
+            broker.retain(topic_of(project))  # batches that the table has are not needed any more
         shutil.rmtree(project.state / "cache", ignore_errors=True)
     return ErasedRow(version=done.version, changes=done.changes, models=tuple(models))
 
