@@ -20,7 +20,8 @@ FACTS = "facts"
 class Standing:
     """`scores`: stage → value at its end, higher is better. `target`: the stage to which the trial
     may go; a `paused` one has reached it. `keeps`: what was measured keeps the constraints.
-    `cost`: expected CPU-seconds, asked before it began. `has_room`: the budget keeps room for it.
+    `num_stages` is known when one has been trained. `cost`: expected CPU-seconds, asked before it
+    began. `has_room`: the budget keeps room for it.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Standing:
     cpu_seconds: float
     saved: Mapping[str, float]
     keeps: bool = True
+    num_stages: int = 1
     has_room: bool = False
 
     @property
@@ -79,6 +81,7 @@ def standing_of(trial: FrozenTrial, sign: int) -> Standing | None:
         seconds=float(attrs.get("seconds", 0.0)),
         cpu_seconds=float(attrs.get("cpu_seconds", 0.0)),
         saved=attrs.get("saved", {}),
+        num_stages=int(attrs.get("num_stages", max([target, *curve], default=1))),
         keeps=bool(attrs.get(KEEPS, True)),
         has_room=bool(attrs.get(HAS_ROOM, False)),
     )

@@ -355,13 +355,17 @@ class Study:
         value = progress.metrics[self._metric]
         scores = {**each.scores, stage: self._sign * value}
         paid, saved = _paid(each, progress)
-        mine = replace(each, scores=scores, seconds=each.seconds + seconds)
+        num_stages = len(self._chains[each.number].stages)
+        mine = replace(
+            each, scores=scores, seconds=each.seconds + seconds, num_stages=num_stages
+        )  # fmt: skip
         facts: dict[str, Any] = {
             CURVE: {str(at): self._sign * score for at, score in scores.items()},
             "metrics": dict(progress.metrics),
             KEEPS: self._fulfils(progress.metrics),
             "chain_key": progress.key,
             "num_steps": progress.step,
+            "num_stages": num_stages,
             "cpu_seconds": paid,
             "seconds": mine.seconds,
             "saved": saved,
