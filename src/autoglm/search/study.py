@@ -196,7 +196,9 @@ class Study:
                 return reason or too_dear or done
 
     def _settle(self, stop: CancelOrDeadline) -> None:
-        """Record what is being trained; who dies as well is trained again later."""
+        """Record what is being trained; who dies as well is trained again later. (An ask that
+        broke off is written with it: half of a trial, asked for the rest when the study goes on.)
+        """
         while self._at_work:
             with contextlib.suppress(TrainingError):
                 self._finish(stop)
