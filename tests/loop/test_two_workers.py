@@ -1,4 +1,4 @@
-"""A study of two real training workers over a real, tiny backbone; one of them is killed."""
+"""A cross-validated study of two real training workers over a tiny backbone; one is killed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from conftest import learnable_rows
 STUDY = [
     "search.workers=2",
     "search.trials=4",
+    "search.folds=2",
     "search.sampler=random",
     "search.space={lr: {loguniform: [1.0e-4, 1.0e-2]}, epochs: {choice: [1, 2, 3]}}",
     "training.batch_size=16",
@@ -73,6 +74,7 @@ def test_a_study_of_two_workers_outlives_one_of_them(project: Path) -> None:
     assert [event["kind"] for event in events].count("worker_restarted") == 1
     assert [trial.number for trial in result.trials] == [0, 1, 2, 3]
     assert {trial.state for trial in result.trials} == {"complete"}
+    assert all(len(trial.folds) == len(trial.interval) == 2 for trial in result.trials)
     begun = [event["number"] for event in events if event["kind"] == "trial_finished"]
     assert sorted(begun) == [0, 1, 2, 3]
     assert not workers()

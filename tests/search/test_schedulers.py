@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autoglm.search.schedulers import Asha, Median
-from autoglm.search.standing import Standing
+from autoglm.search.standing import Standing, to_be_ended
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search import numeric_runner
@@ -58,6 +58,22 @@ def test_asha_compares_equal_shares_of_schedules_of_different_length() -> None:
     others = [trial(number, 1, 0.9) for number in range(8)]
     assert median.verdict(trial(9, 4, 0.1), others) == "go_on"
     assert median.verdict(trial(9, 4, 0.1, 0.2), [trial(n, 2, 0.5) for n in range(4)]) == "stop"
+
+
+def test_the_best_paused_trial_is_ended_though_a_shorter_one_that_is_complete_looks_better() -> (
+    None
+):
+    paused = [trial(0, 3, 0.5), trial(1, 3, 0.6), trial(2, 9, 0.4)]
+    short = trial(3, 1, 0.9)
+    longest = to_be_ended(paused, [short])
+    assert longest is not None
+    assert longest.number == 2
+    ended = trial(2, 9, 0.4, 0.7, at=(1, 9))
+    assert to_be_ended(paused[:2], [short, ended]) is None
+    weak = trial(2, 9, 0.4, 0.55, at=(1, 9))
+    better = to_be_ended(paused[:2], [short, weak])
+    assert better is not None
+    assert better.number == 1
 
 
 def test_with_epochs_in_the_space_long_trials_reach_their_end(

@@ -99,6 +99,19 @@ def attrs_of(trial: FrozenTrial) -> dict[str, Any]:
     return {**trial.user_attrs, **trial.user_attrs.get(FACTS, {})}
 
 
+def to_be_ended(paused: Sequence[Standing], complete: Sequence[Standing]) -> Standing | None:
+    """The paused trial that is to be trained to its end although it was not promoted: the best one,
+    while it is better than every complete one that was not shorter. (A shorter one has come to
+    rest, which the paused one has not.) The longest are asked first.
+    """
+    for num_stages in sorted({each.num_stages for each in paused}, reverse=True):
+        mine = [each for each in paused if each.num_stages == num_stages]
+        winner = winner_of(mine + [each for each in complete if each.num_stages >= num_stages])
+        if winner is not None and winner.state == "paused":
+            return winner
+    return None
+
+
 def params_of(trial: FrozenTrial) -> dict[str, Any]:
     """The values of the keys, which need not be what Optuna was told."""
     return dict(trial.user_attrs.get(PARAMS, trial.params))
