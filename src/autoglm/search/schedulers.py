@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal, Protocol
 
 from autoglm.contracts.record import digest
@@ -120,18 +121,8 @@ class Asha:
     def _level(self, each: Standing) -> int | None:
         return self._levels(each.num_stages).get(each.reached)
 
-    def _levels(self, num_stages: int) -> dict[int, int]:
-        """Stage → rung of a trial of so many stages, in the order of the stages. Rung 0 is the end,
-        rung k the stage nearest to the share 1 / reduction_factor ** k of them.
-        """
-        found, level, stage = {num_stages: 0}, 0, num_stages
-        while stage > self.min_stages:
-            level += 1
-            stage = math.floor(num_stages / self.reduction_factor**level + 0.5)
-            if stage < self.min_stages:
-                break
-            found.setdefault(stage, level)
-        return dict(sorted(found.items()))
+    def _levels(self, num_stages: int) -> Mapping[int, int]:
+        return _rungs_of(num_stages, self.reduction_factor, self.min_stages)
 
     def _bracket(self, number: int, num_rungs: int) -> int:
         if self.seed is None:
@@ -147,6 +138,21 @@ class Asha:
                 return bracket
             dealt -= share
         raise AssertionError("dealt is below the sum")
+
+
+@cache
+def _rungs_of(num_stages: int, reduction_factor: int, min_stages: int) -> Mapping[int, int]:
+    """Stage → rung of a trial of so many stages, in their order. Rung 0 is the end, rung
+    k the stage nearest to the share 1 / reduction_factor ** k of them.
+    """
+    found, rung, stage = {num_stages: 0}, 0, num_stages
+    while stage > min_stages:
+        rung += 1
+        stage = math.floor(num_stages / reduction_factor**rung + 0.5)
+        if stage < min_stages:
+            break
+        found.setdefault(stage, rung)
+    return dict(sorted(found.items()))
 
 
 def make_scheduler(config: SearchConfig, seed: int) -> Scheduler:
