@@ -56,7 +56,7 @@ def test_a_study_alone_prints_its_result_and_a_second_call_trains_nothing(
         if trial["state"] == "complete"
     }
     assert steps[3] == 3 * steps.get(1, steps[3] / 3)
-    assert any(len(trial["curve"]) == 2 for trial in found["trials"])
+    assert any(len(trial["curve"]) > 1 for trial in found["trials"])
     # Resumed at its rung, a trial pays for no step a second time.
     assert all("stage_tree" not in trial["saved"] for trial in found["trials"])
     assert not (project / "autoglm.tuned.yaml").exists()

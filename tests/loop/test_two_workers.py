@@ -1,4 +1,4 @@
-"""A study of two real training workers over a real, tiny backbone; one of them is killed."""
+"""A cross-validated study of two real training workers over a tiny backbone; one is killed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from conftest import learnable_rows
 STUDY = [
     "search.workers=2",
     "search.trials=4",
+    "search.folds=2",
     "search.sampler=random",
     "search.space={lr: {loguniform: [1.0e-4, 1.0e-2]}, epochs: {choice: [1, 2, 3]}}",
     "training.batch_size=16",
@@ -46,10 +47,13 @@ def workers() -> list[psutil.Process]:
 def test_a_study_of_two_workers_outlives_one_of_them(project: Path) -> None:
     events: list[Mapping[str, Any]] = []
     found: list[int] = []
+    last: list[psutil.Process] = []
     once = threading.Lock()
 
     def on_event(event: Mapping[str, Any]) -> None:
         events.append(event)
+        if event["kind"] == "trial_finished":
+            last[:] = workers()
         if event["kind"] == "training" and once.acquire(blocking=False):
             there = workers()
             found.extend(process.pid for process in there)
@@ -62,10 +66,15 @@ def test_a_study_of_two_workers_outlives_one_of_them(project: Path) -> None:
             result = stations.search(app)
         finally:
             app.close()
-    assert len(found) == 2
+    survivor, killed = found
+    at_the_end = [process.pid for process in last]
+    assert survivor in at_the_end
+    assert killed not in at_the_end
+    assert len(at_the_end) == 2
     assert [event["kind"] for event in events].count("worker_restarted") == 1
     assert [trial.number for trial in result.trials] == [0, 1, 2, 3]
     assert {trial.state for trial in result.trials} == {"complete"}
+    assert all(len(trial.folds) == len(trial.interval) == 2 for trial in result.trials)
     begun = [event["number"] for event in events if event["kind"] == "trial_finished"]
     assert sorted(begun) == [0, 1, 2, 3]
     assert not workers()

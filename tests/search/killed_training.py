@@ -88,10 +88,10 @@ def main(folder: Path, asked: tuple[Any, ...], seed: int, kills: int) -> None:
     torch.set_num_threads(1)
     if child(folder / "whole", asked, kill_at=0):
         sys.exit("the study that is not killed has failed")
-    num_killed = 0
+    num_killed, span = 0, max(8, 16 * asked[-1] // (kills + 1))
     for attempt in range(20 * kills + 2):
         draw = random.Random(f"{seed} {attempt}")
-        kill_at = draw.randint(1, max(8, 400 // (kills + 1))) if num_killed < kills else 0
+        kill_at = draw.randint(1, span) if num_killed < kills else 0
         status = child(folder / "killed", asked, kill_at=kill_at)
         if os.WIFSIGNALED(status):
             num_killed += 1

@@ -22,7 +22,7 @@ from autoglm.search.space import read_space
 from autoglm.search.study import Study
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
-from search.numeric_runner import KEYS, NumericRunner
+from search.numeric_runner import KEYS, STEPS, NumericRunner
 
 SPACE = {
     "lr": {"loguniform": [1e-3, 1.0]},
@@ -45,6 +45,21 @@ def searched(log: EventLog, folder: Path, *, sought: Any = (), **config: Any) ->
         runners=[NumericRunner(folder / "stages")], clock=SteeredClock(), on_event=lambda _event: None,
         removed=(REMOVED,),
     ).run(threading.Event())  # fmt: skip
+
+
+def test_epochs_that_the_scheduler_left_out_are_saved_at_the_pace_of_the_others(
+    log: EventLog, tmp_path: Path
+) -> None:
+    result = searched(log, tmp_path, trials=9, scheduler="asha")
+    # The runner takes 1 + dropout seconds a step, and trains 9 epochs of STEPS.
+    left = sum(
+        (9 * STEPS - t.num_steps) * (1 + t.params["training.dropout"]) for t in result.trials
+    )
+    assert left > 0
+    assert report_of(log, "", project="p")["saved"]["early_stop"] == pytest.approx(left)
+    other = EventLog(open_state(tmp_path / "other.db"))
+    searched(other, tmp_path / "other", trials=9)
+    assert "early_stop" not in report_of(other, "", project="p")["saved"]
 
 
 def test_a_report_is_what_the_study_found(log: EventLog, tmp_path: Path) -> None:

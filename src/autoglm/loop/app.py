@@ -78,11 +78,11 @@ class App:
         return self._trainers[0]
 
     def trainers(self, num: int, *, threads: int) -> Sequence[TrainingWorker]:
-        """Exactly so many, each on so many threads (0: the cores there are), as long as they live;
-        they share workspace and cache.
+        """Exactly so many; several have the said threads each (0: the cores there are), one keeps
+        what it was started with. They share workspace and cache.
         """
-        if num > 1 and len(self._trainers) == 1:
-            self.close_trainer()  # it may hold all the cores
+        if num > 1 and any(each.threads != threads for each in self._trainers):
+            self.close_trainer()  # it was one, on all the cores
         while len(self._trainers) > num:
             self._trainers.pop().close()
         while len(self._trainers) < num:

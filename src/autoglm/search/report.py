@@ -212,7 +212,20 @@ def _axes(trials: Sequence[FrozenTrial]) -> dict[str, dict[str, Any]]:
 def _saved(trials: Sequence[FrozenTrial]) -> dict[str, float]:
     """Lever → CPU-seconds that it saved in all trials."""
     total: dict[str, float] = {}
+    if stopped := sum(map(_never_made, trials)):
+        total["early_stop"] = stopped
     for trial in trials:
         for lever, seconds in attrs_of(trial).get("saved", {}).items():
             total[lever] = total.get(lever, 0.0) + float(seconds)
     return total
+
+
+def _never_made(trial: FrozenTrial) -> float:
+    """CPU-seconds of the stages that a trial which is over has left out, at the pace of those that
+    were trained. An estimate: nobody trained them.
+    """
+    each = standing_of(trial, 1)
+    if each is None or each.state not in {"stopped", "complete"} or not each.reached:
+        return 0.0
+    made = each.cpu_seconds + each.saved.get("stage_tree", 0.0)
+    return made / each.reached * max(0, each.num_stages - each.reached)

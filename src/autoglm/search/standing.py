@@ -20,7 +20,8 @@ FACTS = "facts"
 class Standing:
     """`scores`: stage → value at its end, higher is better. `target`: the stage to which the trial
     may go; a `paused` one has reached it. `keeps`: what was measured keeps the constraints.
-    `cost`: expected CPU-seconds, asked before it began. `has_room`: the budget keeps room for it.
+    `num_stages` is known when one has been trained. `cost`: expected CPU-seconds, asked before it
+    began. `has_room`: the budget keeps room for it.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Standing:
     cpu_seconds: float
     saved: Mapping[str, float]
     keeps: bool = True
+    num_stages: int = 1
     has_room: bool = False
 
     @property
@@ -79,6 +81,7 @@ def standing_of(trial: FrozenTrial, sign: int) -> Standing | None:
         seconds=float(attrs.get("seconds", 0.0)),
         cpu_seconds=float(attrs.get("cpu_seconds", 0.0)),
         saved=attrs.get("saved", {}),
+        num_stages=int(attrs.get("num_stages", max([target, *curve], default=1))),
         keeps=bool(attrs.get(KEEPS, True)),
         has_room=bool(attrs.get(HAS_ROOM, False)),
     )
@@ -94,6 +97,19 @@ def winner_of(measured: Sequence[Standing]) -> Standing | None:
 def attrs_of(trial: FrozenTrial) -> dict[str, Any]:
     """What the journal keeps of a trial, by name."""
     return {**trial.user_attrs, **trial.user_attrs.get(FACTS, {})}
+
+
+def to_be_ended(paused: Sequence[Standing], complete: Sequence[Standing]) -> Standing | None:
+    """The paused trial that is to be trained to its end although it was not promoted: the best one,
+    while it is better than every complete one that was not shorter. (A shorter one has come to
+    rest, which the paused one has not.) The longest are asked first.
+    """
+    for num_stages in sorted({each.num_stages for each in paused}, reverse=True):
+        mine = [each for each in paused if each.num_stages == num_stages]
+        winner = winner_of(mine + [each for each in complete if each.num_stages >= num_stages])
+        if winner is not None and winner.state == "paused":
+            return winner
+    return None
 
 
 def params_of(trial: FrozenTrial) -> dict[str, Any]:

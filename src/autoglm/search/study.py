@@ -8,7 +8,7 @@ next    ← the trial that was going on, else the one that the scheduler promote
 metrics ← runner.advance(chain, end of the next rung)            (idempotent: no step twice)
           while another runner is idle, the next trial begins beside it
 record the value; tell it at the chain's end (exactly once), else the scheduler's verdict
-the best paused trial is trained to its end while it is better than every complete one
+the best paused trial is trained to its end while it is better than every complete one as long
 best ← best validation value of the complete, of those that keep the constraints of evaluate.metrics
        if any do; among equals the one expected to be the cheapest, then the first
 """
@@ -54,6 +54,7 @@ from autoglm.search.standing import (
     PROMOTED,
     Standing,
     standing_of,
+    to_be_ended,
     winner_of,
 )
 from autoglm.search.stopping import CancelOrDeadline, reason_to_stop
@@ -196,7 +197,9 @@ class Study:
                 return reason or too_dear or done
 
     def _settle(self, stop: CancelOrDeadline) -> None:
-        """Record what is being trained; who dies as well is trained again later."""
+        """Record what is being trained; who dies as well is trained again later. (An ask that
+        broke off is written with it: half of a trial, asked for the rest when the study goes on.)
+        """
         while self._at_work:
             with contextlib.suppress(TrainingError):
                 self._finish(stop)
@@ -224,8 +227,7 @@ class Study:
         if self._at_work:  # what comes of it may change what is next
             return None
         # What is served was trained to its end: the best of the paused is, while it is the best.
-        winner = winner_of(paused + complete)
-        return winner if winner is not None and winner.state == "paused" else None
+        return to_be_ended(paused, complete)
 
     def _new(
         self, standings: Sequence[Standing], stop: CancelOrDeadline, limit: int
@@ -355,13 +357,17 @@ class Study:
         value = progress.metrics[self._metric]
         scores = {**each.scores, stage: self._sign * value}
         paid, saved = _paid(each, progress)
-        mine = replace(each, scores=scores, seconds=each.seconds + seconds)
+        num_stages = len(self._chains[each.number].stages)
+        mine = replace(
+            each, scores=scores, seconds=each.seconds + seconds, num_stages=num_stages
+        )  # fmt: skip
         facts: dict[str, Any] = {
             CURVE: {str(at): self._sign * score for at, score in scores.items()},
             "metrics": dict(progress.metrics),
             KEEPS: self._fulfils(progress.metrics),
             "chain_key": progress.key,
             "num_steps": progress.step,
+            "num_stages": num_stages,
             "cpu_seconds": paid,
             "seconds": mine.seconds,
             "saved": saved,

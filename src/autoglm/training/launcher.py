@@ -39,7 +39,10 @@ class TrainingWorker:
         stderr: Path,
         on_event: OnEvent,
         cancel: threading.Event,
+        *,
+        threads: int = 0,
     ) -> None:
+        self.threads = threads
         self._process, self._workspace, self._stderr = process, workspace, stderr
         self._on_event, self._cancel = on_event, cancel
         self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -80,8 +83,9 @@ class TrainingWorker:
                 process_group=0,
             )
         worker = cls(
-            process, workspace, path, on_event or (lambda _event: None), cancel or threading.Event()
-        )
+            process, workspace, path, on_event or (lambda _event: None),
+            cancel or threading.Event(), threads=threads,
+        )  # fmt: skip
         options = {
             "logs": str(logs),
             "workspace": str(workspace),
