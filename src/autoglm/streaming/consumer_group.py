@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -135,7 +136,9 @@ class Consumer:
                     assignment = self._renewed(assignment, member, lease)
                     offsets = self._seek(assignment.partitions)
         finally:
-            self._broker.leave(self._group, self._topic, member=member)
+            # What ended this is the news; a member that cannot say so is left out by its lease.
+            with suppress(AutoGLMError):
+                self._broker.leave(self._group, self._topic, member=member)
 
     def _renewed(self, assignment: Assignment, member: str, lease: timedelta) -> Assignment:
         try:
