@@ -5,6 +5,7 @@ from benchmarks import (
     attention,
     config_load,
     first_hour,
+    streaming,
     training_speed,
     trial_overhead,
 )
@@ -15,3 +16,4 @@ accuracy_floors.main()
 attention.main()
 training_speed.main()
 trial_overhead.main()
+streaming.main()

@@ -45,6 +45,7 @@ LONGEST = (
     "loop/test_trip.py", "loop/test_tasks.py", "api/test_up.py", "plugins/test_own_parts.py",
     "cli/test_bad_days.py", "modeling/test_package_weights.py", "modeling/test_surgery.py",
     "modeling/test_attention.py", "training/test_trainer.py", "loop/test_stations.py",
+    "integrations/test_kafka.py", "streaming/test_consumer_group.py",
 )  # fmt: skip
 
 

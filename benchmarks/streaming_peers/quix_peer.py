@@ -17,7 +17,7 @@ times: list[float] = []
 
 def work(document):
     if not times:
-        times.append(time.perf_counter())
+        times.extend([time.perf_counter(), time.process_time()])
     text = document["row"]["text"].strip().lower()
     sha = hashlib.sha1(text.encode()).hexdigest()
     return {"version": document["version"], "text": text, "sha": sha}
@@ -29,7 +29,7 @@ class Delta(BatchingSink):
     def write(self, batch):
         rows = [{"key": str(item.key), **item.value} for item in batch]
         write_deltalake(FOLDER, pa.Table.from_pylist(rows), mode="append")
-        times[1:] = [time.perf_counter()]
+        times[2:] = [time.perf_counter(), time.process_time()]
         Delta.written += len(rows)
 
 
@@ -46,4 +46,4 @@ frame.apply(work).sink(Delta())
 app.run(count=int(COUNT), timeout=30)
 rows = DeltaTable(FOLDER).to_pyarrow_table(columns=["version"]).num_rows
 assert rows == int(COUNT), rows
-print(json.dumps({"seconds": times[1] - times[0]}))
+print(json.dumps({"seconds": times[2] - times[0], "cpu_seconds": times[3] - times[1]}))

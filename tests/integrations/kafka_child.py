@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from autoglm.datasets.feature_table import DeltaFeatureTable
-from autoglm.errors import FencedError
+from autoglm.errors import AutoGLMError, FencedError
 from autoglm.integrations.kafka import KafkaBroker
 from autoglm.streaming.collector import collect
 from autoglm.streaming.collectors.sql_poll import SqlPollSource
@@ -16,7 +16,8 @@ from autoglm.streaming.config import BrokerConfig, SourceConfig
 from autoglm.streaming.consumer_group import Consumer
 from autoglm.streaming.processor import RowProcessor
 
-FENCED = 3
+# How a zombie ends: as one that was replaced, or by what the broker said instead.
+FENCED, REFUSED = 3, 4
 
 
 def trip(folder: Path, address: str) -> None:
@@ -41,6 +42,6 @@ def trip(folder: Path, address: str) -> None:
 if __name__ == "__main__":
     try:
         trip(Path(sys.argv[1]), sys.argv[2])
-    except FencedError as error:
+    except AutoGLMError as error:
         print(error, file=sys.stderr)
-        sys.exit(FENCED)
+        sys.exit(FENCED if isinstance(error, FencedError) else REFUSED)

@@ -74,7 +74,7 @@ def test_a_cluster_without_an_address_and_one_that_is_not_there_are_named() -> N
     ("server", "cannot", "promise"),
     [
         ("noida_address", {"takeover"}, "Exactly once from the source to the feature table"),
-        ("tansu_address", {"transactions", "fencing"}, "changes may be in the table twice"),
+        ("tansu_address", {"transactions"}, "changes may be in the table twice"),
     ],
 )
 def test_the_check_says_what_a_cluster_cannot_do_and_what_may_be_promised(

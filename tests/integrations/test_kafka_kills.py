@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("confluent_kafka")
 
-from integrations.kafka_child import FENCED
+from integrations.kafka_child import FENCED, REFUSED
 from integrations.kafka_servers import noida
 
 POINTS = [
@@ -77,7 +77,7 @@ class Rows:
 
 def kill_often(folder: Path, address: str, *, wanted: int, seed: int) -> dict[str, int]:
     draw = random.Random(seed)
-    rows, counts = Rows(folder, draw), {"kills": 0, "zombies": 0, "fenced": 0}
+    rows, counts = Rows(folder, draw), {"kills": 0, "zombies": 0, "refused": 0}
     command = [
         sys.executable, str(Path(__file__).with_name("kafka_child.py")), str(folder), address,
     ]  # fmt: skip
@@ -96,15 +96,17 @@ def kill_often(folder: Path, address: str, *, wanted: int, seed: int) -> dict[st
             subprocess.run(command, check=True)
             rows.add(120)
             sleeper.send_signal(signal.SIGCONT)
-            sleeper.communicate(timeout=120)
-            assert sleeper.returncode in (0, FENCED)
+            said = sleeper.communicate(timeout=120)[1].decode()
+            assert sleeper.returncode in (0, FENCED, REFUSED), said
             counts["zombies"] += 1
-            counts["fenced"] += sleeper.returncode == FENCED
+            counts["refused"] += sleeper.returncode != 0
+            if sleeper.returncode == REFUSED:
+                print(said)
     subprocess.run(command, check=True)
     rows.check(folder)
     rows.connection.close()
     print(
-        f"kafka: {counts['kills']} kills, {counts['zombies']} zombies ({counts['fenced']} refused),"
+        f"kafka: {counts['kills']} kills, {counts['zombies']} zombies ({counts['refused']} refused),"
         f" {rows.count} changes: 0 lost, 0 doubled, 0 out of order"
     )
     return counts

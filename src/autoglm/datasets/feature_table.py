@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -70,6 +71,7 @@ class DeltaFeatureTable:
         self._handle: DeltaTable | None = None
         self._positions: dict[str, str] | None = None
         self._newest = -1
+        self._compaction: threading.Thread | None = None
 
     @property
     def table_id(self) -> str:
@@ -142,7 +144,7 @@ class DeltaFeatureTable:
         self._positions = all_positions
         version = int(handle.version())
         if version % COMMITS_PER_COMPACTION == COMMITS_PER_COMPACTION - 1:
-            self._compact(handle)
+            self._compact_behind()
         return version
 
     def columns(self, version: int | None = None) -> list[str]:
@@ -365,11 +367,20 @@ class DeltaFeatureTable:
             self._handle = DeltaTable(self.folder)  # another process was first
         return self._handle
 
-    def _compact(self, handle: DeltaTable) -> None:
+    def _compact_behind(self) -> None:
+        """In a thread: appends go on meanwhile, since a compaction changes no rows and an append
+        reads none. One at a time; a process waits for its own at its end.
+        """
+        if self._compaction is not None and self._compaction.is_alive():
+            return
+        self._compaction = threading.Thread(target=self._compact, name="compaction")
+        self._compaction.start()
+
+    def _compact(self) -> None:
         try:
-            handle.optimize.compact()
-        except CommitFailedError as error:
-            self._handle = None
+            DeltaTable(self.folder).optimize.compact()
+        except Exception as error:
+            # Deltalake raises plain `Exception` too. The table is as it was; the next one does it.
             get_logger(project=self.project).warning("compaction postponed", cause=str(error))
 
     def _translated(self, error: Exception) -> StorageError:

@@ -195,9 +195,10 @@ class KafkaBroker:
         ]
         producer.begin_transaction()
         for event in batch.events:
+            value = to_value(event, batch.source, batch.traceparent)
             while True:
                 try:
-                    producer.produce(topic, to_value(event), to_key(event), headers=headers)
+                    producer.produce(topic, value, to_key(event), headers=headers)
                     break
                 except BufferError:  # full: what was sent makes room
                     producer.poll(0.1)
@@ -311,24 +312,21 @@ class KafkaBroker:
         if lane.is_paused and len(lane.waiting) < MAX_WAITING // 2:
             self._reader().resume([TopicPartition(topic, partition)])
             lane.is_paused = False
-        headers = [dict(message.headers() or ()) for message in messages]
-        traces = [_text(found.get("traceparent")) for found in headers]
-        sources = [_text(found.get("source")) for found in headers]
+        # Of the last only: each call of `headers` costs as much as reading the message's JSON.
+        headers = dict(messages[-1].headers() or ())
         events = to_events(
             [message.key() for message in messages],
             [message.value() for message in messages],
             partition=partition,
             offsets=offsets,
-            sources=sources,
-            traces=traces,
             project=self._project,
         )
         return FetchedBatch(
             events=events,
             range=OffsetRange(start=offset, end=lane.next),
-            source=sources[-1],
-            position=_text(headers[-1].get("position")),
-            traceparent=traces[-1],
+            source=_text(headers.get("source")),
+            position=_text(headers.get("position")),
+            traceparent=_text(headers.get("traceparent")),
         )
 
     def _lane(self, topic: str, partition: int, offset: int) -> _Lane:
@@ -359,17 +357,15 @@ class KafkaBroker:
         with self._ours():
             messages = self._reader().consume(10_000, timeout)
         for message in messages:
-            lane = self._lanes[str(message.topic()), int(message.partition() or 0)]
-            error = message.error()
-            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+            number, error = message.partition(), message.error()
+            lane = self._lanes[str(message.topic()), int(number or 0)]
+            if error is None:
+                lane.end_seen = -1
+                lane.waiting.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
                 lane.end_seen = _offset(message)
-                continue
-            if error is not None:
+            else:
                 raise translated(KafkaException(error))
-            if _offset(message) < lane.next:
-                continue
-            lane.end_seen = -1
-            lane.waiting.append(message)
         for (name, number), lane in self._lanes.items():
             if len(lane.waiting) > MAX_WAITING and not lane.is_paused:
                 self._reader().pause([TopicPartition(name, number)])

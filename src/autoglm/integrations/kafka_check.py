@@ -152,9 +152,9 @@ def _fencing(connect: Callable[[], KafkaBroker], topic: str) -> str:
 
 def _groups(connect: Callable[[], Broker], topic: str) -> str:
     with closing(connect()) as one, closing(connect()) as two:
-        one.join("check", topic, member="one", lease=LEASE)
+        one.join(topic, topic, member="one", lease=LEASE)
         _settled({"one": one}, topic)
-        two.join("check", topic, member="two", lease=LEASE)
+        two.join(topic, topic, member="two", lease=LEASE)
         _settled({"one": one, "two": two}, topic)
     return "two members share the partitions"
 
@@ -162,8 +162,8 @@ def _groups(connect: Callable[[], Broker], topic: str) -> str:
 def _offsets(connect: Callable[[], Broker], topic: str) -> str:
     with closing(connect()) as broker, closing(connect()) as other:
         broker.num_partitions(topic)
-        broker.hint("check", {Partition(group="check", topic=topic, number=2): 7})
-        found = dict(other.hints("check", topic))
+        broker.hint(topic, {Partition(group=topic, topic=topic, number=2): 7})
+        found = dict(other.hints(topic, topic))
     if found != {2: 7}:
         raise Failed(f"told offset 7 of partition 2, read back {found}")
     return "told and read back"
@@ -187,7 +187,7 @@ def _takeover(connect: Callable[[], Broker], topic: str, config: BrokerConfig) -
             child.stdin.flush()
             if not child.stdout.readline():
                 raise Failed("a member in another process gets no partition")
-            broker.join("check", topic, member="two", lease=LEASE)
+            broker.join(topic, topic, member="two", lease=LEASE)
             with suppress(Failed):  # both alive: each reads a part
                 _beat_until(broker, topic, lambda own: 0 < len(own) < NUM_PARTITIONS, 30.0)
         finally:
@@ -245,7 +245,7 @@ def _settled(members: dict[str, Broker], topic: str) -> None:
     deadline, dealt = time.monotonic() + PATIENCE_SECONDS, {}
     while time.monotonic() < deadline:
         for name, broker in members.items():
-            dealt[name] = broker.heartbeat("check", topic, member=name).partitions
+            dealt[name] = broker.heartbeat(topic, topic, member=name).partitions
         numbers = sorted(number for own in dealt.values() for number in own)
         if numbers == list(range(NUM_PARTITIONS)) and all(dealt.values()):
             return
@@ -259,7 +259,7 @@ def _beat_until(
     own: tuple[int, ...] = ()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        own = broker.heartbeat("check", topic, member="two").partitions
+        own = broker.heartbeat(topic, topic, member="two").partitions
         if is_so(own):
             return
         time.sleep(0.05)
@@ -280,17 +280,18 @@ def _joined(config: BrokerConfig, topic: str) -> Iterator[Broker]:
     from autoglm.integrations.kafka import KafkaBroker
 
     with closing(KafkaBroker(config, project="probe", partitions=NUM_PARTITIONS)) as broker:
-        broker.join("check", topic, member="one", lease=LEASE)
+        broker.join(topic, topic, member="one", lease=LEASE)
         yield broker
 
 
 def main() -> None:
     """A member that is there to be killed: says when it has partitions, then only lives."""
     config = BrokerConfig(**json.loads(sys.stdin.readline()))
-    with _joined(config, sys.argv[1]) as broker:
+    topic, deadline = sys.argv[1], time.monotonic() + PATIENCE_SECONDS
+    with _joined(config, topic) as broker:
         has_told = False
-        while True:
-            own = broker.heartbeat("check", sys.argv[1], member="one").partitions
+        while has_told or time.monotonic() < deadline:
+            own = broker.heartbeat(topic, topic, member="one").partitions
             if own and not has_told:
                 print(*own, flush=True)
                 has_told = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import threading
 import time
 from contextlib import closing, suppress
@@ -70,8 +69,8 @@ def _member(project: Project, cancel: threading.Event, number: int) -> None:
             show()
 
         consumer = open_consumer(project, broker, cancel, on_commit=committed, on_beat=beat)
-        # A name per process: the lease of one that was killed runs out by itself.
-        member = f"worker-{number}-{os.getpid()}"
+        # The same name after a restart: it need not wait for the lease of its dead self.
+        member = f"worker-{number}"
         consumer.follow(cancel, member=member, lease=project.settings.streaming.lease)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -135,7 +136,9 @@ class Consumer:
                     assignment = self._renewed(assignment, member, lease)
                     offsets = self._seek(assignment.partitions)
         finally:
-            self._broker.leave(self._group, self._topic, member=member)
+            # What ended this is the news; a member that cannot say so is left out by its lease.
+            with suppress(AutoGLMError):
+                self._broker.leave(self._group, self._topic, member=member)
 
     def _renewed(self, assignment: Assignment, member: str, lease: timedelta) -> Assignment:
         try:
@@ -169,21 +172,11 @@ class Consumer:
 
     def _fill(self, offsets: Mapping[Partition, int]) -> _Open | None:
         """Events of every partition, at most `batch_rows` in all; None when there are none."""
-        opened = _Open()
-        room = self._batch_rows
-        # `_commit` puts what it took last: a partition that never empties keeps none waiting.
-        for partition, offset in offsets.items():
-            start = offset
-            while room > 0:
-                fetched = self._broker.fetch(self._topic, partition.number, offset, max_events=room)
-                if fetched is None:
-                    break
-                opened.parts.append(fetched.events)
-                opened.positions[fetched.source] = fetched.position
-                opened.traceparent = fetched.traceparent
-                offset, room = fetched.range.end, room - len(fetched.events)
-            if offset > start:
-                opened.offsets[partition] = OffsetRange(start=start, end=offset)
+        opened, room = _Open(), self._batch_rows
+        # First a fair share of each, so that all are under way; then whatever there is.
+        for share in (-(-room // max(1, len(offsets))), room):
+            for partition, start in offsets.items():
+                room -= self._take(opened, partition, start, min(room, share))
         if not opened.offsets:
             return None
         _before_process()
@@ -192,6 +185,25 @@ class Consumer:
         opened.rows, opened.dead = processed.rows, processed.dead
         _after_process()
         return opened
+
+    def _take(self, opened: _Open, partition: Partition, start: int, room: int) -> int:
+        """Events of one partition from where `opened` stands; says how many came."""
+        known = opened.offsets.get(partition)
+        begin = offset = known.end if known else start
+        taken = 0
+        while taken < room:
+            fetched = self._broker.fetch(
+                self._topic, partition.number, offset, max_events=room - taken
+            )
+            if fetched is None:
+                break
+            opened.parts.append(fetched.events)
+            opened.positions[fetched.source] = fetched.position
+            opened.traceparent = fetched.traceparent
+            offset, taken = fetched.range.end, taken + len(fetched.events)
+        if offset > begin:
+            opened.offsets[partition] = OffsetRange(start=start, end=offset)
+        return taken
 
     def _commit(
         self, opened: _Open, offsets: dict[Partition, int], *, generation: int | None

@@ -1,7 +1,9 @@
 """A change as a message that programs of others can read: key = the row's key, value = JSON.
 
 {"op": "upsert", "version": 7, "committed_at": "2026-01-02T03:04:05.678901+00:00",
- "row": {"id": 3, "text": "…"}}
+ "source": "sql/articles", "trace": "00-…", "row": {"id": 3, "text": "…"}}
+
+Source and trace stand in the message's headers too, for tools; here they cost a reader no call.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ def to_key(event: ChangeEvent) -> bytes:
     return event.key.encode("utf-8", "surrogatepass")
 
 
-def to_value(event: ChangeEvent) -> bytes:
+def to_value(event: ChangeEvent, source: str, traceparent: str) -> bytes:
     document = {
         "op": event.op,
         "version": event.version,
         "committed_at": event.committed_at.isoformat(),
+        "source": source,
+        "trace": traceparent,
         "row": event.row,
     }
     try:
@@ -41,8 +45,6 @@ def to_events(
     *,
     partition: int,
     offsets: Sequence[int],
-    sources: Sequence[str],
-    traces: Sequence[str],
     project: str,
 ) -> Sequence[ChangeEvent]:
     """What was sent, as columns where that is exact. A message that is none of ours comes as a row
@@ -55,6 +57,8 @@ def to_events(
     if len(documents) != len(values) or not all(map(_is_ours, documents)):
         documents = [_document(value) for value in values]
     texts = [(key or b"").decode("utf-8", "surrogatepass") for key in keys]
+    sources = [d["source"] for d in documents]
+    traces = [d["trace"] for d in documents]
     moments = [datetime.fromisoformat(d["committed_at"]) for d in documents]
     rows = [d["row"] for d in documents]
     table = table_of(
@@ -93,6 +97,8 @@ def _is_ours(document: Any) -> bool:
         and (document["op"] != "dead" or document["row"].keys() >= {"raw", "cause", "code"})
         and isinstance(document.get("committed_at"), str)
         and _is_moment(document["committed_at"])
+        and isinstance(document.get("source"), str)
+        and isinstance(document.get("trace"), str)
     )
 
 
@@ -113,4 +119,5 @@ def _document(value: bytes | None) -> dict[str, Any]:
         pass
     raw = (value or b"")[:MALFORMED_BYTES].decode("utf-8", "backslashreplace")
     now = datetime.now(UTC).isoformat()
-    return {"op": "upsert", "version": 0, "committed_at": now, "row": {MALFORMED: raw}}
+    facts = {"committed_at": now, "source": "", "trace": "", "row": {MALFORMED: raw}}
+    return {"op": "upsert", "version": 0, **facts}
