@@ -16,6 +16,7 @@ from autoglm.errors import SourceError
 from autoglm.streaming.broker import SqliteBroker
 from autoglm.streaming.collector import collect
 from autoglm.streaming.config import SourceConfig
+from autoglm.testing.source_suite import SourceSuite
 from servers import Server, until
 
 confluent_kafka = pytest.importorskip("confluent_kafka")
@@ -185,3 +186,27 @@ def test_what_is_missing_is_named(
     with pytest.raises(SourceError) as caught:
         list(KafkaTopicSource(config, project="p", base=Path(), batch_rows=9).read(""))
     assert caught.value.code == code
+
+
+class KafkaWorld:
+    def __init__(self, server: Noida, name: str) -> None:
+        self._topic = Topic(server, name, partitions=1)
+        self._url = server.url
+
+    def open(self, *, batch_rows: int = 100) -> Any:
+        from autoglm.integrations.kafka_topic import KafkaTopicSource
+
+        config = SourceConfig(kind="kafka", url=self._url, topic=self._topic.name, key="id")
+        return KafkaTopicSource(config, project="suite", base=Path(), batch_rows=batch_rows)
+
+    def upsert(self, key: str, text: str) -> None:
+        self._topic.send((key, {"text": text}))
+
+    def delete(self, key: str) -> None:
+        self._topic.send((key, None))
+
+
+class TestKafkaTopic(SourceSuite):
+    @pytest.fixture
+    def world(self, kafka: Noida, request: pytest.FixtureRequest) -> KafkaWorld:
+        return KafkaWorld(kafka, request.node.name)
