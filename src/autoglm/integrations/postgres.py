@@ -65,7 +65,6 @@ class PostgresSource:
         self.name = f"postgres/{self._slot}"
         self._make = Maker(project, self.name)
         self._confirmed = 0
-        self._unstored = ""  # the position of a batch that nobody has acknowledged yet
 
     @property
     def promise(self) -> str:
@@ -97,8 +96,6 @@ class PostgresSource:
     def acknowledge(self, position: str) -> None:
         """The broker has it: the server may forget what lies before."""
         known = LogPosition.read(position)
-        if position == self._unstored:
-            self._unstored = ""
         if known.after is None:
             self._confirmed = max(self._confirmed, known.lsn)
 
@@ -236,8 +233,11 @@ class PostgresSource:
     ) -> Iterator[ChangeBatch]:
         cursor = listening.cursor()
         with self._asking() as asking:
-            if self._slot_start(asking) is None:
+            start = self._slot_start(asking)
+            if start is None:
                 raise self._slot_lost("it is gone")
+            if start > known.lsn:
+                raise self._slot_lost("it is ahead of what we have: another reader, or made anew")
             asking.execute("select pg_current_wal_flush_lsn()::text")
             target = _lsn(asking.fetchone()[0])
         cursor.start_replication(
@@ -250,8 +250,8 @@ class PostgresSource:
         )  # fmt: skip
         decoder = Decoder()
         self._confirmed = known.lsn
-        self._unstored = ""
         asked, looked = 0.0, time.monotonic()
+        moved = looked
         while cancel is None or not cancel.is_set():
             message = cursor.read_message()
             if message is not None:
@@ -262,14 +262,16 @@ class PostgresSource:
                 select.select([cursor], [], [], LINGER_SECONDS)
                 continue
             if reader.events:
-                events, self._unstored = reader.events, reader.taken()
-                yield self._make.batch(events, self._unstored)
+                yield self._make.batch(reader.events, reader.taken())
                 cursor.send_feedback(flush_lsn=self._confirmed)
                 continue
             now = time.monotonic()
-            if not reader.is_inside and not self._unstored:
-                # All of ours up to here is stored: the server need not keep it.
-                self._confirmed = max(self._confirmed, cursor.wal_end, reader.lsn)
+            if now - moved >= LOOK_SECONDS and not reader.is_inside and cursor.wal_end > reader.lsn:
+                # Nothing of ours up to here: stored like a change, else the slot would hold back
+                # what other tables write, or be ahead of the position that we know.
+                moved = now
+                reader.reached(cursor.wal_end)
+                yield self._make.batch([], reader.taken())
             if (
                 cancel is None
                 and not reader.is_inside

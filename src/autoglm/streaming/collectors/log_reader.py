@@ -55,6 +55,10 @@ class LogReader:
         """All transactions that end here or before are in events taken or waiting."""
         return self._known.lsn
 
+    def reached(self, lsn: int) -> None:
+        """Up to here the log has nothing of ours, and no transaction is open."""
+        self._known = replace(self._known, lsn=max(self._known.lsn, lsn))
+
     def waited(self) -> float:
         """Seconds since the first event that waits."""
         return time.monotonic() - self._since
