@@ -241,7 +241,7 @@ class PostgresSource:
             asking.execute("select pg_current_wal_flush_lsn()::text")
             target = _lsn(asking.fetchone()[0])
         cursor.start_replication(
-            slot_name=self._slot, decode=False, start_lsn=known.lsn, status_interval=10,
+            slot_name=self._slot, decode=False, start_lsn=known.lsn, status_interval=3_600,
             options={"proto_version": "1", "publication_names": f'"{self._slot}"'},
         )  # fmt: skip
         reader = LogReader(
@@ -251,7 +251,6 @@ class PostgresSource:
         decoder = Decoder()
         self._confirmed = known.lsn
         asked, looked = 0.0, time.monotonic()
-        moved = looked
         while cancel is None or not cancel.is_set():
             message = cursor.read_message()
             if message is not None:
@@ -263,13 +262,13 @@ class PostgresSource:
                 continue
             if reader.events:
                 yield self._make.batch(reader.events, reader.taken())
-                cursor.send_feedback(flush_lsn=self._confirmed)
+                cursor.send_feedback(flush_lsn=self._confirmed, force=True)
                 continue
             now = time.monotonic()
-            if now - moved >= LOOK_SECONDS and not reader.is_inside and cursor.wal_end > reader.lsn:
-                # Nothing of ours up to here: stored like a change, else the slot would hold back
-                # what other tables write, or be ahead of the position that we know.
-                moved = now
+            if not reader.is_inside and cursor.wal_end > reader.lsn:
+                # Nothing of ours up to here: stored like a change before the server is told (the
+                # driver moves what it will tell by itself), so that a slot that is ahead of the
+                # position was moved by somebody else.
                 reader.reached(cursor.wal_end)
                 yield self._make.batch([], reader.taken())
             if (
