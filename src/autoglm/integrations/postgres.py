@@ -32,7 +32,7 @@ SESSION = (
     "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c bytea_output=hex"
     " -c extra_float_digits=1"
 )
-LINGER_SECONDS, WAIT_SECONDS, LOOK_SECONDS = 0.02, 0.2, 10.0
+LINGER_SECONDS, WAIT_SECONDS, LOOK_SECONDS, FREE_SECONDS = 0.02, 0.2, 10.0, 5.0
 SETUP = """\
 create publication {publication} for table {table};
 -- An update that leaves a large value (over 2 kB) alone does not send it, unless the whole row is
@@ -125,6 +125,7 @@ class PostgresSource:
     def drop(self) -> str:
         """Remove the slot; the publication is its owner's. Raises: SourceError."""
         with self._asking() as cursor:
+            self._wait_free(cursor)
             cursor.execute(
                 "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
                 " where slot_name = %s",
@@ -303,8 +304,20 @@ class PostgresSource:
 
     # What must be there.
 
+    def _wait_free(self, cursor: Any) -> None:
+        """The server notices a reader's end a moment later than the reader."""
+        end = time.monotonic() + FREE_SECONDS
+        while time.monotonic() < end:
+            cursor.execute(
+                "select from pg_replication_slots where active and slot_name = %s", (self._slot,)
+            )
+            if cursor.rowcount == 0:
+                return
+            time.sleep(0.05)
+
     def _slot_start(self, cursor: Any) -> int | None:
         """Where the slot's stream would begin, None when there is no slot."""
+        self._wait_free(cursor)
         cursor.execute(
             "select confirmed_flush_lsn::text, plugin, active, wal_status, database"
             " = current_database() from pg_replication_slots where slot_name = %s",

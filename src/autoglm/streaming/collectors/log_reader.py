@@ -69,8 +69,9 @@ class LogReader:
         known = replace(
             self._known,
             version=self._version,
-            within=self._within if self.is_inside else 0,
-            count=self._count if self.is_inside else 0,
+            # Before the half-read transaction comes again, what was read of it is still so.
+            within=self._within if self.is_inside else self._known.within,
+            count=self._count if self.is_inside else self._known.count,
         )
         return known.write()
 
