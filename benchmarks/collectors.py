@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -37,15 +38,14 @@ def main() -> None:
             source = PostgresSource(config, project="p", base=Path(), batch_rows=10_000)
             connection.execute(source.setup_sql)
             *_, last = source.read("")
-            for start in range(0, events, 1_000):
-                connection.execute(
-                    "insert into rows select n, repeat(md5(n::text), 6), 'label'"
-                    f" from generate_series({start}, {start + 999}) n"
-                )
-        for round_number in range(3):
-            clock, cpu = time.perf_counter(), time.process_time()
-            count = sum(len(batch.events) for batch in source.read(last.position))
-            report(f"log → events, round {round_number}", count, clock, cpu)
+            for round_number in range(3):
+                fill(connection, round_number * events, events)
+                clock, cpu, count = time.perf_counter(), time.process_time(), 0
+                for batch in source.read(last.position):
+                    last, count = batch, count + len(batch.events)
+                    source.acknowledge(batch.position)
+                report(f"log → events, round {round_number}", count, clock, cpu)
+            fill(connection, 3 * events, events)
         with tempfile.TemporaryDirectory() as folder:
             broker = SqliteBroker(Path(folder) / "b.db", partitions=4)
             epoch = broker.new_epoch("t", source.name)
@@ -56,6 +56,14 @@ def main() -> None:
             broker.close()
     finally:
         server.remove()
+
+
+def fill(connection: Any, first: int, events: int) -> None:
+    for start in range(first, first + events, 1_000):
+        connection.execute(
+            "insert into rows select n, repeat(md5(n::text), 6), 'label'"
+            f" from generate_series({start}, {start + 999}) n"
+        )
 
 
 def report(what: str, count: int, clock: float, cpu: float) -> None:

@@ -48,12 +48,13 @@ class Server:
     """A process with a data folder of its own, outside of pytest's (which only root may enter)."""
 
     gentle = signal.SIGTERM
+    refuses_root = True
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="autoglm-server-"))
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
-        self._as = {"user": "nobody", "group": "nogroup", "extra_groups": []} if not os.geteuid() else {}  # fmt: skip
+        self._as = {"user": "nobody", "group": "nogroup", "extra_groups": []} if self.refuses_root and not os.geteuid() else {}  # fmt: skip
         if self._as:
             shutil.chown(self.folder, "nobody", "nogroup")
 

@@ -152,8 +152,9 @@ def test_what_nobody_acknowledged_is_sent_again(postgres: Postgres, table: Any) 
 
 
 def test_following_ends_when_cancelled_and_moves_the_slot(
-    postgres: Postgres, table: Any, tmp_path: Path
+    postgres: Postgres, table: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("autoglm.integrations.postgres.LOOK_SECONDS", 0.1)
     name, connection = table
     source, cancel = source_of(postgres, name), threading.Event()
     broker = SqliteBroker(tmp_path / "b.db", partitions=2)
@@ -287,6 +288,19 @@ def test_a_slot_dropped_behind_our_back_is_no_silent_loss(postgres: Postgres, ta
     for _attempt in range(2):
         with pytest.raises(SourceError, match="slot") as caught:
             reader.read()
+        assert caught.value.code == "source.slot_lost"
+
+
+def test_a_slot_that_another_reader_moved_is_no_silent_loss(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    mine, other = Reader(postgres, name), Reader(postgres, name)
+    mine.read()
+    other.position = mine.position
+    connection.execute(f"insert into {name} values (11, 'x')")
+    assert len(other.read()) == 1
+    for _attempt in range(2):
+        with pytest.raises(SourceError, match="ahead") as caught:
+            mine.read()
         assert caught.value.code == "source.slot_lost"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,27 @@ def test_a_missing_or_emptied_folder_stops_and_deletes_nothing(
     assert caught.value.code == "source.missing"
 
 
+def test_a_folder_that_may_not_be_entered_deletes_nothing() -> None:
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
+        os.chmod(place, 0o755)
+        watched = Watched(Path(place))
+        inner = watched.folder / "inner"
+        inner.mkdir()
+        watched.put("inner/a.jsonl", lines({"id": 1}))
+        watched.look()
+        inner.chmod(0)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            with pytest.raises(SourceError) as caught:
+                watched.look()
+        finally:
+            os.seteuid(user)
+            inner.chmod(0o755)
+    assert caught.value.code == "source.unreadable"
+
+
 ROWS = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 3), max_size=6)
 
 
@@ -269,3 +291,29 @@ def test_following_sees_a_new_file_and_ends_when_cancelled(tmp_path: Path) -> No
         thread.join(60)
     assert not thread.is_alive()
     broker.close()
+
+
+def test_bad_rows_reach_the_dead_letters_of_the_table_and_good_ones_its_rows(
+    tmp_path: Path,
+) -> None:
+    from autoglm.loop.change_to_dataset import collect_changes
+    from autoglm.project import Project
+
+    (tmp_path / "autoglm.yaml").write_text(
+        "project: p\nmodel: {backbone: conv}\n"
+        "data: {source: {kind: folder, path: in, key: id}, text: text, label: label}\n"
+    )
+    watched = Watched(tmp_path)
+    row = {"id": 1, "text": "x", "label": "a"}
+    watched.put("a.jsonl", lines(row) + "{broken\n" + lines({**row, "id": 2}, {"text": "no id"}))
+    project, told = Project(tmp_path), []
+    for _attempt in range(2):
+        collect_changes(project, threading.Event(), told.append)
+    assert project.table().read()["_key"].to_pylist() == ["1", "2"]
+    dead = project.table().dead().to_pylist()
+    assert {(letter["_key"], letter["_code"]) for letter in dead} == {
+        ("a.jsonl:2", "source.bad_json"), ("a.jsonl:4", "source.null_key"),
+    }  # fmt: skip
+    assert [event["promise"] for event in told if event["kind"] == "source"][0].startswith(
+        "watches"
+    )

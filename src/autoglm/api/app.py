@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from autoglm.api import page, problem
-from autoglm.api.v1 import routes
+from autoglm.api.v1 import events, routes
 from autoglm.processes.control import Control, current
 
 PROBLEM_RESPONSES = {
@@ -32,6 +32,7 @@ def create_app(control: Control | None = None) -> FastAPI:
     app.state.control = control if control is not None else current()
     problem.install(app)
     app.include_router(routes.router, prefix="/api/v1", responses=PROBLEM_RESPONSES)  # type: ignore[arg-type]
+    app.include_router(events.router, prefix="/api/v1", responses=PROBLEM_RESPONSES)  # type: ignore[arg-type]
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def index() -> str:

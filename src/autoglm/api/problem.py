@@ -23,6 +23,8 @@ STATUS_OF = {
     "data.one_number": 409,
     "data.split_empty": 409,
     "data.wrong_split": 409,
+    "source.not_push": 409,
+    "push.batch_conflict": 409,
     "serving.no_model": 503,
     "serving.unreachable": 503,
 }

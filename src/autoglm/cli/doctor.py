@@ -97,7 +97,7 @@ def _project(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _source(project: Project) -> str:
     """Read a little of it. Raises: SourceError, DataError."""
-    from autoglm.loop.sources import open_source
+    from autoglm.loop.change_to_dataset import open_source
     from autoglm.streaming.file_import import inspect_source
 
     data = project.settings.data

@@ -29,7 +29,7 @@ model:
 {structure}
 data:
   source:
-    kind: sql
+    kind: {kind}
     url: {url}
     table: {table}
     key: {key}                  # names a row for life
@@ -103,6 +103,12 @@ def init(
     task: Annotated[
         str, typer.Option("--task", help="What is learnt; docs/tasks.md names them.")
     ] = "text-classification",
+    listen: Annotated[
+        bool,
+        typer.Option(
+            "--listen", help="PostgreSQL, MariaDB, MySQL: be told of changes, do not poll."
+        ),
+    ] = False,
     backbone: Annotated[
         str, typer.Option("--backbone", help="Folder, package:NAME, conv or recurrent.")
     ] = (DEFAULT_BACKBONE),
@@ -121,6 +127,8 @@ def init(
 
       autoglm init news --source sqlite:///app.db --table articles --cursor updated_at --key id
 
+      autoglm init news --source postgresql://reader@db/shop --table articles --listen
+
       autoglm init names --from ner.jsonl --task token-classification --text tokens --label tags
 
       autoglm init --plugin evaluator minority-recall
@@ -137,19 +145,10 @@ def init(
         raise ConfigError(
             "say which folder to make.", code="config.missing", next_step="autoglm init DIR …"
         )
-    if (from_file is None) == (source is None) or (source is not None and table is None):
-        raise ConfigError(
-            "say where the rows are.",
-            code="config.missing",
-            next_step="Use --from FILE, or --source URL --table T.",
-        )
+    _check_where(from_file, source, table)
     _check_task(task)
-    if (folder / "autoglm.yaml").exists():
-        raise ConfigError(
-            f"{folder / 'autoglm.yaml'} exists.",
-            code="config.project_exists",
-            next_step="Choose another folder, or edit that file.",
-        )
+    kind = _listening_kind(source) if listen else "sql"
+    _check_new(folder)
     backbone = _stored_path(backbone, folder)
     if backbone not in OWN:
         resolve_backbone(backbone, folder)
@@ -163,22 +162,63 @@ def init(
         assert table is not None
         url = _stored_url(source, folder)
         asked = {"text": text, "label": label, "key": key, "cursor": cursor, "task": task}
-        columns = _inspect(url, table, folder, **asked)
+        columns = _inspect(_polled_url(url) if listen else url, table, folder, **asked)
         num_rows = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         read = [columns.text] + [columns.label] * (TASKS[task].answers == "text")
         length = _max_length(from_file, read, backbone, folder)
         model: dict[str, Any] = {"backbone": backbone, "task": task, "max_length": length}
-        _write(folder, columns, url=url, table=table, **model)
+        _write(folder, columns, kind=kind, url=url, table=table, **model)
     except OSError as error:
         if is_new and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
         raise ConfigError(f"{folder}: {error.strerror}.", code="config.unwritable") from error
-    _show(folder, columns, url=url, table=table, num_rows=num_rows, as_json=as_json)
+    shown: dict[str, Any] = {"url": url, "table": table, "num_rows": num_rows}
+    _show(folder, columns, **shown, is_listening=listen, as_json=as_json)
     if not as_json:
+        if listen:
+            typer.echo(f"first: autoglm source setup {folder}")
         typer.echo(f"next: autoglm {'train' if TASKS[task].answers == 'text' else 'run'} {folder}")
         sys.stdout.flush()
+
+
+def _check_new(folder: Path) -> None:
+    if (folder / "autoglm.yaml").exists():
+        raise ConfigError(
+            f"{folder / 'autoglm.yaml'} exists.",
+            code="config.project_exists",
+            next_step="Choose another folder, or edit that file.",
+        )
+
+
+def _check_where(file: Path | None, source: str | None, table: str | None) -> None:
+    if (file is None) == (source is None) or (source is not None and table is None):
+        raise ConfigError(
+            "say where the rows are.",
+            code="config.missing",
+            next_step="Use --from FILE, or --source URL --table T.",
+        )
+
+
+def _listening_kind(source: str | None) -> str:
+    """Raises: ConfigError for an address that nobody can listen to."""
+    scheme = (source or "").partition(":")[0].partition("+")[0]
+    kinds = {"postgresql": "postgres", "postgres": "postgres", "mysql": "mysql", "mariadb": "mysql"}
+    if scheme not in kinds:
+        raise ConfigError(
+            "--listen needs --source with an address of PostgreSQL, MariaDB or MySQL.",
+            code="config.wrong_value",
+            next_step="Leave --listen out to poll.",
+        )
+    return kinds[scheme]
+
+
+def _polled_url(url: str) -> str:
+    """The address with the driver that the extra for listening brings."""
+    scheme, _, rest = url.partition("://")
+    drivers = {"postgres": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+    return f"{drivers[_listening_kind(scheme + ':')]}://{rest}"
 
 
 def _check_task(task: str) -> None:
@@ -258,6 +298,7 @@ def _write(
     folder: Path,
     columns: Any,
     *,
+    kind: str,
     url: str,
     table: str,
     backbone: str,
@@ -277,6 +318,7 @@ def _write(
         reads=form.reads,
         answers="tags" if form.answers == "tags" else "label",
         metric=form.metric,
+        kind=kind,
         url=_scalar(url),
         table=_scalar(table),
         key=_scalar(columns.key),
@@ -309,7 +351,14 @@ def _scalar(value: str) -> str:
 
 
 def _show(
-    folder: Path, columns: Any, *, url: str, table: str, num_rows: int | None, as_json: bool
+    folder: Path,
+    columns: Any,
+    *,
+    url: str,
+    table: str,
+    num_rows: int | None,
+    is_listening: bool,
+    as_json: bool,
 ) -> None:
     facts = {
         "folder": str(folder),
@@ -326,5 +375,5 @@ def _show(
         return
     typer.echo(f"made {folder / 'autoglm.yaml'}")
     print_pairs({name: value for name, value in facts.items() if value is not None})
-    if not columns.cursor:
+    if not columns.cursor and not is_listening:
         typer.echo("  no cursor column: every poll compares all rows", err=False)

@@ -79,7 +79,7 @@ def drop(
 
 
 def _ask(folder: Path, what: str, otherwise: str) -> tuple[Any, Any]:
-    from autoglm.loop.sources import open_source
+    from autoglm.loop.change_to_dataset import open_source
 
     source = open_source(open_project(folder))
     if not hasattr(source, what):

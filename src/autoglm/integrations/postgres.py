@@ -32,7 +32,7 @@ SESSION = (
     "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c bytea_output=hex"
     " -c extra_float_digits=1"
 )
-LINGER_SECONDS, WAIT_SECONDS, LOOK_SECONDS = 0.02, 0.2, 10.0
+LINGER_SECONDS, WAIT_SECONDS, LOOK_SECONDS, FREE_SECONDS = 0.02, 0.2, 10.0, 5.0
 SETUP = """\
 create publication {publication} for table {table};
 -- An update that leaves a large value (over 2 kB) alone does not send it, unless the whole row is
@@ -65,7 +65,6 @@ class PostgresSource:
         self.name = f"postgres/{self._slot}"
         self._make = Maker(project, self.name)
         self._confirmed = 0
-        self._unstored = ""  # the position of a batch that nobody has acknowledged yet
 
     @property
     def promise(self) -> str:
@@ -97,8 +96,6 @@ class PostgresSource:
     def acknowledge(self, position: str) -> None:
         """The broker has it: the server may forget what lies before."""
         known = LogPosition.read(position)
-        if position == self._unstored:
-            self._unstored = ""
         if known.after is None:
             self._confirmed = max(self._confirmed, known.lsn)
 
@@ -128,6 +125,7 @@ class PostgresSource:
     def drop(self) -> str:
         """Remove the slot; the publication is its owner's. Raises: SourceError."""
         with self._asking() as cursor:
+            self._wait_free(cursor)
             cursor.execute(
                 "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
                 " where slot_name = %s",
@@ -236,12 +234,15 @@ class PostgresSource:
     ) -> Iterator[ChangeBatch]:
         cursor = listening.cursor()
         with self._asking() as asking:
-            if self._slot_start(asking) is None:
+            start = self._slot_start(asking)
+            if start is None:
                 raise self._slot_lost("it is gone")
+            if start > known.lsn:
+                raise self._slot_lost("it is ahead of what we have: another reader, or made anew")
             asking.execute("select pg_current_wal_flush_lsn()::text")
             target = _lsn(asking.fetchone()[0])
         cursor.start_replication(
-            slot_name=self._slot, decode=False, start_lsn=known.lsn, status_interval=10,
+            slot_name=self._slot, decode=False, start_lsn=known.lsn, status_interval=3_600,
             options={"proto_version": "1", "publication_names": f'"{self._slot}"'},
         )  # fmt: skip
         reader = LogReader(
@@ -250,7 +251,6 @@ class PostgresSource:
         )  # fmt: skip
         decoder = Decoder()
         self._confirmed = known.lsn
-        self._unstored = ""
         asked, looked = 0.0, time.monotonic()
         while cancel is None or not cancel.is_set():
             message = cursor.read_message()
@@ -262,14 +262,16 @@ class PostgresSource:
                 select.select([cursor], [], [], LINGER_SECONDS)
                 continue
             if reader.events:
-                events, self._unstored = reader.events, reader.taken()
-                yield self._make.batch(events, self._unstored)
-                cursor.send_feedback(flush_lsn=self._confirmed)
+                yield self._make.batch(reader.events, reader.taken())
+                cursor.send_feedback(flush_lsn=self._confirmed, force=True)
                 continue
             now = time.monotonic()
-            if not reader.is_inside and not self._unstored:
-                # All of ours up to here is stored: the server need not keep it.
-                self._confirmed = max(self._confirmed, cursor.wal_end, reader.lsn)
+            if not reader.is_inside and cursor.wal_end > reader.lsn:
+                # Nothing of ours up to here: stored like a change before the server is told (the
+                # driver moves what it will tell by itself), so that a slot that is ahead of the
+                # position was moved by somebody else.
+                reader.reached(cursor.wal_end)
+                yield self._make.batch([], reader.taken())
             if (
                 cancel is None
                 and not reader.is_inside
@@ -302,8 +304,20 @@ class PostgresSource:
 
     # What must be there.
 
+    def _wait_free(self, cursor: Any) -> None:
+        """The server notices a reader's end a moment later than the reader."""
+        end = time.monotonic() + FREE_SECONDS
+        while time.monotonic() < end:
+            cursor.execute(
+                "select from pg_replication_slots where active and slot_name = %s", (self._slot,)
+            )
+            if cursor.rowcount == 0:
+                return
+            time.sleep(0.05)
+
     def _slot_start(self, cursor: Any) -> int | None:
         """Where the slot's stream would begin, None when there is no slot."""
+        self._wait_free(cursor)
         cursor.execute(
             "select confirmed_flush_lsn::text, plugin, active, wal_status, database"
             " = current_database() from pg_replication_slots where slot_name = %s",

@@ -137,6 +137,7 @@ def open_broker(project: Project) -> Broker:
 
 
 def open_source(project: Project) -> Source:
+    """Nothing is read yet. Raises: PluginError for a kind that is not there."""
     data = project.settings.data
     made: Source = registry.get("source", data.source.kind)(
         data.source,

@@ -390,7 +390,11 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "source": Kind("a class with `read` (port Source)", Source, ("read",)),
+    "source": Kind(
+        "a class with `read` (port Source), and `follow` and `acknowledge` where it listens",
+        Source,
+        ("read",),
+    ),
     "broker": Kind(
         "a class with `open`, `append`, `fetch`, `join` and `hint` (port Broker)",
         Broker,

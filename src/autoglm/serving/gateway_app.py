@@ -21,6 +21,8 @@ from autoglm.observability.tracing import trace_id_of
 from autoglm.serving.gateway import Gateway, request_trace
 
 MAX_BODY = 2**20
+# What is only passed on may be larger where it is data.
+MAX_BODY_OF = {"/api/v1/events": 64 * 2**20}
 MAX_TEXTS = 256
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 STATUS_OF = {
@@ -120,8 +122,9 @@ class _Passed:
             return _problem(gone, "")
         traceparent = request_trace(request.headers.get("traceparent", ""))
         body = await request.body()
-        if len(body) > MAX_BODY:
-            large = DataError(f"at most {MAX_BODY:,} bytes in one request.", code="api.too_large")
+        limit = MAX_BODY_OF.get(request.url.path, MAX_BODY)
+        if len(body) > limit:
+            large = DataError(f"at most {limit:,} bytes in one request.", code="api.too_large")
             return _problem(large, traceparent)
         # As bytes: a header may hold what is no ASCII.
         kept = [

@@ -172,6 +172,29 @@ class BrokerSuite:
             found = [_bare(e) for e in read_all(broker, topic)]
         assert found == [*events, *events]
 
+    def test_what_was_no_row_at_its_source_comes_back_as_that(self, connect: Connect) -> None:
+        topic = _name()
+        found_dead = {"raw": "{broken", "cause": "no JSON", "code": "data.not_json"}
+        events = [change("k", 1), change("file:3", 2, found_dead, "dead"), change("k", 3)]
+        with closing(connect()) as broker:
+            epoch = broker.new_epoch(topic, "p")
+            broker.append(topic, batch_of(events, "1"), producer="p", epoch=epoch)
+            broker.append(topic, batch_of([events[1]], "2"), producer="p", epoch=epoch)
+            found = [_bare(e) for e in read_all(broker, topic)]
+        assert [e for e in found if e.op == "dead"] == [events[1], events[1]]
+        assert [e for e in found if e.op != "dead"] == [events[0], events[2]]
+
+    def test_a_batch_without_events_moves_the_position(self, connect: Connect) -> None:
+        topic = _name()
+        with closing(connect()) as broker, closing(connect()) as again:
+            epoch = broker.new_epoch(topic, "p")
+            broker.append(topic, batch_of([], "one"), producer="p", epoch=epoch)
+            assert again.position(topic, "p") == "one"
+            broker.append(topic, batch_of([change("k", 1)], "two"), producer="p", epoch=epoch)
+            broker.append(topic, batch_of([], "three"), producer="p", epoch=epoch)
+            assert again.position(topic, "p") == "three"
+            assert len(read_all(again, topic)) == 1
+
     def test_a_batch_at_the_stored_position_is_ignored(self, connect: Connect) -> None:
         topic = _name()
         with closing(connect()) as broker, closing(connect()) as again:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import threading
 import time
 import zlib
@@ -152,10 +153,12 @@ class FolderSource:
     def _paths(self, known: _Position) -> list[str]:
         if not self._folder.is_dir():
             raise SourceError(f"{self._folder} is no folder.", code="source.missing")
+        # `rglob` would pass by a folder that it may not enter, and its rows would be deleted.
         paths = sorted(
-            path.relative_to(self._folder).as_posix()
-            for path in self._folder.rglob("*")
-            if path.is_file() and not path.name.startswith(".") and not path.name.endswith(IGNORED)
+            (Path(folder) / name).relative_to(self._folder).as_posix()
+            for folder, _folders, names in os.walk(self._folder, onerror=self._refuse)
+            for name in names
+            if not name.startswith(".") and not name.endswith(IGNORED)
         )
         if known.files and not paths:
             raise SourceError(
@@ -165,6 +168,14 @@ class FolderSource:
                 next_step="Bring them back; to forget their rows, put an empty .csv there.",
             )
         return paths
+
+    def _refuse(self, error: OSError) -> None:
+        raise SourceError(
+            f"{error.filename} cannot be read: {error.strerror or error}.",
+            code="source.unreadable",
+            retryable=True,
+            next_step="Check its owner and mode; it is tried again.",
+        ) from error
 
     def _look(self, path: str, known: _Position, dead: list[_Dead]) -> _File:
         """The file as it is now; `dead` gets what is no row and was not told before."""
@@ -179,12 +190,8 @@ class FolderSource:
             now = self._parse(path, before, known, dead)
             is_steady = _stat(file) == stat
         except OSError as error:
-            raise SourceError(
-                f"{file} cannot be read: {error.strerror or error}.",
-                code="source.unreadable",
-                retryable=True,
-                next_step="Check its owner and mode; it is tried again.",
-            ) from error
+            self._refuse(error)
+            raise
         now.sha = sha
         now.stat = stat if is_steady and now.stat else []
         return now

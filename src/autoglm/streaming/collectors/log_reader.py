@@ -55,6 +55,10 @@ class LogReader:
         """All transactions that end here or before are in events taken or waiting."""
         return self._known.lsn
 
+    def reached(self, lsn: int) -> None:
+        """Up to here the log has nothing of ours, and no transaction is open."""
+        self._known = replace(self._known, lsn=max(self._known.lsn, lsn))
+
     def waited(self) -> float:
         """Seconds since the first event that waits."""
         return time.monotonic() - self._since
@@ -65,8 +69,9 @@ class LogReader:
         known = replace(
             self._known,
             version=self._version,
-            within=self._within if self.is_inside else 0,
-            count=self._count if self.is_inside else 0,
+            # Before the half-read transaction comes again, what was read of it is still so.
+            within=self._within if self.is_inside else self._known.within,
+            count=self._count if self.is_inside else self._known.count,
         )
         return known.write()
 

@@ -109,10 +109,11 @@ def read_rows(
         .order_by(cursor, key)
     )
     options = {"stream_results": True, "yield_per": batch_rows}
-    for row in connection.execution_options(**options).execute(query):
-        *values, key_text = row
-        content = dict(zip(columns, values, strict=True))
-        yield content, XidPosition(int(content[config.cursor]), key_text or "", known.base)
+    with connection.execution_options(**options).execute(query) as rows:
+        for *values, key_text in rows:
+            content = dict(zip(columns, values, strict=True))
+            place = XidPosition(int(content[config.cursor]), key_text or "", known.base)
+            yield content, place
 
 
 def _check_cursor(

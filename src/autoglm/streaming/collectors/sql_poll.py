@@ -175,14 +175,12 @@ class SqlPollSource:
         known.poll += 1
         if self._cursor:
             self._refuse_null_cursors(connection)
-        rows = (
-            {name: value for name, value in zip(columns, row, strict=True)}
-            for row in connection.execution_options(
-                stream_results=True, yield_per=self._batch_rows
-            ).execute(self._query(columns, known))
-        )
-        events = self._by_cursor(rows, known) if self._cursor else self._diff(rows, known)
-        yield from self._batches(events, known)
+        options = {"stream_results": True, "yield_per": self._batch_rows}
+        query = self._query(columns, known)
+        with connection.execution_options(**options).execute(query) as found:
+            rows = (dict(zip(columns, row, strict=True)) for row in found)
+            events = self._by_cursor(rows, known) if self._cursor else self._diff(rows, known)
+            yield from self._batches(events, known)
 
     def _query(self, columns: list[str], known: _Position) -> Select[Any]:
         source = sql_table(self._config.table, *(column(name) for name in columns))
