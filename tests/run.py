@@ -42,6 +42,7 @@ SERVERS = {
     "etcd": "etcd-server",
     "usr/lib/postgresql/*/bin/initdb": "postgresql-15",
     "usr/sbin/mariadbd": "mariadb-server-core",
+    "usr/bin/my_print_defaults": "mariadb-client-core",  # what sets up its folder asks it
 }
 
 
