@@ -41,7 +41,8 @@ _OPTIONS = {
 _CLIENT_OPTIONS = {*PATIENCE, "allow_http", "allow_invalid_certificates", "user_agent"} | {
     name for name in _OPTIONS if name.startswith(("proxy", "pool"))
 }
-_CODES = re.compile(r"\b(?:40[0134])\b [A-Z]|<Code>|no credentials|InvalidAccessKey", re.IGNORECASE)
+_FROM_STORE = re.compile(r"S3 error|Error performing|sending request|timed out")
+_CODES = re.compile(r"\b40[0134] [A-Z]|credentials|InvalidAccessKey")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m|↳")
 
 _connected: dict[str, Mapping[str, str]] = {}
@@ -199,7 +200,7 @@ class ObjectStore:
         self._options = {k if k in _CLIENT_OPTIONS else f"aws_{k}": v for k, v in said.items()}
         # Whatever the environment says: a commit that is not a conditional put is no commit.
         self._options |= {"aws_conditional_put": "etag", "aws_s3_allow_unsafe_rename": "false"}
-        self._secrets = [v for k, v in self._options.items() if sounds_secret(k)]
+        self._secrets = [v for k, v in self._options.items() if sounds_secret(k) or "key" in k]
         self._looking: DeltaTable | None = None
 
     def open(self, version: int | None = None) -> DeltaTable:
@@ -272,7 +273,7 @@ class ObjectStore:
 
     def translated(self, error: Exception) -> StorageError | None:
         text = hidden(" ".join(_COLOURS.sub("", str(error)).split()), self._secrets)
-        if "S3 error" not in text and "sending request" not in text and "timed out" not in text:
+        if not _FROM_STORE.search(text):
             return None
         if _CODES.search(text):
             return StorageError(
