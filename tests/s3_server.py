@@ -46,7 +46,8 @@ class Weather:
             return [b""]
         if self._takes("refused"):
             start("403 Forbidden", [])
-            return [b"<Error><Code>InvalidAccessKeyId</Code></Error>"]
+            key = KEYS["access_key_id"].encode()  # AWS repeats it
+            return [b"<Error><Code>InvalidAccessKeyId</Code><Id>" + key + b"</Id></Error>"]
         if path == "/_commits":
             start("200 OK", [])
             return [json.dumps(self._commits).encode()]
