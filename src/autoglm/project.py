@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoglm.config.centre import private_folder
 from autoglm.config.config_loader import Config
+from autoglm.datasets.table_store import connect_table
 from autoglm.errors import ConfigError, OwnerError
 from autoglm.plugins import registry
 from autoglm.settings import (
@@ -94,6 +95,7 @@ class Project:
         )
         self.config: Config[Settings] = read_settings(self.layers)
         registry.allow(self.settings.plugins.allow)
+        connect_table(self.settings.storage.table, self.settings.storage.options)
         self.state = self.layers.state
 
     @property
@@ -172,7 +174,7 @@ class Project:
 
         data = self.settings.data
         return DeltaFeatureTable(
-            self.state / "table",
+            self.settings.storage.table or self.state / "table",
             project=self.name,
             key=data.source.key,
             text=data.input_column,

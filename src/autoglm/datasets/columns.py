@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from autoglm.contracts.dataset_version import DatasetVersion
@@ -61,5 +60,5 @@ def _cells(dataset: DatasetVersion, version: int) -> dict[str, tuple[Any, ...]]:
 
 def _table(dataset: DatasetVersion) -> DeltaFeatureTable:
     return DeltaFeatureTable(
-        Path(dataset.uri), project=dataset.project, key="", text=dataset.text, label=dataset.label
+        dataset.uri, project=dataset.project, key="", text=dataset.text, label=dataset.label
     )

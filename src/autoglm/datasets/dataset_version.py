@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -117,7 +116,7 @@ def describe(
             raise _split_empty(name, len(usable), split)
     return DatasetVersion(
         project=table.project,
-        uri=str(table.folder),
+        uri=table.uri,
         version=at,
         rows=len(usable),
         split_rows={name: split_rows[name] for name in SPLITS},
@@ -145,7 +144,7 @@ def describe(
 def load_rows(dataset: DatasetVersion, split: str | None = None) -> Rows:
     """The usable rows of `dataset`, of one split or of all."""
     table = DeltaFeatureTable(
-        Path(dataset.uri), project=dataset.project, key="", text=dataset.text, label=dataset.label
+        dataset.uri, project=dataset.project, key="", text=dataset.text, label=dataset.label
     )
     ways = Ways(dataset.split, dataset.split_column, dataset.split_time)
     columns = _once("_key", dataset.text, dataset.label, ways.said)

@@ -13,8 +13,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deltalake import CommitProperties, DeltaTable
-from deltalake.exceptions import CommitFailedError
+from deltalake import CommitProperties
 
 from autoglm.datasets.feature_table import DeltaFeatureTable
 from autoglm.errors import DataError, FencedError
@@ -34,16 +33,16 @@ def erase(table: DeltaFeatureTable, key: str) -> Erased:
     """Raises: DataError data.no_such_row; FencedError when somebody commits at the same time."""
     if table.version < 0:
         raise _no_row(table, key)
-    handle = DeltaTable(table.folder)
+    handle = table.open()
     # The entry does not name the row: a log that did would keep what is to be forgotten.
     facts = CommitProperties({ERASURE: "1"})
     quoted = key.replace("'", "''")
     try:
-        done = handle.delete(f"_key = '{quoted}'", commit_properties=facts)
-    except CommitFailedError as error:
+        with table.in_our_words():
+            done = handle.delete(f"_key = '{quoted}'", commit_properties=facts)
+    except FencedError as error:
         raise FencedError(
-            f"{table.folder}: somebody committed in between ({error}).",
-            next_step="Stop `autoglm up`, then erase again.",
+            error.message, next_step="Stop `autoglm up`, then erase again."
         ) from error
     if not done["num_deleted_rows"]:
         raise _no_row(table, key)
@@ -54,7 +53,9 @@ def last_erasure(table: DeltaFeatureTable) -> int:
     """The version that the newest erasure made, -1 without one. Versions before it are not kept."""
     if table.version < 0:
         return -1
-    history = DeltaTable(table.folder).history()
+    handle = table.open()
+    with table.in_our_words():
+        history = handle.history()
     return max((int(entry["version"]) for entry in history if ERASURE in entry), default=-1)
 
 
@@ -66,16 +67,16 @@ def collect_garbage(
     """
     if table.version < 0:
         return []
-    handle, oldest = DeltaTable(table.folder), last_erasure(table)
+    handle, oldest = table.open(), last_erasure(table)
     wanted = {*keep, *table.pins()}
     kept = sorted(v for v in wanted if oldest <= v < table.version)
     # `full`: what a killed writer left behind goes too.
-    return sorted(
-        handle.vacuum(
+    with table.in_our_words():
+        unused = handle.vacuum(
             retention_hours=0, enforce_retention_duration=False, dry_run=is_dry_run,
             keep_versions=kept or None, full=True,
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    return sorted(unused)
 
 
 def _no_row(table: DeltaFeatureTable, key: str) -> DataError:

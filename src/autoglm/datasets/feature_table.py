@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +19,21 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from autoglm import fail_points
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter, OffsetRange, Partition
-from autoglm.datasets.table_schema import SYSTEM_COLUMNS, SYSTEM_SCHEMA, to_arrow, without_unfit
-from autoglm.errors import DataError, FencedError, StorageError
+from autoglm.datasets.table_schema import (
+    EXACT_IN_FLOATS,
+    SYSTEM_COLUMNS,
+    SYSTEM_SCHEMA,
+    TooNarrowError,
+    to_arrow,
+    without_unfit,
+)
+from autoglm.datasets.table_store import open_store
+from autoglm.errors import AutoGLMError, DataError, FencedError, StorageError
 from autoglm.observability.logging import get_logger
 
 # Latency grows with the number of live files (16 ms → 84 ms over 1,000 commits).
 COMMITS_PER_COMPACTION = 100
-PINS = "_pins.json"
+WIDENED = "widened"
 STATS_COLUMNS = ("_version", "_partition", "_offset", "_committed_at")
 DEAD_COLUMNS = ("_key", "_raw", "_cause", "_code", "_partition", "_offset", "_trace")
 
@@ -57,20 +65,20 @@ class Provenance:
 
 
 class DeltaFeatureTable:
-    """Port `FeatureTable` in `folder`; the table is made by the first commit.
+    """Port `FeatureTable` in a folder, or at the address of an object store (`connect_table`); the
+    table is made by the first commit.
 
     `key`, `text` and `label` name the user's columns. Reading needs none of them.
     """
 
-    def __init__(self, folder: Path, *, project: str, key: str, text: str, label: str) -> None:
-        self.folder = folder
+    def __init__(self, place: Path | str, *, project: str, key: str, text: str, label: str) -> None:
+        self.store = open_store(place)
         self.project = project
         self.key = key
         self.text = text
         self.label = label
         self._handle: DeltaTable | None = None
         self._positions: dict[str, str] | None = None
-        self._newest = -1
         self._compaction: threading.Thread | None = None
 
     @property
@@ -79,14 +87,19 @@ class DeltaFeatureTable:
 
     @property
     def version(self) -> int:
-        """Number of the newest commit, -1 without a table. Looks for one file's name only."""
-        log = self.folder / "_delta_log"
-        if self._newest < 0 or not (log / f"{self._newest:020}.json").exists():
-            names = [path.stem for path in log.glob("*.json")] if log.is_dir() else []
-            self._newest = max((int(name) for name in names if name.isdigit()), default=-1)
-        while self._newest >= 0 and (log / f"{self._newest + 1:020}.json").exists():
-            self._newest += 1
-        return self._newest
+        """Number of the newest commit, -1 without a table. Raises: StorageError."""
+        with self.in_our_words():
+            return self.store.newest()
+
+    @property
+    def uri(self) -> str:
+        """What a reader of its dataset versions opens."""
+        return self.store.uri
+
+    def open(self, version: int | None = None) -> DeltaTable:
+        """A handle of the caller's own, at `version` or the newest. Raises: StorageError."""
+        with self.in_our_words():
+            return self.store.open(version)
 
     def next_offset(self, partition: Partition) -> int:
         handle = self._refreshed()
@@ -104,22 +117,16 @@ class DeltaFeatureTable:
         traceparent: str,
     ) -> int:
         """See port. Raises: DataError when the rows do not fit the table (see `to_arrow`),
-        FencedError, StorageError storage.full. After any of them nothing was written.
+        FencedError, StorageError storage.full. After any of them nothing was written; after
+        storage.unreachable the offsets say whether the store took the commit.
         """
         handle = self._handle or self._refreshed() or self._create()
         transactions = self._transactions(handle, offsets)
         known = pa.schema(handle.schema())
         rows, unfit = without_unfit(rows, known, text=self.text, label=self.label)
         dead = [*dead, *unfit]
-        data = to_arrow(
-            rows,
-            dead,
-            known,
-            text=self.text,
-            label=self.label,
-            now=datetime.now(UTC),
-            stored_label=lambda: self._stored_label(handle),
-        )
+        data = self._fitted(handle, rows, dead)
+        known = pa.schema(handle.schema())
         all_positions = {**self._known_positions(handle), **positions}
         facts = {
             "positions": json.dumps(all_positions),
@@ -127,7 +134,7 @@ class DeltaFeatureTable:
             "rows": str(len(rows)),
             "dead": str(len(dead)),
         }
-        try:
+        with self.in_our_words():
             _before_commit()
             write_deltalake(
                 handle,
@@ -137,9 +144,6 @@ class DeltaFeatureTable:
                 # A rebase on a newer version keeps the check: the same application id refuses.
                 commit_properties=CommitProperties(facts, app_transactions=transactions),
             )
-        except Exception as error:
-            self._handle = self._positions = None
-            raise self._translated(error) from error
         _after_commit()
         self._positions = all_positions
         version = int(handle.version())
@@ -165,16 +169,7 @@ class DeltaFeatureTable:
         wanted = None if columns is None else [name for name in columns if name in known]
         order = ["_key", "_version", "_partition", "_offset"]
         needed = None if wanted is None else list(dict.fromkeys([*wanted, *order, "_op"]))
-        try:
-            dataset = handle.to_pyarrow_dataset()
-            log = dataset.to_table(columns=needed, filter=pc.field("_op") != "dead")
-        except FileNotFoundError as error:
-            raise DataError(
-                f"version {handle.version()} of {self.folder} is not kept any more: `autoglm gc`"
-                " deleted its files, since nobody had pinned it or a row was erased behind it.",
-                code="data.version_gone",
-                next_step="Take a newer version: `autoglm data versions`.",
-            ) from error
+        log = self._scanned(handle, needed, pc.field("_op") != "dead")
         if log.num_rows == 0:
             return log if wanted is None else log.select(wanted)
         sorted_rows = pc.sort_indices(log, sort_keys=[(name, "ascending") for name in order])
@@ -192,15 +187,14 @@ class DeltaFeatureTable:
         # The cast keeps pyarrow from comparing it with a file's own bounds, which deltalake gives
         # in another type of text than the column's (`string_view`) and pyarrow then refuses.
         is_one = pc.field("_key").cast(pa.string()).isin(pa.array(keys, pa.string()))
-        return handle.to_pyarrow_dataset().to_table(filter=is_one)
+        return self._scanned(handle, None, is_one)
 
     def dead(self, version: int | None = None) -> pa.Table:
         """Dead letters up to `version`: key, raw, cause, code, partition, offset, trace."""
         handle = self._at(version)
         if handle is None:
             return SYSTEM_SCHEMA.empty_table().select(DEAD_COLUMNS)
-        dataset = handle.to_pyarrow_dataset()
-        return dataset.to_table(columns=list(DEAD_COLUMNS), filter=pc.field("_op") == "dead")
+        return self._scanned(handle, list(DEAD_COLUMNS), pc.field("_op") == "dead")
 
     def dead_events(self) -> pa.Table:
         """Dead letters with what is needed to make an event of each again."""
@@ -208,9 +202,7 @@ class DeltaFeatureTable:
         columns = [*DEAD_COLUMNS, "_version", "_source", "_committed_at"]
         if handle is None:
             return SYSTEM_SCHEMA.empty_table().select(columns)
-        return handle.to_pyarrow_dataset().to_table(
-            columns=columns, filter=pc.field("_op") == "dead"
-        )
+        return self._scanned(handle, columns, pc.field("_op") == "dead")
 
     def newest_versions(self, keys: Sequence[str]) -> dict[str, int]:
         """Key → version of its newest row or delete; keys that have neither are missing."""
@@ -218,7 +210,7 @@ class DeltaFeatureTable:
         if handle is None or not keys:
             return {}
         is_wanted = (pc.field("_op") != "dead") & pc.field("_key").isin(pa.array(keys))
-        found = handle.to_pyarrow_dataset().to_table(columns=["_key", "_version"], filter=is_wanted)
+        found = self._scanned(handle, ["_key", "_version"], is_wanted)
         newest = found.group_by("_key").aggregate([("_version", "max")])
         pairs = zip(newest["_key"].to_pylist(), newest["_version_max"].to_pylist(), strict=True)
         return dict(pairs)
@@ -227,7 +219,9 @@ class DeltaFeatureTable:
         handle = self._at(version)
         if handle is None:
             return 0
-        return int(handle.to_pyarrow_dataset().count_rows(filter=pc.field("_op") == "dead"))
+        with self.in_our_words():
+            dataset = handle.to_pyarrow_dataset()
+            return int(dataset.count_rows(filter=pc.field("_op") == "dead"))
 
     def versions(self) -> list[TableVersion]:
         """Commits that brought rows, newest first."""
@@ -241,14 +235,14 @@ class DeltaFeatureTable:
                 rows=int(entry["rows"]),
                 dead=int(entry["dead"]),
             )
-            for entry in handle.history()
+            for entry in self._history(handle, None)
             if "rows" in entry
         ]
 
     def provenance(self, version: int | None = None) -> Provenance | None:
         """Of the newest commit of rows at `version`; None when there is none."""
         handle = self._at(version)
-        entry = None if handle is None else _newest_rows(handle)
+        entry = None if handle is None else self._newest_rows(handle)
         if entry is None:
             return None
         return Provenance(
@@ -260,37 +254,88 @@ class DeltaFeatureTable:
     def pin(self, version: int, by: str) -> None:
         """Keep the files of `version` as long as `by` needs them. Idempotent."""
         self._at(version)
-        pins = self.pins()
-        if by in pins.get(version, ()):
-            return
-        pins[version] = sorted({*pins.get(version, ()), by})
-        self._write_pins(pins)
+        with self.in_our_words():
+            self.store.pin(version, by)
 
     def unpin(self, by: str) -> None:
         """`by` needs no version any more. Idempotent."""
-        self._write_pins(
-            {
-                version: others
-                for version, names in self.pins().items()
-                if (others := [name for name in names if name != by])
-            }
-        )
-
-    def _write_pins(self, pins: Mapping[int, Sequence[str]]) -> None:
-        staging = self.folder / f"{PINS}.{os.getpid()}"
-        with open(staging, "w", encoding="utf-8") as file:
-            json.dump({str(number): names for number, names in sorted(pins.items())}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(self.folder / PINS)
+        with self.in_our_words():
+            self.store.unpin(by)
 
     def pins(self) -> dict[int, list[str]]:
         """Version → who needs it."""
-        try:
-            stored = json.loads((self.folder / PINS).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        return {int(number): names for number, names in stored.items()}
+        with self.in_our_words():
+            return self.store.pins()
+
+    def _fitted(
+        self, handle: DeltaTable, rows: Sequence[ChangeEvent], dead: Sequence[DeadLetter]
+    ) -> pa.Table:
+        """What is appended; columns that are too narrow for it are widened before."""
+        while True:
+            try:
+                return to_arrow(
+                    rows,
+                    dead,
+                    pa.schema(handle.schema()),
+                    text=self.text,
+                    label=self.label,
+                    now=datetime.now(UTC),
+                    stored_label=lambda: self._stored_label(handle),
+                )
+            except TooNarrowError as narrow:
+                self._widen(handle, narrow)
+
+    def _widen(self, handle: DeltaTable, narrow: TooNarrowError) -> None:
+        """Whole numbers of a column become fractions, in a commit of its own that holds every row
+        anew. Any reader of Delta opens that; the type widening of its newer protocol few, and
+        theirs does not know this step. Batch by batch: memory does not grow with the table.
+
+        Raises: DataError data.schema_changed when a number in it would not stay the same.
+        """
+        known = pa.schema(handle.schema())
+        place = known.get_field_index(narrow.column)
+        wider = known.set(place, pa.field(narrow.column, pa.float64()))
+        with self.in_our_words():
+            dataset = handle.to_pyarrow_dataset()
+            for batch in dataset.to_batches(columns=[narrow.column]):
+                bounds = pc.min_max(batch.column(0)).as_py()
+                if max(abs(bounds["min"] or 0), abs(bounds["max"] or 0)) > EXACT_IN_FLOATS:
+                    raise narrow.refusal
+            batches = (batch.cast(wider) for batch in dataset.to_batches(columns=known.names))
+            write_deltalake(
+                handle,
+                pa.RecordBatchReader.from_batches(wider, batches),
+                mode="overwrite",
+                schema_mode="overwrite",
+                # Rows that another member appended meanwhile are not in `batches`: no rebase.
+                commit_properties=CommitProperties({WIDENED: narrow.column}, max_commit_retries=0),
+            )
+        get_logger(project=self.project).warning("column widened", column=narrow.column)
+
+    def _scanned(self, handle: DeltaTable, columns: Sequence[str] | None, only: Any) -> pa.Table:
+        """Raises: DataError data.version_gone, StorageError."""
+        with self.in_our_words():
+            try:
+                return handle.to_pyarrow_dataset().to_table(columns=columns, filter=only)
+            except FileNotFoundError as error:
+                raise DataError(
+                    f"version {handle.version()} of {self.uri} is not kept any more: `autoglm gc`"
+                    " deleted its files, since nobody had pinned it or a row was erased behind it.",
+                    code="data.version_gone",
+                    next_step="Take a newer version: `autoglm data versions`.",
+                ) from error
+
+    def _history(self, handle: DeltaTable, limit: int | None) -> list[dict[str, Any]]:
+        with self.in_our_words():
+            return list(handle.history(limit))
+
+    def _newest_rows(self, handle: DeltaTable) -> dict[str, Any] | None:
+        """The newest log entry that a `commit` wrote: creation and compaction carry no facts."""
+        for limit in (4, None):
+            for entry in self._history(handle, limit):
+                if "positions" in entry:
+                    return dict(entry)
+        return None
 
     def _transactions(
         self, handle: DeltaTable, offsets: Mapping[Partition, OffsetRange]
@@ -312,46 +357,47 @@ class DeltaFeatureTable:
 
     def _known_positions(self, handle: DeltaTable) -> dict[str, str]:
         if self._positions is None:
-            entry = _newest_rows(handle)
+            entry = self._newest_rows(handle)
             self._positions = json.loads(entry["positions"]) if entry else {}
         return self._positions
 
     def _stored_label(self, handle: DeltaTable) -> Any:
         is_labelled = pc.field(self.label).is_valid()
-        found = handle.to_pyarrow_dataset().head(1, columns=[self.label], filter=is_labelled)
+        with self.in_our_words():
+            dataset = handle.to_pyarrow_dataset()
+            found = dataset.head(1, columns=[self.label], filter=is_labelled)
         return found[self.label][0].as_py() if found.num_rows else None
 
     def _refreshed(self) -> DeltaTable | None:
         """A handle at the newest version, None without a table."""
-        if self.version < 0:
+        newest = self.version
+        if newest < 0:
             self._handle = self._positions = None
             return None
-        try:
+        with self.in_our_words():
             if self._handle is None:
-                self._handle, self._positions = DeltaTable(self.folder), None
-            elif self._handle.version() != self.version:
+                self._handle, self._positions = self.store.open(), None
+            elif self._handle.version() != newest:
                 self._handle.update_incremental()
                 self._positions = None
-        except Exception as error:
-            self._handle = None
-            raise self._translated(error) from error
         return self._handle
 
     def _at(self, version: int | None) -> DeltaTable | None:
         if version is None:
             return self._refreshed()
-        if not 0 <= version <= self.version:
+        newest = self.version
+        if not 0 <= version <= newest:
             raise DataError(
-                f"{self.folder} has no version {version}; the newest is {self.version}.",
+                f"{self.uri} has no version {version}; the newest is {newest}.",
                 code="data.no_such_version",
             )
-        return DeltaTable(self.folder, version=version)
+        return self.open(version)
 
     def _create(self) -> DeltaTable:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self.in_our_words():
+            self.store.prepare()
         try:
-            self._handle = DeltaTable.create(
-                self.folder,
+            self._handle = self.store.create(
                 schema=SYSTEM_SCHEMA,
                 partition_by=["_op"],
                 configuration={
@@ -364,7 +410,7 @@ class DeltaFeatureTable:
         except Exception as error:
             if self.version < 0:
                 raise self._translated(error) from error
-            self._handle = DeltaTable(self.folder)  # another process was first
+            self._handle = self.open()  # another process was first
         return self._handle
 
     def _compact_behind(self) -> None:
@@ -378,40 +424,46 @@ class DeltaFeatureTable:
 
     def _compact(self) -> None:
         try:
-            DeltaTable(self.folder).optimize.compact()
+            self.store.open().optimize.compact()
         except Exception as error:
             # Deltalake raises plain `Exception` too. The table is as it was; the next one does it.
-            get_logger(project=self.project).warning("compaction postponed", cause=str(error))
+            get_logger(project=self.project).warning(
+                "compaction postponed", cause=str(self._translated(error))
+            )
+
+    @contextmanager
+    def in_our_words(self) -> Iterator[None]:
+        """What fails inside is raised as an error of ours, and the handle is opened anew."""
+        try:
+            yield
+        except AutoGLMError:
+            raise
+        except Exception as error:
+            self._handle = self._positions = None
+            raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> StorageError:
         """Deltalake raises plain `Exception` for part of what goes wrong below it."""
         if isinstance(error, CommitFailedError):
             return FencedError(
-                f"{self.folder}: somebody committed in between ({error}).",
+                f"{self.uri}: somebody committed in between ({error}).",
                 next_step="Read the offsets again.",
             )
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return StorageError(
-                f"{self.folder}: no space left; nothing of this commit is in the table.",
+                f"{self.uri}: no space left; nothing of this commit is in the table.",
                 code="storage.full",
                 next_step="Free disk space, then run again: it goes on where it stood.",
             )
+        if (known := self.store.translated(error)) is not None:
+            return known
         if isinstance(error, TableNotFoundError):
-            return StorageError(f"{self.folder} is not a Delta table.", code="storage.unusable")
+            return StorageError(f"{self.uri} is not a Delta table.", code="storage.unusable")
         return StorageError(
-            f"{self.folder} cannot be used: {error}.",
+            f"{self.uri} cannot be used: {error}.",
             code="storage.unusable",
             next_step="Check the folder's permissions.",
         )
-
-
-def _newest_rows(handle: DeltaTable) -> dict[str, Any] | None:
-    """The newest log entry that a `commit` wrote: creation and compaction carry no facts."""
-    for limit in (4, None):
-        for entry in handle.history(limit):
-            if "positions" in entry:
-                return dict(entry)
-    return None
 
 
 def _moment(milliseconds: int) -> datetime:

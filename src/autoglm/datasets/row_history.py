@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from deltalake import DeltaTable
-
 from autoglm.contracts.change_event import Partition
 from autoglm.datasets.feature_table import DeltaFeatureTable
 from autoglm.datasets.table_schema import SYSTEM_COLUMNS
@@ -94,7 +92,7 @@ class RowHistory:
     def _next_offset(self, version: int, partition: int) -> int:
         if (version, partition) not in self._offsets:
             name = Partition(group=self.group, topic=self.topic, number=partition)
-            at = DeltaTable(self.table.folder, version=version)
+            at = self.table.open(version)
             stored = at.transaction_version(name.app_id(self.table.table_id))
             self._offsets[version, partition] = int(stored or 0)
         return self._offsets[version, partition]

@@ -33,8 +33,18 @@ SYSTEM_COLUMNS = frozenset(SYSTEM_SCHEMA.names)
 _TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 _WORDS = {"string": "text", "int64": "whole number", "double": "number", "bool": "truth value"}
 _NONE = type(None)
+# Above it a float steps by more than one.
+EXACT_IN_FLOATS = 2**53
 # Of a row that does not fit only the beginning is kept as evidence.
 RAW_BYTES = 65_536
+
+
+class TooNarrowError(Exception):
+    """A column of whole numbers meets a fraction; `refusal` is for whoever cannot widen it."""
+
+    def __init__(self, column: str, refusal: DataError) -> None:
+        super().__init__(column)
+        self.column, self.refusal = column, refusal
 
 
 def to_arrow(
@@ -51,7 +61,7 @@ def to_arrow(
 
     `stored_label` gives a label that the table holds, for the error that names two.
     Raises: DataError data.mixed_labels, data.schema_changed, data.reserved_column,
-    data.duplicate_column.
+    data.duplicate_column; TooNarrowError where a wider column would hold the rows.
     """
     if isinstance(rows, EventColumns):
         table = _from_columns(rows, known, text=text)
@@ -75,7 +85,14 @@ def to_arrow(
         target = known_type if known_type is not None else _type_of(kinds)
         if target is None:
             continue  # nothing but NULL so far: the first value will say what the column is
-        arrays.append(_column(name, [*values, *padding], kinds, target, is_text=name == text))
+        values += padding
+        try:
+            arrays.append(_column(name, values, kinds, target, is_text=name == text))
+        except DataError as error:
+            # Not a label: 1 would become the class "1.0".
+            if name != label and _may_widen(values, kinds, target):
+                raise TooNarrowError(name, error) from error
+            raise
         fields.append(pa.field(name, target))
     return pa.table(arrays, schema=pa.schema(fields))
 
@@ -235,7 +252,7 @@ def _column(
         if kinds <= {int, float} and set(map(type, whole)) <= {int, _NONE}:
             return pa.array(whole, target)
     elif pa.types.is_floating(target):
-        if kinds <= {int, float}:
+        if kinds <= {float} or _are_exact(values, kinds):
             return pa.array([value if value is None else float(value) for value in values], target)
     elif pa.types.is_boolean(target) and kinds <= {bool}:
         return pa.array(values, target)
@@ -246,6 +263,15 @@ def _column(
         code="data.schema_changed",
         next_step="Correct the rows in the source; their next change replaces this one.",
     )
+
+
+def _may_widen(values: Sequence[Any], kinds: set[type], target: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(target)) and _are_exact(values, kinds)
+
+
+def _are_exact(values: Sequence[Any], kinds: set[type]) -> bool:
+    """Whether each stays what it is as a float."""
+    return kinds <= {int, float} and all(v is None or _fits(v, pa.float64()) for v in values)
 
 
 def _check_labels(
@@ -289,7 +315,7 @@ def _fits(value: Any, target: pa.DataType) -> bool:
     if pa.types.is_integer(target):
         return type(_whole(value)) in (int, _NONE)
     if pa.types.is_floating(target):
-        return type(value) in (int, float)
+        return type(value) is float or (type(value) is int and abs(value) <= EXACT_IN_FLOATS)
     return isinstance(value, bool)
 
 

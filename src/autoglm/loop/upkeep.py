@@ -71,7 +71,7 @@ def collect_garbage(project: Project, *, is_dry_run: bool = False) -> Garbage:
         }
         held |= {_dataset_version(row) for row in _unfinished(project)}
         unused = erasure.collect_garbage(table, held, is_dry_run=True)
-        num_bytes += sum(_size(table.folder / name) for name in unused)
+        num_bytes += table.store.num_bytes(unused)
         if not is_dry_run:
             erasure.collect_garbage(table, held)
     return Garbage(table_files=tuple(unused), models=tuple(models), num_bytes=num_bytes)

@@ -30,6 +30,7 @@ from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import FOLD, StageChain
 from autoglm.datasets.dataset_version import load_rows
+from autoglm.datasets.table_store import connect_table
 from autoglm.datasets.tokenised import Tokens, tokenised
 from autoglm.errors import AutoGLMError, CancelledError, TrainingError
 from autoglm.evaluation.roles import MEASURED
@@ -107,6 +108,8 @@ class Worker:
             return None
         logs.set_trace(spec.traceparent)
         self._opened = ""  # what fails to open leaves nothing open
+        storage = spec.config["storage"]
+        connect_table(storage.get("table", ""), storage.get("options", {}))
         self._spec, self._start, self._base = spec, start, Path(request["base"])
         self._start_name = str(request["start_name"])
         limits = spec.config["cache"]
