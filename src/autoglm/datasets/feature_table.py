@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +21,14 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from autoglm import fail_points
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter, OffsetRange, Partition
-from autoglm.datasets.table_schema import SYSTEM_COLUMNS, SYSTEM_SCHEMA, to_arrow, without_unfit
+from autoglm.datasets.table_schema import (
+    SYSTEM_COLUMNS,
+    SYSTEM_SCHEMA,
+    as_numbers,
+    to_arrow,
+    widened,
+    without_unfit,
+)
 from autoglm.errors import DataError, FencedError, StorageError
 from autoglm.observability.logging import get_logger
 
@@ -68,6 +77,7 @@ class DeltaFeatureTable:
         self.key = key
         self.text = text
         self.label = label
+        self.num_unfit = 0  # of the last commit's rows, those that became dead letters in it
         self._handle: DeltaTable | None = None
         self._positions: dict[str, str] | None = None
         self._newest = -1
@@ -103,10 +113,11 @@ class DeltaFeatureTable:
         positions: Mapping[str, str],
         traceparent: str,
     ) -> int:
-        """See port. Raises: DataError when the rows do not fit the table (see `to_arrow`),
+        """See port. Rows that the table cannot hold are dead letters of this commit. Raises:
         FencedError, StorageError storage.full. After any of them nothing was written.
         """
         handle = self._handle or self._refreshed() or self._create()
+        self._widen(handle, rows)  # moves the handle, so before what is checked on it
         transactions = self._transactions(handle, offsets)
         known = pa.schema(handle.schema())
         rows, unfit = without_unfit(rows, known, text=self.text, label=self.label)
@@ -116,9 +127,7 @@ class DeltaFeatureTable:
             dead,
             known,
             text=self.text,
-            label=self.label,
             now=datetime.now(UTC),
-            stored_label=lambda: self._stored_label(handle),
         )
         all_positions = {**self._known_positions(handle), **positions}
         facts = {
@@ -129,19 +138,20 @@ class DeltaFeatureTable:
         }
         try:
             _before_commit()
-            write_deltalake(
-                handle,
-                data,
-                mode="append",
-                schema_mode="merge" if set(data.schema.names) - set(known.names) else None,
-                # A rebase on a newer version keeps the check: the same application id refuses.
-                commit_properties=CommitProperties(facts, app_transactions=transactions),
-            )
+            with self._turn():
+                write_deltalake(
+                    handle,
+                    data,
+                    mode="append",
+                    schema_mode="merge" if set(data.schema.names) - set(known.names) else None,
+                    # A rebase on a newer version keeps the check: the same application id refuses.
+                    commit_properties=CommitProperties(facts, app_transactions=transactions),
+                )
         except Exception as error:
             self._handle = self._positions = None
             raise self._translated(error) from error
         _after_commit()
-        self._positions = all_positions
+        self._positions, self.num_unfit = all_positions, len(unfit)
         version = int(handle.version())
         if version % COMMITS_PER_COMPACTION == COMMITS_PER_COMPACTION - 1:
             self._compact_behind()
@@ -316,10 +326,44 @@ class DeltaFeatureTable:
             self._positions = json.loads(entry["positions"]) if entry else {}
         return self._positions
 
-    def _stored_label(self, handle: DeltaTable) -> Any:
-        is_labelled = pc.field(self.label).is_valid()
-        found = handle.to_pyarrow_dataset().head(1, columns=[self.label], filter=is_labelled)
-        return found[self.label][0].as_py() if found.num_rows else None
+    def _widen(self, handle: DeltaTable, rows: Sequence[ChangeEvent]) -> None:
+        """Columns of whole numbers become columns of numbers where `rows` need it: the log is
+        written anew as a commit of its own, since Delta's readers do not widen. Costs one copy of
+        the log in memory. Raises: FencedError, StorageError.
+        """
+        own = (self.text, self.label)
+        if not widened(rows, pa.schema(handle.schema()), but=own):
+            return
+        try:
+            with self._turn(alone=True):
+                handle.update_incremental()
+                names = widened(rows, pa.schema(handle.schema()), but=own)
+                log = handle.to_pyarrow_dataset().to_table()
+                names = [name for name in names if as_numbers(log, [name]) is not None]
+                if not names:
+                    return
+                # No second try: on top of a compaction, deltalake's would double every row.
+                facts = CommitProperties({"widened": json.dumps(names)}, max_commit_retries=0)
+                write_deltalake(
+                    handle,
+                    as_numbers(log, names),
+                    mode="overwrite",
+                    schema_mode="overwrite",
+                    commit_properties=facts,
+                )
+        except Exception as error:
+            self._handle = self._positions = None
+            raise self._translated(error) from error
+        get_logger(project=self.project).info("columns hold all numbers now", columns=names)
+
+    @contextmanager
+    def _turn(self, *, alone: bool = False) -> Iterator[None]:
+        """Appends go side by side; who writes the log anew is alone, or others' commits would make
+        it begin again for ever. Nothing depends on it but that: the log itself refuses.
+        """
+        with open(self.folder / "_turn.lock", "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            yield
 
     def _refreshed(self) -> DeltaTable | None:
         """A handle at the newest version, None without a table."""
@@ -378,7 +422,8 @@ class DeltaFeatureTable:
 
     def _compact(self) -> None:
         try:
-            DeltaTable(self.folder).optimize.compact()
+            with self._turn():
+                DeltaTable(self.folder).optimize.compact()
         except Exception as error:
             # Deltalake raises plain `Exception` too. The table is as it was; the next one does it.
             get_logger(project=self.project).warning("compaction postponed", cause=str(error))

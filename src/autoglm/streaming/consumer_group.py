@@ -96,7 +96,7 @@ class Consumer:
             if cancel.is_set():
                 raise CancelledError("processing was stopped.", next_step="The next call goes on.")
             try:
-                version = self._commit(opened, offsets, generation=None)
+                done = self._commit(opened, offsets, generation=None)
             except FencedError:
                 # Somebody else committed these offsets: what they hold is not ours to write.
                 fenced += 1
@@ -104,7 +104,7 @@ class Consumer:
                     raise
                 offsets = self._seek(everything)
                 continue
-            rows, dead = rows + len(opened.rows), dead + len(opened.dead)
+            rows, dead, version = rows + done.rows, dead + done.dead, done.version
         return Drained(rows=rows, dead=dead, version=version)
 
     def follow(self, cancel: threading.Event, *, member: str, lease: timedelta) -> None:
@@ -207,7 +207,7 @@ class Consumer:
 
     def _commit(
         self, opened: _Open, offsets: dict[Partition, int], *, generation: int | None
-    ) -> int:
+    ) -> Committed:
         """Rows and offsets into the table, then the hint; `offsets` moves on.
 
         Raises: FencedError when the table is not where the batch begins.
@@ -219,6 +219,7 @@ class Consumer:
             positions=opened.positions,
             traceparent=opened.traceparent,
         )
+        unfit = int(getattr(self._table, "num_unfit", 0))
         ends = {partition: r.end for partition, r in opened.offsets.items()}
         for partition in ends:
             del offsets[partition]
@@ -227,16 +228,15 @@ class Consumer:
         _before_hint()
         self._tell(ends, generation)
         _after_hint()
-        self._on_commit(
-            Committed(
-                events=opened.events,
-                rows=len(opened.rows),
-                dead=len(opened.dead),
-                offsets=dict(offsets),
-                version=version,
-            )
+        done = Committed(
+            events=opened.events,
+            rows=len(opened.rows) - unfit,
+            dead=len(opened.dead) + unfit,
+            offsets=dict(offsets),
+            version=version,
         )
-        return version
+        self._on_commit(done)
+        return done
 
     def _tell(self, ends: Mapping[Partition, int], generation: int | None) -> None:
         """The table has the rows: a broker that does not take the hint costs nothing but a figure,
