@@ -75,7 +75,7 @@ def test_each_of_a_thousand_rows_in_forty_batches_leads_to_its_version_and_trace
 ) -> None:
     for start in range(0, 1000, 25):
         filled.add(*(row(number) for number in range(start, start + 25)))
-    filled.table._compact(filled.table._refreshed())
+    filled.table._compact()
     found = history(filled).of_many([str(number) for number in range(1000)])
     for number in range(1000):
         (change,) = found[str(number)]
@@ -143,7 +143,7 @@ def test_an_erased_row_is_gone_from_every_file_once_garbage_is_collected(filled:
 
 def test_garbage_leaves_what_is_kept_and_pinned(filled: Filled) -> None:
     versions = [filled.add(row(number)) for number in range(4)]
-    filled.table._compact(filled.table._refreshed())
+    filled.table._compact()
     filled.table.pin(versions[0], "a run")
     assert collect_garbage(filled.table, [versions[2]])
     assert filled.table.read(versions[0]).num_rows == 1

@@ -62,6 +62,7 @@ class SqliteBroker:
             self._connection.execute("pragma journal_mode=wal")
             self._connection.execute("pragma synchronous=full")
             self._connection.executescript(_SCHEMA + group_members.SCHEMA)
+            self._file = path.stat().st_ino
 
     @classmethod
     def open(
@@ -292,13 +293,30 @@ class SqliteBroker:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock, _ours(self._path):
+            self._refuse_replaced()
             self._connection.execute("begin immediate")
             try:
                 yield self._connection
                 self._connection.execute("commit")
             except BaseException:
-                self._connection.execute("rollback")
+                # A full disk has rolled back already.
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
                 raise
+
+    def _refuse_replaced(self) -> None:
+        """What is written into a file that was deleted is gone when we close it."""
+        try:
+            is_there = self._path.stat().st_ino == self._file
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise StorageError(
+                f"{self._path} was deleted or replaced while it was open.",
+                code="broker.replaced",
+                next_step="Put the log back; or delete the project's state, and all rows are read"
+                " from the source again.",
+            )
 
 
 @contextmanager

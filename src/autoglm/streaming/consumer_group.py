@@ -148,27 +148,10 @@ class Consumer:
             return self._broker.join(self._group, self._topic, member=member, lease=lease)
 
     def _seek(self, numbers: Sequence[int]) -> dict[Partition, int]:
-        """Where the table says that each partition goes on.
-
-        Raises: StorageError broker.offset_gone when the broker has less than the table has read:
-        it is another broker than the one that was read, and its first events would be passed by.
-        """
-        found = {}
-        for number in numbers:
-            partition = Partition(group=self._group, topic=self._topic, number=number)
-            offset = self._table.next_offset(partition)
-            end = self._broker.end_offset(self._topic, number)
-            if offset > end:
-                raise StorageError(
-                    f"topic {self._topic}, partition {number} ends at offset {end}; the feature"
-                    f" table has it up to {offset}. This is not the log that the table was read"
-                    " from.",
-                    code="broker.offset_gone",
-                    next_step="Put the log back; or delete the project's state, and all rows are"
-                    " read from the source again.",
-                )
-            found[partition] = offset
-        return found
+        """See `seek`."""
+        return seek(
+            self._broker, self._table, group=self._group, topic=self._topic, numbers=numbers
+        )
 
     def _fill(self, offsets: Mapping[Partition, int]) -> _Open | None:
         """Events of every partition, at most `batch_rows` in all; None when there are none."""
@@ -250,3 +233,29 @@ class Consumer:
             return  # the next heartbeat says what this member reads now
         except AutoGLMError as error:
             get_logger().warning("the group's offsets are not told", cause=str(error))
+
+
+def seek(
+    broker: Broker, table: FeatureTable, *, group: str, topic: str, numbers: Sequence[int]
+) -> dict[Partition, int]:
+    """Where the table says that each partition goes on.
+
+    Raises: StorageError broker.offset_gone when the broker has less than the table has read:
+    it is another broker than the one that was read, and its first events would be passed by.
+    """
+    found = {}
+    for number in numbers:
+        partition = Partition(group=group, topic=topic, number=number)
+        offset = table.next_offset(partition)
+        end = broker.end_offset(topic, number)
+        if offset > end:
+            raise StorageError(
+                f"topic {topic}, partition {number} ends at offset {end}; the feature"
+                f" table has it up to {offset}. This is not the log that the table was read"
+                " from.",
+                code="broker.offset_gone",
+                next_step="Put the log back; or delete the project's state, and all rows are"
+                " read from the source again.",
+            )
+        found[partition] = offset
+    return found
