@@ -92,8 +92,9 @@ def end_to_end(server: Postgres, events: int, seconds: int) -> None:
         path.delays.clear()
         # A process of its own: a client that shares our interpreter would wait for it.
         feeder = get_context("spawn").Process(target=feed, args=(server.url, events, seconds))
-        clock, cpu = time.perf_counter(), time.process_time()
         feeder.start()
+        path.wait_for(events + 1)
+        clock, cpu = time.perf_counter(), time.process_time()
         path.wait_for(events + PER_SECOND * seconds)
         feeder.join()
         report("as committed, 1,000/s asked", PER_SECOND * seconds, clock, cpu)
