@@ -159,6 +159,28 @@ def test_a_full_log_says_that_it_is_full_and_goes_on_when_there_is_room(
     assert consumer_of(tmp_path, broker).drain(threading.Event()).rows == 3_003
 
 
+def test_rows_that_are_large_together_are_stored_read_and_committed_in_parts(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        change(f"k{i}", i, {"id": f"k{i}", "text": "words", "label": "a", "more": "x" * 20_000_000})
+        for i in range(8)
+    ]
+    seen: list[Committed] = []
+    with closing(SqliteBroker(tmp_path / "large.db", partitions=1)) as broker:
+        epoch = broker.new_epoch("t", "s")
+        for _twice in range(2):
+            broker.append("t", batch_of(rows, "8"), producer="s", epoch=epoch)
+        offset, sizes = 0, []
+        while (found := broker.fetch("t", 0, offset, max_events=100)) is not None:
+            offset, sizes = found.range.end, [*sizes, len(found.events)]
+        consumer_of(tmp_path, broker, on_commit=seen.append).drain(threading.Event())
+    assert sum(sizes) == offset == 8
+    assert max(sizes) <= 2
+    assert max(len(done.events) for done in seen) <= 4
+    assert [e.key for done in seen for e in done.events] == [f"k{i}" for i in range(8)]
+
+
 def test_a_partition_that_never_empties_does_not_keep_the_others_waiting(
     tmp_path: Path, broker: SqliteBroker
 ) -> None:

@@ -156,21 +156,15 @@ def init(
     if backbone not in OWN:
         resolve_backbone(backbone, folder)
     is_new = not folder.exists()
-    if from_file is not None and from_file.is_dir():
-        kind, url, table, num_rows = "folder", _path_from(from_file, folder), "", None
-        asked = {"text": text, "label": label, "key": key, "task": task}
-        columns, from_file = _from_folder(from_file, **asked)
-    elif from_file is not None:
-        asked = {"text": text, "label": label, "key": key, "task": task}
-        columns, url, num_rows = _from_file(from_file, folder, **asked)
-        table = TABLE
+    asked = {"text": text, "label": label, "key": key, "task": task}
+    if from_file is not None:
+        kind, url, table, num_rows, columns, from_file = _from_files(from_file, folder, **asked)
     else:
         assert source is not None
         assert table is not None
-        url = _stored_url(source, folder)
-        asked = {"text": text, "label": label, "key": key, "cursor": cursor, "task": task}
-        columns = _inspect(_polled_url(url) if listen else url, table, folder, **asked)
-        num_rows = None
+        url, num_rows = _stored_url(source, folder), None
+        polled = _polled_url(url) if listen else url
+        columns = _inspect(polled, table, folder, cursor=cursor, **asked)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         read = [columns.text] + [columns.label] * (TASKS[task].answers == "text")
@@ -244,6 +238,19 @@ def _from_file(file: Path, folder: Path, **asked: Any) -> tuple[Any, str, int]:
 
     columns, num_rows = import_file(file, folder / DATABASE, TABLE, **asked)
     return columns, f"sqlite:///{DATABASE}", num_rows
+
+
+def _from_files(
+    file: Path, folder: Path, **asked: Any
+) -> tuple[str, str, str, int | None, Any, Path]:
+    """Kind, address and table of the source, rows, columns, and a file with a sample of them: a
+    folder is watched, a file becomes a table.
+    """
+    if file.is_dir():
+        columns, example = _from_folder(file, **asked)
+        return "folder", _path_from(file, folder), "", None, columns, example
+    columns, url, num_rows = _from_file(file, folder, **asked)
+    return "sql", url, TABLE, num_rows, columns, file
 
 
 def _from_folder(watched: Path, **asked: Any) -> tuple[Any, Path]:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from autoglm import fail_points
 from autoglm.clock import Clock, SystemClock
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter, OffsetRange, Partition
-from autoglm.contracts.event_columns import joined
+from autoglm.contracts.event_columns import joined, num_bytes
 from autoglm.errors import AutoGLMError, CancelledError, FencedError, StorageError
 from autoglm.observability.logging import get_logger
 from autoglm.plugins.kinds import Assignment, Broker, FeatureTable, Processor
@@ -22,6 +22,7 @@ _before_hint = fail_points.declare("hop5.before_hint", "rows committed, group of
 _after_hint = fail_points.declare("hop5.after_hint", "group offset told, nothing fetched since")
 FENCED_ATTEMPTS = 5
 COMMITS_PER_RETENTION = 50
+BATCH_BYTES = 64 << 20
 # A member asks this often within its lease: one lost beat does not cost it its partitions.
 BEATS_PER_LEASE = 3
 IDLE = timedelta(milliseconds=100)
@@ -52,6 +53,7 @@ class _Open:
     """What the next commit will hold."""
 
     parts: list[Sequence[ChangeEvent]] = field(default_factory=list)
+    num_bytes: int = 0
     offsets: dict[Partition, OffsetRange] = field(default_factory=dict)
     positions: dict[str, str] = field(default_factory=dict)
     traceparent: str = ""
@@ -154,7 +156,9 @@ class Consumer:
         )
 
     def _fill(self, offsets: Mapping[Partition, int]) -> _Open | None:
-        """Events of every partition, at most `batch_rows` in all; None when there are none."""
+        """Events of every partition, at most `batch_rows` in all, and no more once they take
+        BATCH_BYTES; None when there are none.
+        """
         opened, room = _Open(), self._batch_rows
         # First a fair share of each, so that all are under way; then whatever there is.
         for share in (-(-room // max(1, len(offsets))), room):
@@ -174,13 +178,14 @@ class Consumer:
         known = opened.offsets.get(partition)
         begin = offset = known.end if known else start
         taken = 0
-        while taken < room:
+        while taken < room and opened.num_bytes < BATCH_BYTES:
             fetched = self._broker.fetch(
                 self._topic, partition.number, offset, max_events=room - taken
             )
             if fetched is None:
                 break
             opened.parts.append(fetched.events)
+            opened.num_bytes += num_bytes(fetched.events)
             opened.positions[fetched.source] = fetched.position
             opened.traceparent = fetched.traceparent
             offset, taken = fetched.range.end, taken + len(fetched.events)
