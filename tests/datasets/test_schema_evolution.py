@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,23 @@ def test_the_way_from_the_broker_goes_on_behind_a_row_of_another_shape(tmp_path:
     broker.close()
     assert column(table, "size") == {"0": 1.0, "1": 0.0, "5": 2.5, "6": 3.0}
     assert sorted(table.dead()["_key"].to_pylist()) == ["2", "3", "4"]
+
+
+def test_a_key_of_broken_utf8_is_a_dead_letter_for_a_delete_too(tmp_path: Path) -> None:
+    broker = SqliteBroker(tmp_path / "b.db", partitions=1)
+    epoch = broker.new_epoch("t", "s")
+    gone = replace(event("\ud800", 1), op="delete", row={})
+    events = (gone, replace(event("x", 2), key="\udcff"), event("good", 3))
+    batch = ChangeBatch(project="p", source="s", events=events, position="1", traceparent="")
+    broker.append("t", batch, producer="s", epoch=epoch)
+    table = table_of(tmp_path)
+    chain = RowProcessor(text="text", label="label", max_text_bytes=1_000)
+    options: dict[str, Any] = {"project": "p", "group": "g", "topic": "t", "batch_rows": 9}
+    Consumer(broker, table, chain, **options).drain(threading.Event())
+    broker.close()
+    assert table.read()["_key"].to_pylist() == ["good"]
+    assert table.dead()["_key"].to_pylist() == ["\\ud800", "\\udcff"]
+    assert set(table.dead()["_code"].to_pylist()) == {"data.not_utf8"}
 
 
 def test_widening_over_anothers_compaction_doubles_nothing(
