@@ -1,202 +1,222 @@
-"""A column comes, or becomes wider; whatever else changes is refused. Other readers see the same."""
+"""Rows whose shape changes: the table follows where nothing is lost, else the row is refused alone."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from datetime import datetime
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
-from autoglm import fail_points
-from autoglm.contracts.change_event import OffsetRange, Partition
-from autoglm.datasets.erasure import collect_garbage, erase
+from autoglm.contracts.change_event import ChangeBatch, ChangeEvent, OffsetRange, Partition
+from autoglm.contracts.event_columns import EventColumns, columns_of, placed
+from autoglm.datasets import feature_table
 from autoglm.datasets.feature_table import DeltaFeatureTable
-from autoglm.datasets.row_history import RowHistory
-from autoglm.errors import DataError, FencedError, StorageError
-from feature_tables import PARTITION, TRACE, add, made, rows, table_at
+from autoglm.errors import FencedError
+from autoglm.streaming.broker import SqliteBroker
+from autoglm.streaming.consumer_group import Consumer
+from autoglm.streaming.processor import RowProcessor
+
+PARTITION = Partition(group="g", topic="t", number=0)
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> DeltaFeatureTable:
-    return table_at(tmp_path / "table")
+def table_of(folder: Path) -> DeltaFeatureTable:
+    return DeltaFeatureTable(folder / "table", project="p", key="id", text="text", label="label")
 
 
-def column(table: DeltaFeatureTable, name: str, version: int | None = None) -> dict[str, Any]:
-    latest = table.read(version, columns=["_key", name])
-    return dict(zip(latest["_key"].to_pylist(), latest[name].to_pylist(), strict=True))
-
-
-def by_ours(folder: Path) -> list[dict[str, Any]]:
-    """Every entry of the log."""
-    return table_at(folder).open().to_pyarrow_table().to_pylist()
-
-
-def by_polars(folder: Path) -> list[dict[str, Any]]:
-    polars = pytest.importorskip("polars")
-    return polars.read_delta(str(folder)).to_dicts()
-
-
-def by_duckdb(folder: Path) -> list[dict[str, Any]]:
-    """By its own reader of Delta, which shares nothing with ours."""
-    duckdb = pytest.importorskip("duckdb")
-    shipped = pytest.importorskip("duckdb_extension_delta").__path__[0]
-    name = f"extensions/v{duckdb.__version__}/delta.duckdb_extension"
-    settings = {"allow_unsigned_extensions": "true", "autoinstall_known_extensions": "false"}
-    with duckdb.connect(config=settings) as connection:
-        connection.execute(f"load '{shipped}/{name}'")
-        found = connection.execute(f"select * from delta_scan('{folder}')")
-        rows: list[dict[str, Any]] = found.to_arrow_table().to_pylist()
-        return rows
-
-
-def alike(entries: list[dict[str, Any]]) -> list[list[tuple[str, Any]]]:
-    """In one order; times as numbers, since each reader has a zone object of its own."""
-    plain = [
-        sorted((k, v.timestamp() if isinstance(v, datetime) else v) for k, v in entry.items())
-        for entry in entries
-    ]
-    return sorted(plain, key=repr)
-
-
-def test_whole_numbers_become_fractions_when_the_first_one_comes(
-    table: DeltaFeatureTable,
-) -> None:
-    before = add(table, *rows(1, 2, price=3), *rows(3))
-    after = add(table, *rows(4, price=2.5))
-    assert column(table, "price") == {"1": 3.0, "2": 3.0, "3": None, "4": 2.5}
-    assert column(table, "price", before) == {"1": 3, "2": 3, "3": None}
-    assert table.open(before).schema().to_arrow() is not None
-    assert pa.schema(table.open().schema()).field("price").type == pa.float64()
-    assert table.next_offset(PARTITION) == 4
-    assert [each.version for each in table.versions()] == [after, before], "no rows, no version"
-    changes = RowHistory(table=table, group="g", topic="t").of_many(["1", "4"])
-    assert [changes[key][0].table_version for key in "14"] == [before, after]
-    add(table, *rows(5, price=7))  # whole numbers go on coming
-    assert column(table, "price")["5"] == 7.0
-
-
-def test_several_columns_widen_at_once_and_new_ones_come_with_them(
-    table: DeltaFeatureTable,
-) -> None:
-    add(table, *rows(1, price=3, size=4))
-    add(table, *rows(2, price=0.5, size=0.25, colour="red"))
-    latest = table.read(columns=["price", "size", "colour"]).to_pylist()
-    assert latest == [
-        {"price": 3.0, "size": 4.0, "colour": None},
-        {"price": 0.5, "size": 0.25, "colour": "red"},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("stored", "comes"),
-    [
-        (3, "three"),
-        (True, 2),
-        (3, True),
-        (0.5, "half"),
-        (2**53 + 1, 0.5),  # a stored number that no float is
-        (0.5, 2**53 + 1),
-    ],
-)
-def test_any_other_change_of_a_type_is_refused_and_nothing_is_written(
-    table: DeltaFeatureTable, stored: Any, comes: Any
-) -> None:
-    version = add(table, *rows(1, price=stored))
-    with pytest.raises(DataError) as caught:
-        add(table, *rows(2, price=comes))
-    assert caught.value.code == "data.schema_changed"
-    assert (table.version, column(table, "price")) == (version, {"1": stored})
-    add(table, *rows(2, price=stored))
-
-
-def test_a_fraction_is_no_reason_to_rename_the_classes_of_a_label(
-    table: DeltaFeatureTable,
-) -> None:
-    add(table, {"id": 1, "text": "x", "label": 1}, {"id": 2, "text": "y", "label": 2})
-    add(table, {"id": 3, "text": "z", "label": 1.5})
-    assert column(table, "label") == {"1": 1, "2": 2}
-    assert table.dead()["_code"].to_pylist() == ["data.mixed_labels"]
-
-
-def test_who_appends_while_a_column_is_widened_is_refused_and_so_is_the_other_way_round(
-    table: DeltaFeatureTable, tmp_path: Path
-) -> None:
-    """Rows of a member that the rewriting did not see must not vanish."""
-    add(table, *rows(1, price=3))
-    other, partition = table_at(tmp_path / "table"), Partition(group="g", topic="t", number=1)
-
-    def appended(at: DeltaFeatureTable, number: int, **more: Any) -> None:
-        start = at.next_offset(partition) if number == 7 else number - 7
-        at.commit(
-            [made(str(number), number, id=number, text="x", label="a", **more)],
-            [],
-            {partition: OffsetRange(start=start, end=start + 1)},
-            positions={},
-            traceparent=TRACE,
-        )
-
-    assert table.next_offset(PARTITION) == 1  # this is what it will widen
-    appended(other, 7)
-    with pytest.raises(FencedError):
-        add_stale(table, price=0.5)
-    assert table.read()["_key"].to_pylist() == ["1", "7"]
-    add(table, *rows(2, price=0.5))
-    with pytest.raises(FencedError):
-        appended(other, 8, price=4)
-    appended(other, 8, price=4)
-    assert column(table, "price") == {"1": 3.0, "2": 0.5, "7": None, "8": 4.0}
-
-
-def add_stale(table: DeltaFeatureTable, **more: Any) -> None:
-    """With the handle as it stands."""
-    table.commit(
-        [made("2", 1, id=2, text="x", label="a", **more)],
-        [],
-        {PARTITION: OffsetRange(start=1, end=2)},
-        positions={},
-        traceparent=TRACE,
+def event(key: str, version: int, **row: Any) -> ChangeEvent:
+    return ChangeEvent(
+        project="p",
+        source="s",
+        key=key,
+        op="upsert",
+        version=version,
+        row={"id": key, "text": "words", "label": "a", **row},
+        committed_at=datetime.now(UTC),
+        partition=0,
+        offset=version,
     )
 
 
-def test_stopped_between_widening_and_rows_the_rows_come_once(table: DeltaFeatureTable) -> None:
-    add(table, *rows(1, price=3))
-    fail_points.arm("hop4.before_commit:raise")
-    try:
-        with pytest.raises(StorageError):
-            add(table, *rows(2, price=0.5))
-    finally:
-        fail_points.arm("")
-    assert column(table, "price") == {"1": 3.0}
-    assert table.next_offset(PARTITION) == 1
-    add(table, *rows(2, price=0.5))
-    assert column(table, "price") == {"1": 3.0, "2": 0.5}
+def commit(table: DeltaFeatureTable, *events: ChangeEvent, as_columns: bool = False) -> int:
+    start = table.next_offset(PARTITION)
+    rows: Any = events
+    if as_columns:
+        made = columns_of(events)
+        assert made is not None
+        offsets = range(start, start + len(events))
+        rows = EventColumns(
+            placed(made, partition=0, offsets=offsets, source="s", traceparent=""), project="p"
+        )
+    return table.commit(
+        rows, [], {PARTITION: OffsetRange(start=start, end=start + len(events))},
+        positions={"s": str(start)}, traceparent="",
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("reader", [by_polars, by_duckdb])
-def test_other_readers_of_delta_see_what_we_see(
-    table: DeltaFeatureTable, tmp_path: Path, reader: Callable[[Path], list[dict[str, Any]]]
+def column(table: DeltaFeatureTable, name: str) -> dict[str, Any]:
+    stored = table.read()
+    return dict(zip(stored["_key"].to_pylist(), stored[name].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("as_columns", [False, True])
+def test_a_column_of_whole_numbers_becomes_one_of_numbers_and_old_versions_stay_readable(
+    tmp_path: Path, as_columns: bool
 ) -> None:
-    folder = tmp_path / "table"
+    table = table_of(tmp_path)
+    first = commit(table, event("k", 1, size=7), event("l", 2, size=None), as_columns=as_columns)
+    settings = table.open().metadata().configuration
+    commit(table, event("m", 3, size=2.5), as_columns=as_columns)
+    commit(table, event("n", 4, size=9), as_columns=as_columns)
+    assert column(table, "size") == {"k": 7.0, "l": None, "m": 2.5, "n": 9.0}
+    assert table.read()["size"].type == pa.float64()
+    assert table.read(first)["size"].to_pylist() == [7, None]
+    assert table.num_dead() == 0
+    assert [v.rows for v in table.versions()] == [1, 1, 2], "the rewriting brings no rows"
+    made = table.open().metadata()
+    assert (made.partition_columns, made.configuration) == (["_op"], settings)
 
-    def agree(count: int) -> None:
-        theirs, ours = reader(folder), by_ours(folder)
-        assert len(ours) == count
-        assert alike(theirs) == alike(ours)
 
-    add(table, *rows(1, 2, price=3))
-    add(table, *rows(3, 4, colour="blue"))
-    agree(4)
-    add(table, *rows(5, price=2.5))
-    agree(5)
-    assert {type(row["price"]) for row in reader(folder)} == {float, type(None)}
-    table._compact()
-    agree(5)
-    erase(table, "2")
-    agree(4)
-    collect_garbage(table, [])
-    agree(4)
-    assert math.isclose(sum(row["price"] or 0 for row in reader(folder)), 5.5)
+def test_whole_numbers_that_would_lose_digits_are_not_widened(tmp_path: Path) -> None:
+    table = table_of(tmp_path)
+    commit(table, event("k", 1, size=2**60 + 1))
+    commit(table, event("l", 2, size=0.5), event("m", 3, size=4))
+    assert column(table, "size") == {"k": 2**60 + 1, "m": 4}
+    assert table.dead()["_code"].to_pylist() == ["data.schema_changed"]
+    assert table.dead()["_key"].to_pylist() == ["l"]
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"size": "large"}, "data.schema_changed"),
+        ({"size": True}, "data.schema_changed"),
+        ({"size": [1]}, "data.schema_changed"),
+        ({"size": 2**70}, "data.schema_changed"),
+        ({"share": 2**63 + 1}, "data.schema_changed"),
+        ({"share": 10**400}, "data.schema_changed"),
+        ({"is_new": 1}, "data.schema_changed"),
+        ({"unseen": 2**64}, "data.schema_changed"),
+        ({"_op": "dead"}, "data.reserved_column"),
+        ({"Size": 1}, "data.duplicate_column"),
+        ({"one": 1, "ONE": 2}, "data.duplicate_column"),
+        ({"label": 3}, "data.mixed_labels"),
+    ],
+)
+def test_a_row_that_the_table_cannot_hold_is_a_dead_letter_and_stops_nobody(
+    tmp_path: Path, row: dict[str, Any], code: str
+) -> None:
+    table = table_of(tmp_path)
+    commit(table, event("k", 1, size=1, share=0.5, is_new=True))
+    commit(table, event("bad", 2, **row), event("good", 3, size=2))
+    assert sorted(column(table, "size").items()) == [("good", 2), ("k", 1)]
+    assert table.dead()["_code"].to_pylist() == [code]
+    assert table.dead()["_key"].to_pylist() == ["bad"]
+    assert table.next_offset(PARTITION) == 3
+
+
+def test_the_way_from_the_broker_goes_on_behind_a_row_of_another_shape(tmp_path: Path) -> None:
+    broker = SqliteBroker(tmp_path / "b.db", partitions=1)
+    epoch = broker.new_epoch("t", "s")
+    rows = [
+        {"size": 1},
+        {"size": 0},
+        {"size": "x"},
+        {"size": 2**80},
+        {"_key": 1},
+        {"size": 2.5},
+        {"size": 3},
+    ]
+    for number, row in enumerate(rows):
+        batch = ChangeBatch(
+            project="p", source="s", events=(event(str(number), number, **row),),
+            position=str(number + 1), traceparent="",
+        )  # fmt: skip
+        broker.append("t", batch, producer="s", epoch=epoch)
+    table = table_of(tmp_path)
+    chain = RowProcessor(text="text", label="label", max_text_bytes=1_000)
+    options: dict[str, Any] = {"project": "p", "group": "g", "topic": "t"}
+    reader = Consumer(broker, table, chain, batch_rows=2, **options)
+    done = reader.drain(threading.Event())
+    assert (done.rows, done.dead) == (4, 3)
+    broker.close()
+    assert column(table, "size") == {"0": 1.0, "1": 0.0, "5": 2.5, "6": 3.0}
+    assert sorted(table.dead()["_key"].to_pylist()) == ["2", "3", "4"]
+
+
+def test_a_key_of_broken_utf8_is_a_dead_letter_for_a_delete_too(tmp_path: Path) -> None:
+    broker = SqliteBroker(tmp_path / "b.db", partitions=1)
+    epoch = broker.new_epoch("t", "s")
+    gone = replace(event("\ud800", 1), op="delete", row={})
+    events = (gone, replace(event("x", 2), key="\udcff"), event("good", 3))
+    batch = ChangeBatch(project="p", source="s", events=events, position="1", traceparent="")
+    broker.append("t", batch, producer="s", epoch=epoch)
+    table = table_of(tmp_path)
+    chain = RowProcessor(text="text", label="label", max_text_bytes=1_000)
+    options: dict[str, Any] = {"project": "p", "group": "g", "topic": "t", "batch_rows": 9}
+    Consumer(broker, table, chain, **options).drain(threading.Event())
+    broker.close()
+    assert table.read()["_key"].to_pylist() == ["good"]
+    assert table.dead()["_key"].to_pylist() == ["\\ud800", "\\udcff"]
+    assert set(table.dead()["_code"].to_pylist()) == {"data.not_utf8"}
+
+
+def test_widening_over_anothers_compaction_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table_of(tmp_path)
+    for number in range(4):
+        commit(table, event(str(number), number, size=number))
+    real = feature_table.write_deltalake
+
+    def compacted_before(handle: DeltaTable, *arguments: Any, **options: Any) -> None:
+        if options["mode"] == "overwrite":
+            table.open().optimize.compact()
+        real(handle, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_table, "write_deltalake", compacted_before)
+        with pytest.raises(FencedError):
+            commit(table, event("w", 9, size=0.5))
+    commit(table, event("w", 9, size=0.5))
+    assert table.open().to_pyarrow_dataset().count_rows() == 5
+
+
+def test_two_writers_widen_and_append_at_once_and_each_row_is_there_once(tmp_path: Path) -> None:
+    table_of(tmp_path)._create()
+    failed: list[BaseException] = []
+
+    def write(number: int) -> None:
+        table, partition = table_of(tmp_path), Partition(group="g", topic="t", number=number)
+        try:
+            for index in range(15):
+                value = index + 0.5 if index == 7 else index
+                row = event(f"{number}/{index}", index, size=value)
+                while True:
+                    start = table.next_offset(partition)
+                    try:
+                        table.commit(
+                            [row], [], {partition: OffsetRange(start=start, end=start + 1)},
+                            positions={}, traceparent="",
+                        )  # fmt: skip
+                        break
+                    except FencedError:
+                        continue
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    log = table_of(tmp_path).open().to_pyarrow_dataset().to_table()
+    assert sorted(log["_key"].to_pylist()) == sorted(
+        f"{n}/{i}" for n in range(3) for i in range(15)
+    )
+    assert log["size"].type == pa.float64()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,7 +17,9 @@ from autoglm.clock import SteeredClock
 from autoglm.contracts.change_event import Partition
 from autoglm.datasets.feature_table import DeltaFeatureTable
 from autoglm.errors import StorageError
+from autoglm.loop.change_to_dataset import collect_changes, collect_once, open_broker
 from autoglm.observability.metric_files import MetricFiles, write_metrics
+from autoglm.project import Project
 from autoglm.streaming.broker import SqliteBroker
 from autoglm.streaming.consumer_group import Committed, Consumer
 from autoglm.streaming.figures import StreamFigures, backlog
@@ -102,6 +105,80 @@ def test_a_log_that_is_not_the_one_the_table_was_read_from_is_refused(
         with pytest.raises(StorageError, match="not the log that the table was read from") as found:
             consumer_of(tmp_path, other).drain(threading.Event())
     assert found.value.code == "broker.offset_gone"
+
+
+def test_a_log_that_was_deleted_is_not_filled_anew_behind_the_tables_back(
+    tmp_path: Path,
+) -> None:
+    with sqlite3.connect(tmp_path / "app.db") as source:
+        source.execute("create table rows (id integer primary key, text, label, at integer)")
+        source.executemany(
+            "insert into rows values (?, ?, 'a', ?)", [(n, f"text {n}", n) for n in range(30)]
+        )
+    (tmp_path / "autoglm.yaml").write_text(
+        "project: p\nmodel: {backbone: conv}\ndata: {text: text, label: label, partitions: 2,"
+        " source: {kind: sql, url: 'sqlite:///app.db', table: rows, key: id, cursor: at}}\n"
+    )
+    project = Project(tmp_path)
+    assert collect_changes(project, threading.Event(), lambda _event: None).rows == 30
+    for file in project.state.glob("broker.db*"):
+        file.unlink()
+    with sqlite3.connect(tmp_path / "app.db") as source:
+        source.execute("update rows set text = 'changed', at = 99 where id = 3")
+    for _attempt in range(2):
+        with closing(open_broker(project)) as broker, pytest.raises(StorageError) as found:
+            collect_once(project, broker, threading.Event(), lambda _event: None)
+        assert found.value.code == "broker.offset_gone"
+
+
+def test_nothing_is_taken_into_a_log_whose_file_was_deleted(
+    tmp_path: Path, broker: SqliteBroker
+) -> None:
+    fill(broker, 0, 3)
+    for file in tmp_path.glob("broker.db*"):
+        file.unlink()
+    with pytest.raises(StorageError) as found:
+        fill(broker, 3, 3)
+    assert found.value.code == "broker.replaced"
+    with closing(SqliteBroker(tmp_path / "broker.db", partitions=2)), pytest.raises(StorageError):
+        fill(broker, 3, 3)
+
+
+def test_a_full_log_says_that_it_is_full_and_goes_on_when_there_is_room(
+    tmp_path: Path, broker: SqliteBroker
+) -> None:
+    fill(broker, 0, 3)
+    connection = broker._connection
+    pages = connection.execute("pragma page_count").fetchone()[0]
+    connection.execute(f"pragma max_page_count = {pages}")
+    with pytest.raises(StorageError) as found:
+        fill(broker, 3, 3_000)
+    assert found.value.code == "storage.full"
+    connection.execute("pragma max_page_count = 1000000")
+    fill(broker, 3, 3_000)
+    assert consumer_of(tmp_path, broker).drain(threading.Event()).rows == 3_003
+
+
+def test_rows_that_are_large_together_are_stored_read_and_committed_in_parts(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        change(f"k{i}", i, {"id": f"k{i}", "text": "words", "label": "a", "more": "x" * 20_000_000})
+        for i in range(8)
+    ]
+    seen: list[Committed] = []
+    with closing(SqliteBroker(tmp_path / "large.db", partitions=1)) as broker:
+        epoch = broker.new_epoch("t", "s")
+        for _twice in range(2):
+            broker.append("t", batch_of(rows, "8"), producer="s", epoch=epoch)
+        offset, sizes = 0, []
+        while (found := broker.fetch("t", 0, offset, max_events=100)) is not None:
+            offset, sizes = found.range.end, [*sizes, len(found.events)]
+        consumer_of(tmp_path, broker, on_commit=seen.append).drain(threading.Event())
+    assert sum(sizes) == offset == 8
+    assert max(sizes) <= 2
+    assert max(len(done.events) for done in seen) <= 4
+    assert [e.key for done in seen for e in done.events] == [f"k{i}" for i in range(8)]
 
 
 def test_a_partition_that_never_empties_does_not_keep_the_others_waiting(

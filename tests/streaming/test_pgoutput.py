@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
+from autoglm.streaming.collectors.log_reader import LogReader
 from autoglm.streaming.collectors.pgoutput import Decoder, Insert, converter
 
 RELATION = (
@@ -87,3 +89,20 @@ def test_of_several_snapshots_the_one_that_read_the_key_counts() -> None:
         False, False, False, False, True,
     ]  # fmt: skip
     assert LogPosition.read(position.write()) == position
+
+
+def test_few_rows_of_megabytes_fill_a_batch_too() -> None:
+    known = LogPosition("s", 1, 0, 0, 1, None, ())
+    reader = LogReader(
+        known, Maker("p", "s"), key="id", table="rows", number=7, truncate="stop",
+        look_up=lambda _column, _key: None,
+    )  # fmt: skip
+    decoder, filled = Decoder(), []
+    reader.take(decoder.decode(RELATION))
+    reader.take(decoder.decode(b"B" + struct.pack("!qqi", 100, 0, 5)))
+    for number in range(20):
+        reader.take(decoder.decode(insert(str(number), "x" * 10_000_000)))
+        if reader.is_full(10_000):
+            filled.append(len(reader.events))
+            reader.taken()
+    assert filled == [7, 7]

@@ -30,9 +30,7 @@ model:
 data:
   source:
     kind: {kind}
-    url: {url}
-    table: {table}
-    key: {key}                  # names a row for life
+{where}    key: {key}                  # names a row for life
 {cursor}  {reads}: {text}
   {answers}: {label}
   max_length: {max_length}               # tokens kept of a text
@@ -90,7 +88,10 @@ def init(
         Path | None, typer.Argument(help="Folder to make.", show_default=False)
     ] = None,
     from_file: Annotated[
-        Path | None, typer.Option("--from", help="CSV, TSV, JSONL or Parquet file, .gz too.")
+        Path | None,
+        typer.Option(
+            "--from", help="CSV, TSV, JSONL or Parquet file, .gz too; or a folder of them to watch."
+        ),
     ] = None,
     source: Annotated[str | None, typer.Option("--source", help="SQLAlchemy address.")] = None,
     table: Annotated[str | None, typer.Option("--table", help="Table of --source.")] = None,
@@ -125,6 +126,8 @@ def init(
     Examples:
       autoglm init news --from articles.jsonl
 
+      autoglm init news --from incoming/ --key id
+
       autoglm init news --source sqlite:///app.db --table articles --cursor updated_at --key id
 
       autoglm init news --source postgresql://reader@db/shop --table articles --listen
@@ -153,17 +156,15 @@ def init(
     if backbone not in OWN:
         resolve_backbone(backbone, folder)
     is_new = not folder.exists()
+    asked = {"text": text, "label": label, "key": key, "task": task}
     if from_file is not None:
-        asked = {"text": text, "label": label, "key": key, "task": task}
-        columns, url, num_rows = _from_file(from_file, folder, **asked)
-        table = TABLE
+        kind, url, table, num_rows, columns, from_file = _from_files(from_file, folder, **asked)
     else:
         assert source is not None
         assert table is not None
-        url = _stored_url(source, folder)
-        asked = {"text": text, "label": label, "key": key, "cursor": cursor, "task": task}
-        columns = _inspect(_polled_url(url) if listen else url, table, folder, **asked)
-        num_rows = None
+        url, num_rows = _stored_url(source, folder), None
+        polled = _polled_url(url) if listen else url
+        columns = _inspect(polled, table, folder, cursor=cursor, **asked)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         read = [columns.text] + [columns.label] * (TASKS[task].answers == "text")
@@ -175,7 +176,7 @@ def init(
             folder.rmdir()
         raise ConfigError(f"{folder}: {error.strerror}.", code="config.unwritable") from error
     shown: dict[str, Any] = {"url": url, "table": table, "num_rows": num_rows}
-    _show(folder, columns, **shown, is_listening=listen, as_json=as_json)
+    _show(folder, columns, **shown, is_polled=kind == "sql", as_json=as_json)
     if not as_json:
         if listen:
             typer.echo(f"first: autoglm source setup {folder}")
@@ -239,6 +240,58 @@ def _from_file(file: Path, folder: Path, **asked: Any) -> tuple[Any, str, int]:
     return columns, f"sqlite:///{DATABASE}", num_rows
 
 
+def _from_files(
+    file: Path, folder: Path, **asked: Any
+) -> tuple[str, str, str, int | None, Any, Path]:
+    """Kind, address and table of the source, rows, columns, and a file with a sample of them: a
+    folder is watched, a file becomes a table.
+    """
+    if file.is_dir():
+        columns, example = _from_folder(file, **asked)
+        return "folder", _path_from(file, folder), "", None, columns, example
+    columns, url, num_rows = _from_file(file, folder, **asked)
+    return "sql", url, TABLE, num_rows, columns, file
+
+
+def _from_folder(watched: Path, **asked: Any) -> tuple[Any, Path]:
+    """Columns by a sample of the first file that can be read, and that file. Raises: SourceError of
+    the last one when none can; DataError.
+    """
+    from itertools import islice
+
+    from autoglm.contracts.task import TASKS
+    from autoglm.errors import DataError, SourceError
+    from autoglm.streaming.file_import import guess_columns, read_rows
+
+    form = TASKS[asked.pop("task")]
+    problem = SourceError(
+        f"{watched} has no file with rows to guess the columns from.",
+        code="source.no_rows",
+        next_step="Put one there: .csv, .tsv, .jsonl, .json or .parquet.",
+    )
+    for path in sorted(path for path in watched.rglob("*") if path.is_file()):
+        try:
+            sample = list(islice(read_rows(path), SAMPLE))
+        except SourceError as error:
+            problem = error
+            continue
+        if sample:
+            columns = guess_columns(sample, where=str(path), form=form, **asked)
+            if not columns.key:
+                raise DataError(
+                    f"no column of {path} is known to name its rows.",
+                    code="data.no_key",
+                    next_step="Say it with --key COLUMN.",
+                )
+            return columns, path
+    raise problem
+
+
+def _path_from(path: Path, folder: Path) -> str:
+    """A path is meant from where the user stands; the project stores it from its own folder."""
+    return os.path.relpath(path.resolve(), folder.resolve())
+
+
 def _inspect(url: str, table: str, folder: Path, **asked: Any) -> Any:
     from autoglm.streaming.file_import import inspect_source
 
@@ -252,13 +305,13 @@ def _stored_url(source: str, folder: Path) -> str:
     match = re.fullmatch(r"sqlite:///([^/].*)", source)
     if match is None or not Path(match[1]).exists():
         return source
-    return f"sqlite:///{os.path.relpath(Path(match[1]).resolve(), folder.resolve())}"
+    return f"sqlite:///{_path_from(Path(match[1]), folder)}"
 
 
 def _stored_path(backbone: str, folder: Path) -> str:
     if backbone.startswith("package:") or not Path(backbone).exists():
         return backbone
-    return os.path.relpath(Path(backbone).resolve(), folder.resolve())
+    return _path_from(Path(backbone), folder)
 
 
 def _max_length(file: Path | None, columns: list[str], backbone: str, folder: Path) -> int:
@@ -319,8 +372,7 @@ def _write(
         answers="tags" if form.answers == "tags" else "label",
         metric=form.metric,
         kind=kind,
-        url=_scalar(url),
-        table=_scalar(table),
+        where=_where(kind, url, table),
         key=_scalar(columns.key),
         cursor=cursor,
         text=_scalar(columns.text),
@@ -332,6 +384,12 @@ def _write(
     staging = folder / f".autoglm.yaml.{os.getpid()}"
     staging.write_text(content, encoding="utf-8")
     staging.replace(folder / "autoglm.yaml")
+
+
+def _where(kind: str, url: str, table: str) -> str:
+    if kind == "folder":
+        return f"    path: {_scalar(url)}\n"
+    return f"    url: {_scalar(url)}\n    table: {_scalar(table)}\n"
 
 
 def _space(answers: str, is_own: bool) -> str:
@@ -357,13 +415,13 @@ def _show(
     url: str,
     table: str,
     num_rows: int | None,
-    is_listening: bool,
+    is_polled: bool,
     as_json: bool,
 ) -> None:
     facts = {
         "folder": str(folder),
         "source": url,
-        "table": table,
+        "table": table or None,
         "rows": num_rows,
         "text": columns.text,
         "label": columns.label,
@@ -375,5 +433,5 @@ def _show(
         return
     typer.echo(f"made {folder / 'autoglm.yaml'}")
     print_pairs({name: value for name, value in facts.items() if value is not None})
-    if not columns.cursor and not is_listening:
+    if not columns.cursor and is_polled:
         typer.echo("  no cursor column: every poll compares all rows", err=False)

@@ -178,6 +178,13 @@ def joined(parts: Sequence[Sequence[ChangeEvent]]) -> Sequence[ChangeEvent]:
     return [event for part in parts for event in part]
 
 
+def num_bytes(events: Sequence[ChangeEvent]) -> int:
+    """About what their values take in memory."""
+    if isinstance(events, EventColumns):
+        return int(events.table.nbytes)
+    return sum(len(v) for e in events for v in e.row.values() if isinstance(v, str))
+
+
 def _same_shape(tables: Sequence[pa.Table]) -> bool:
     """The same names, and no column of two types: a missing column is not one full of NULL."""
     import pyarrow as pa

@@ -20,11 +20,11 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from autoglm import fail_points
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter, OffsetRange, Partition
 from autoglm.datasets.table_schema import (
-    EXACT_IN_FLOATS,
     SYSTEM_COLUMNS,
     SYSTEM_SCHEMA,
-    TooNarrowError,
+    as_numbers,
     to_arrow,
+    widened,
     without_unfit,
 )
 from autoglm.datasets.table_store import open_store
@@ -77,6 +77,7 @@ class DeltaFeatureTable:
         self.key = key
         self.text = text
         self.label = label
+        self.num_unfit = 0  # of the last commit's rows, those that became dead letters in it
         self._handle: DeltaTable | None = None
         self._positions: dict[str, str] | None = None
         self._compaction: threading.Thread | None = None
@@ -116,17 +117,23 @@ class DeltaFeatureTable:
         positions: Mapping[str, str],
         traceparent: str,
     ) -> int:
-        """See port. Raises: DataError when the rows do not fit the table (see `to_arrow`),
+        """See port. Rows that the table cannot hold are dead letters of this commit. Raises:
         FencedError, StorageError storage.full. After any of them nothing was written; after
         storage.unreachable the offsets say whether the store took the commit.
         """
         handle = self._handle or self._refreshed() or self._create()
+        self._widen(handle, rows)  # moves the handle, so before what is checked on it
         transactions = self._transactions(handle, offsets)
         known = pa.schema(handle.schema())
         rows, unfit = without_unfit(rows, known, text=self.text, label=self.label)
         dead = [*dead, *unfit]
-        data = self._fitted(handle, rows, dead)
-        known = pa.schema(handle.schema())
+        data = to_arrow(
+            rows,
+            dead,
+            known,
+            text=self.text,
+            now=datetime.now(UTC),
+        )
         all_positions = {**self._known_positions(handle), **positions}
         facts = {
             "positions": json.dumps(all_positions),
@@ -136,16 +143,17 @@ class DeltaFeatureTable:
         }
         with self.in_our_words():
             _before_commit()
-            write_deltalake(
-                handle,
-                data,
-                mode="append",
-                schema_mode="merge" if set(data.schema.names) - set(known.names) else None,
-                # A rebase on a newer version keeps the check: the same application id refuses.
-                commit_properties=CommitProperties(facts, app_transactions=transactions),
-            )
+            with self.store.turn():
+                write_deltalake(
+                    handle,
+                    data,
+                    mode="append",
+                    schema_mode="merge" if set(data.schema.names) - set(known.names) else None,
+                    # A rebase on a newer version keeps the check: the same application id refuses.
+                    commit_properties=CommitProperties(facts, app_transactions=transactions),
+                )
         _after_commit()
-        self._positions = all_positions
+        self._positions, self.num_unfit = all_positions, len(unfit)
         version = int(handle.version())
         if version % COMMITS_PER_COMPACTION == COMMITS_PER_COMPACTION - 1:
             self._compact_behind()
@@ -220,7 +228,7 @@ class DeltaFeatureTable:
         if handle is None:
             return 0
         with self.in_our_words():
-            dataset = handle.to_pyarrow_dataset()
+            dataset = self.store.rows_of(handle)
             return int(dataset.count_rows(filter=pc.field("_op") == "dead"))
 
     def versions(self) -> list[TableVersion]:
@@ -267,56 +275,37 @@ class DeltaFeatureTable:
         with self.in_our_words():
             return self.store.pins()
 
-    def _fitted(
-        self, handle: DeltaTable, rows: Sequence[ChangeEvent], dead: Sequence[DeadLetter]
-    ) -> pa.Table:
-        """What is appended; columns that are too narrow for it are widened before."""
-        while True:
-            try:
-                return to_arrow(
-                    rows,
-                    dead,
-                    pa.schema(handle.schema()),
-                    text=self.text,
-                    label=self.label,
-                    now=datetime.now(UTC),
-                    stored_label=lambda: self._stored_label(handle),
-                )
-            except TooNarrowError as narrow:
-                self._widen(handle, narrow)
-
-    def _widen(self, handle: DeltaTable, narrow: TooNarrowError) -> None:
-        """Whole numbers of a column become fractions, in a commit of its own that holds every row
-        anew. Any reader of Delta opens that; the type widening of its newer protocol few, and
-        theirs does not know this step. Batch by batch: memory does not grow with the table.
-
-        Raises: DataError data.schema_changed when a number in it would not stay the same.
+    def _widen(self, handle: DeltaTable, rows: Sequence[ChangeEvent]) -> None:
+        """Columns of whole numbers become columns of numbers where `rows` need it: the log is
+        written anew as a commit of its own, since Delta's readers do not widen. Costs one copy of
+        the log in memory. Raises: FencedError, StorageError.
         """
-        known = pa.schema(handle.schema())
-        place = known.get_field_index(narrow.column)
-        wider = known.set(place, pa.field(narrow.column, pa.float64()))
-        with self.in_our_words():
-            dataset = handle.to_pyarrow_dataset()
-            for batch in dataset.to_batches(columns=[narrow.column]):
-                bounds = pc.min_max(batch.column(0)).as_py()
-                if max(abs(bounds["min"] or 0), abs(bounds["max"] or 0)) > EXACT_IN_FLOATS:
-                    raise narrow.refusal
-            batches = (batch.cast(wider) for batch in dataset.to_batches(columns=known.names))
+        own = (self.text, self.label)
+        if not widened(rows, pa.schema(handle.schema()), but=own):
+            return
+        with self.in_our_words(), self.store.turn(alone=True):
+            handle.update_incremental()
+            names = widened(rows, pa.schema(handle.schema()), but=own)
+            log = self.store.rows_of(handle).to_table()
+            names = [name for name in names if as_numbers(log, [name]) is not None]
+            if not names:
+                return
+            # No second try: on top of a compaction, deltalake's would double every row.
+            facts = CommitProperties({WIDENED: json.dumps(names)}, max_commit_retries=0)
             write_deltalake(
                 handle,
-                pa.RecordBatchReader.from_batches(wider, batches),
+                as_numbers(log, names),
                 mode="overwrite",
                 schema_mode="overwrite",
-                # Rows that another member appended meanwhile are not in `batches`: no rebase.
-                commit_properties=CommitProperties({WIDENED: narrow.column}, max_commit_retries=0),
+                commit_properties=facts,
             )
-        get_logger(project=self.project).warning("column widened", column=narrow.column)
+        get_logger(project=self.project).info("columns hold all numbers now", columns=names)
 
     def _scanned(self, handle: DeltaTable, columns: Sequence[str] | None, only: Any) -> pa.Table:
         """Raises: DataError data.version_gone, StorageError."""
         with self.in_our_words():
             try:
-                return handle.to_pyarrow_dataset().to_table(columns=columns, filter=only)
+                return self.store.rows_of(handle).to_table(columns=columns, filter=only)
             except FileNotFoundError as error:
                 raise DataError(
                     f"version {handle.version()} of {self.uri} is not kept any more: `autoglm gc`"
@@ -360,13 +349,6 @@ class DeltaFeatureTable:
             entry = self._newest_rows(handle)
             self._positions = json.loads(entry["positions"]) if entry else {}
         return self._positions
-
-    def _stored_label(self, handle: DeltaTable) -> Any:
-        is_labelled = pc.field(self.label).is_valid()
-        with self.in_our_words():
-            dataset = handle.to_pyarrow_dataset()
-            found = dataset.head(1, columns=[self.label], filter=is_labelled)
-        return found[self.label][0].as_py() if found.num_rows else None
 
     def _refreshed(self) -> DeltaTable | None:
         """A handle at the newest version, None without a table."""
@@ -424,7 +406,8 @@ class DeltaFeatureTable:
 
     def _compact(self) -> None:
         try:
-            self.store.open().optimize.compact()
+            with self.store.turn():
+                self.store.open().optimize.compact()
         except Exception as error:
             # Deltalake raises plain `Exception` too. The table is as it was; the next one does it.
             get_logger(project=self.project).warning(

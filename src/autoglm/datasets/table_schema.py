@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter
 from autoglm.contracts.event_columns import EventColumns
-from autoglm.errors import DataError
 
 SYSTEM_SCHEMA = pa.schema(
     [
@@ -33,18 +32,8 @@ SYSTEM_COLUMNS = frozenset(SYSTEM_SCHEMA.names)
 _TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 _WORDS = {"string": "text", "int64": "whole number", "double": "number", "bool": "truth value"}
 _NONE = type(None)
-# Above it a float steps by more than one.
-EXACT_IN_FLOATS = 2**53
 # Of a row that does not fit only the beginning is kept as evidence.
 RAW_BYTES = 65_536
-
-
-class TooNarrowError(Exception):
-    """A column of whole numbers meets a fraction; `refusal` is for whoever cannot widen it."""
-
-    def __init__(self, column: str, refusal: DataError) -> None:
-        super().__init__(column)
-        self.column, self.refusal = column, refusal
 
 
 def to_arrow(
@@ -53,15 +42,10 @@ def to_arrow(
     known: pa.Schema,
     *,
     text: str,
-    label: str,
     now: datetime,
-    stored_label: Callable[[], Any],
 ) -> pa.Table:
-    """`rows` and `dead` with every column of `known` and the new ones that `rows` bring.
-
-    `stored_label` gives a label that the table holds, for the error that names two.
-    Raises: DataError data.mixed_labels, data.schema_changed, data.reserved_column,
-    data.duplicate_column; TooNarrowError where a wider column would hold the rows.
+    """`rows`, which fit (see `without_unfit`), and `dead` with every column of `known` and the new
+    ones that `rows` bring.
     """
     if isinstance(rows, EventColumns):
         table = _from_columns(rows, known, text=text)
@@ -80,19 +64,10 @@ def to_arrow(
         known_type = known.field(name).type if name in known.names else None
         if name == text and known_type is None:
             known_type = pa.string()
-        if name == label:
-            _check_labels(name, values, kinds, known_type, stored_label)
         target = known_type if known_type is not None else _type_of(kinds)
         if target is None:
             continue  # nothing but NULL so far: the first value will say what the column is
-        values += padding
-        try:
-            arrays.append(_column(name, values, kinds, target, is_text=name == text))
-        except DataError as error:
-            # Not a label: 1 would become the class "1.0".
-            if name != label and _may_widen(values, kinds, target):
-                raise TooNarrowError(name, error) from error
-            raise
+        arrays.append(_column([*values, *padding], kinds, target, is_text=name == text))
         fields.append(pa.field(name, target))
     return pa.table(arrays, schema=pa.schema(fields))
 
@@ -100,55 +75,121 @@ def to_arrow(
 def without_unfit(
     rows: Sequence[ChangeEvent], known: pa.Schema, *, text: str, label: str
 ) -> tuple[Sequence[ChangeEvent], list[DeadLetter]]:
-    """Rows that the table can hold, and dead letters of those whose text or label is of another
-    type than the table's (in the first batch: than most labels).
+    """Rows that the table can hold, and dead letters of the others: a text or label of another
+    type than the table's (in the first batch: than most labels), a value that its column cannot
+    hold, a column whose name the table cannot take. What lies in the broker comes again for ever:
+    one such row must not stop those behind it.
     """
     if isinstance(rows, EventColumns):
-        if all(_column_fits(rows.table, name, known) for name in (text, label)):
+        if _wrong_name(rows.names, _names_of(known)) is None and all(
+            _column_fits(rows.table, name, known) for name in rows.names
+        ):
             return rows, []
         rows = list(rows)
-    targets = {}
-    for name in (text, label):
-        values = [row.row.get(name) for row in rows]
-        target = known.field(name).type if name in known.names else None
-        if target is None:
-            counts = Counter(type(v) for v in values if v is not None)
-            most = max(counts, key=lambda kind: (counts[kind], kind is str), default=str)
-            target = pa.string() if name == text else _TYPES.get(most, pa.string())
-        if not all(value is None or _fits(value, target) for value in values):
-            targets[name] = target
-    if not targets:
-        return list(rows), []
-    good, dead = [], []
+    targets = _targets(rows, known, text=text, label=label)
+    names, good, dead = _names_of(known), [], []
     for row in rows:
-        wrong = next(
-            (
-                name
-                for name, target in targets.items()
-                if row.row.get(name) is not None and not _fits(row.row[name], target)
-            ),
-            None,
-        )
+        wrong = _wrong_name(row.row, names) or _wrong_value(row.row, targets, text, label)
         if wrong is None:
+            names.update((name.casefold(), name) for name in row.row)
             good.append(row)
-            continue
-        dead.append(
-            DeadLetter(
-                project=row.project,
-                key=row.key,
-                raw=json.dumps(dict(row.row), default=str)[:RAW_BYTES],
-                cause=f"column {wrong!r} holds {_word(targets[wrong])}s;"
-                f" {row.row[wrong]!r:.60} is none",
-                code="data.mixed_labels" if wrong == label else "data.not_text",
-                partition=row.partition,
-                offset=row.offset,
-                traceparent=row.traceparent,
-                version=row.version,
-                source=row.source,
-                committed_at=row.committed_at,
-            )
-        )
+        else:
+            dead.append(_letter(row, *wrong))
     return good, dead
+
+
+def widened(rows: Sequence[ChangeEvent], known: pa.Schema, *, but: Collection[str]) -> list[str]:
+    """Columns of whole numbers to which `rows` bring others; never those of `but`."""
+    if isinstance(rows, EventColumns):
+        if all(_column_fits(rows.table, name, known) for name in rows.names):
+            return []
+        rows = list(rows)
+    return [
+        field.name
+        for field in known
+        if field.name not in {*SYSTEM_COLUMNS, *but}
+        and pa.types.is_integer(field.type)
+        and any(type(_whole(row.row.get(field.name))) is float for row in rows)
+    ]
+
+
+def as_numbers(log: pa.Table, names: Sequence[str]) -> pa.Table | None:
+    """`log` with whole numbers of `names` as numbers; None where one would lose digits."""
+    fields = [f.with_type(pa.float64()) if f.name in names else f for f in log.schema]
+    try:
+        return log.cast(pa.schema(fields))
+    except pa.ArrowInvalid:
+        return None
+
+
+def _targets(
+    rows: Sequence[ChangeEvent], known: pa.Schema, *, text: str, label: str
+) -> dict[str, pa.DataType]:
+    """What each column holds that does not take everything."""
+    found = {f.name: f.type for f in known if f.name not in SYSTEM_COLUMNS}
+    for name in dict.fromkeys(name for row in rows for name in row.row):
+        if name in found:
+            continue
+        values = [row.row[name] for row in rows if row.row.get(name) is not None]
+        if name == text:
+            found[name] = pa.string()
+        elif name == label:
+            counts = Counter(map(type, values))
+            most = max(counts, key=lambda kind: (counts[kind], kind is str), default=str)
+            found[name] = _TYPES.get(most, pa.string())
+        elif (kind := _type_of(set(map(type, values)))) is not None:
+            found[name] = kind
+    return {n: t for n, t in found.items() if n in (text, label) or not pa.types.is_string(t)}
+
+
+def _wrong_value(
+    row: Mapping[str, Any], targets: Mapping[str, pa.DataType], text: str, label: str
+) -> tuple[str, str] | None:
+    """(code, cause) of the first value that its column cannot hold."""
+    for name, target in targets.items():
+        value = row.get(name)
+        if value is None or _fits(value, target):
+            continue
+        own = {label: "data.mixed_labels", text: "data.not_text"}
+        cause = f"column {name!r} holds {_word(target)}s; {value!r:.60} is none"
+        return own.get(name, "data.schema_changed"), cause
+    return None
+
+
+def _names_of(known: pa.Schema) -> dict[str, str]:
+    """The user's columns by their names without case."""
+    return {name.casefold(): name for name in known.names if name not in SYSTEM_COLUMNS}
+
+
+def _wrong_name(row: Iterable[str], names: Mapping[str, str]) -> tuple[str, str] | None:
+    """(code, cause) of the first column that the table cannot take."""
+    own: dict[str, str] = {}
+    for name in row:
+        if name in SYSTEM_COLUMNS:
+            cause = f"the feature table keeps the column name {name!r} for itself"
+            return "data.reserved_column", cause
+        folded = name.casefold()
+        other = names.get(folded) or own.setdefault(folded, name)
+        if other != name:
+            cause = f"the columns {other!r} and {name!r} differ only in case"
+            return "data.duplicate_column", cause
+    return None
+
+
+def _letter(row: ChangeEvent, code: str, cause: str) -> DeadLetter:
+    return DeadLetter(
+        project=row.project,
+        key=row.key,
+        raw=json.dumps(dict(row.row), default=str)[:RAW_BYTES],
+        cause=cause,
+        code=code,
+        partition=row.partition,
+        offset=row.offset,
+        traceparent=row.traceparent,
+        version=row.version,
+        source=row.source,
+        committed_at=row.committed_at,
+    )
 
 
 def _system_arrays(
@@ -174,7 +215,7 @@ def _system_arrays(
 def _from_columns(rows: EventColumns, known: pa.Schema, *, text: str) -> pa.Table | None:
     """Columns that are of the table's types already, as they stand; None when one is not."""
     table = rows.table
-    names = _checked([n for n in known.names if n not in SYSTEM_COLUMNS], rows.names)
+    names = _once([n for n in known.names if n not in SYSTEM_COLUMNS], rows.names)
     fields, arrays = list(SYSTEM_SCHEMA), []
     for field in SYSTEM_SCHEMA:
         there = field.name in table.column_names
@@ -205,29 +246,11 @@ def _column_fits(table: pa.Table, name: str, known: pa.Schema) -> bool:
 def _user_columns(rows: Sequence[ChangeEvent], known: pa.Schema) -> list[str]:
     """The table's columns, then the new ones in the order in which they first appear."""
     shapes = dict.fromkeys(tuple(row.row) for row in rows)
-    return _checked([n for n in known.names if n not in SYSTEM_COLUMNS], *shapes)
+    return _once([n for n in known.names if n not in SYSTEM_COLUMNS], *shapes)
 
 
-def _checked(*shapes: Sequence[str]) -> list[str]:
-    """Every name once. Raises: DataError data.reserved_column, data.duplicate_column."""
-    names = dict.fromkeys(name for shape in shapes for name in shape)
-    folded: dict[str, str] = {}
-    for name in names:
-        if name in SYSTEM_COLUMNS:
-            raise DataError(
-                f"the source has a column {name!r}, a name that the feature table keeps for"
-                " itself.",
-                code="data.reserved_column",
-                next_step="Rename it, or read from a view that does.",
-            )
-        other = folded.setdefault(name.casefold(), name)
-        if other != name:
-            raise DataError(
-                f"the columns {other!r} and {name!r} differ only in case.",
-                code="data.duplicate_column",
-                next_step="Rename one, or read from a view that does.",
-            )
-    return list(names)
+def _once(*shapes: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name for shape in shapes for name in shape))
 
 
 def _type_of(kinds: set[type]) -> pa.DataType | None:
@@ -238,66 +261,15 @@ def _type_of(kinds: set[type]) -> pa.DataType | None:
     return pa.float64() if kinds <= {int, float} else pa.string()
 
 
-def _column(
-    name: str, values: list[Any], kinds: set[type], target: pa.DataType, *, is_text: bool
-) -> pa.Array:
-    """`values` as `target` without losing anything. Raises: DataError data.schema_changed."""
-    if pa.types.is_string(target):
-        if kinds <= {str}:
-            return pa.array(values, target)
-        if not is_text:
-            return pa.array([_spelt(value) for value in values], target)
-    elif pa.types.is_integer(target):
-        whole = [_whole(value) for value in values] if float in kinds else values
-        if kinds <= {int, float} and set(map(type, whole)) <= {int, _NONE}:
-            return pa.array(whole, target)
-    elif pa.types.is_floating(target):
-        if kinds <= {float} or _are_exact(values, kinds):
-            return pa.array([value if value is None else float(value) for value in values], target)
-    elif pa.types.is_boolean(target) and kinds <= {bool}:
-        return pa.array(values, target)
-    example = next(v for v in values if v is not None and not _fits(v, target))
-    raise DataError(
-        f"column {name!r} of the feature table holds {_word(target)}s; {example!r:.60} is a"
-        f" {_word(_type_of({type(example)}))}. Nothing of this batch was written.",
-        code="data.schema_changed",
-        next_step="Correct the rows in the source; their next change replaces this one.",
-    )
-
-
-def _may_widen(values: Sequence[Any], kinds: set[type], target: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(target)) and _are_exact(values, kinds)
-
-
-def _are_exact(values: Sequence[Any], kinds: set[type]) -> bool:
-    """Whether each stays what it is as a float."""
-    return kinds <= {int, float} and all(v is None or _fits(v, pa.float64()) for v in values)
-
-
-def _check_labels(
-    name: str,
-    values: Sequence[Any],
-    kinds: set[type],
-    known_type: pa.DataType | None,
-    stored_label: Callable[[], Any],
-) -> None:
-    """Text and numbers in one label column are two spellings of one class, or a mistake."""
-    a_text = next((v for v in values if isinstance(v, str)), None)
-    other = next((v for v in values if v is not None and not isinstance(v, str)), None)
-    if known_type is not None:
-        is_text = pa.types.is_string(known_type)
-        if a_text is None and is_text and kinds:
-            a_text = stored_label()
-        if other is None and not is_text and kinds:
-            other = stored_label()
-    if a_text is None or other is None:
-        return
-    raise DataError(
-        f"label column {name!r} mixes types: {a_text!r:.60} is text, {other!r:.60} is not."
-        " Nothing of this batch was written.",
-        code="data.mixed_labels",
-        next_step="Write all labels alike in the source; the next change of a row replaces this.",
-    )
+def _column(values: list[Any], kinds: set[type], target: pa.DataType, *, is_text: bool) -> pa.Array:
+    """`values` as `target` without losing anything."""
+    if pa.types.is_string(target) and not is_text and not kinds <= {str}:
+        return pa.array([_spelt(value) for value in values], target)
+    if pa.types.is_integer(target) and float in kinds:
+        return pa.array([_whole(value) for value in values], target)
+    if pa.types.is_floating(target) and int in kinds:
+        return pa.array([value if value is None else float(value) for value in values], target)
+    return pa.array(values, target)
 
 
 def _whole(value: Any) -> Any:
@@ -313,9 +285,13 @@ def _fits(value: Any, target: pa.DataType) -> bool:
     if pa.types.is_string(target):
         return isinstance(value, str)
     if pa.types.is_integer(target):
-        return type(_whole(value)) in (int, _NONE)
+        whole = _whole(value)
+        return whole is None or (type(whole) is int and -(2**63) <= whole < 2**63)
     if pa.types.is_floating(target):
-        return type(value) is float or (type(value) is int and abs(value) <= EXACT_IN_FLOATS)
+        # Beyond 53 bits not every whole number has a neighbour that is itself.
+        return type(value) is float or (
+            type(value) is int and abs(value) < 2**1023 and int(float(value)) == value
+        )
     return isinstance(value, bool)
 
 

@@ -7,10 +7,12 @@ Readers know a table by `DatasetVersion.uri` alone. What opens it, keys among it
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +21,7 @@ from autoglm.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
+    from pyarrow.dataset import Dataset
 
 PINS = "_pins"
 SCHEMES = ("s3", "s3a")
@@ -65,6 +68,16 @@ class TableStore(Protocol):
 
     def prepare(self) -> None:
         """Before the table is made."""
+        ...
+
+    def rows_of(self, handle: DeltaTable) -> Dataset:
+        """The files of a handle, to be read by pyarrow."""
+        ...
+
+    def turn(self, *, alone: bool = False) -> AbstractContextManager[None]:
+        """Appends go side by side; who writes the log anew is alone, or others' commits would make
+        it begin again for ever. Nothing depends on it but that: the log itself refuses.
+        """
         ...
 
     def pins(self) -> dict[int, list[str]]: ...
@@ -152,6 +165,20 @@ class FolderStore:
     def prepare(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
 
+    def rows_of(self, handle: DeltaTable) -> Dataset:
+        from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+        # Not deltalake's own files, which are Python's: a reader's thread that still lets go of one
+        # while the process ends would abort it.
+        files = SubTreeFileSystem(str(self.folder), LocalFileSystem())
+        return handle.to_pyarrow_dataset(filesystem=files)
+
+    @contextmanager
+    def turn(self, *, alone: bool = False) -> Iterator[None]:
+        with open(self.folder / "_turn.lock", "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            yield
+
     def pins(self) -> dict[int, list[str]]:
         try:
             stored = json.loads((self.folder / f"{PINS}.json").read_text(encoding="utf-8"))
@@ -232,6 +259,12 @@ class ObjectStore:
 
     def prepare(self) -> None:
         """A store has no folders."""
+
+    def rows_of(self, handle: DeltaTable) -> Dataset:
+        return handle.to_pyarrow_dataset()
+
+    def turn(self, *, alone: bool = False) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def _files(self) -> Any:
         from deltalake.fs import DeltaStorageHandler

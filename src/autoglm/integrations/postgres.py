@@ -256,7 +256,7 @@ class PostgresSource:
             message = cursor.read_message()
             if message is not None:
                 reader.take(decoder.decode(message.payload))
-                if len(reader.events) < self._batch_rows:
+                if not reader.is_full(self._batch_rows):
                     continue
             elif reader.events and reader.waited() < LINGER_SECONDS:
                 select.select([cursor], [], [], LINGER_SECONDS)

@@ -73,13 +73,20 @@ def collect_once(
     follow: bool = False,
 ) -> int:
     """Source ─► broker: what it shows now, and with `follow`, where the source can, what it will
-    show until cancelled. Says how many events there were.
+    show until cancelled. Says how many events there were. Raises: StorageError broker.offset_gone
+    for a log that is not the table's; SourceError.
     """
     from autoglm.streaming.collector import collect
+    from autoglm.streaming.consumer_group import seek
 
     source = open_source(project)
     on_event({"kind": "source", "promise": source.promise})
     topic = topic_of(project)
+    if broker.position(topic, source.name) == "":
+        # A new log in place of the table's: once filled it would look like the old one, and the
+        # changes at the offsets that the table has would be passed by.
+        numbers = range(broker.num_partitions(topic))
+        seek(broker, project.table(), group=GROUP, topic=topic, numbers=numbers)
     found = collect(source, broker, topic=topic, cancel=cancel, on_batch=on_batch, follow=follow)
     return found.events
 

@@ -193,7 +193,8 @@ class FeatureTable(Protocol):
         positions: Mapping[str, str],
         traceparent: str,
     ) -> int:
-        """Write rows and offsets in one commit and return its version.
+        """Write rows and offsets in one commit and return its version. Rows that the table cannot
+        hold are dead letters of it; a table that makes some says how many as `num_unfit`.
 
         Raises: FencedError unless each stored offset equals its range's start.
         """

@@ -1,7 +1,8 @@
 """The embedded broker: a keyed, partitioned, replayable log in one SQLite file.
 
-One Arrow batch per row of the log; events, source position and producer epoch in one transaction
-(WAL, synchronous=FULL): what was acknowledged survives a power cut.
+One Arrow batch per row of the log, several for values that are large together; events, source
+position and producer epoch in one transaction (WAL, synchronous=FULL): what was acknowledged
+survives a power cut.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from autoglm.streaming.config import BrokerConfig
 from autoglm.streaming.event_blob import from_blob, to_blob
 
 BUSY_SECONDS = 30
+PIECE_BYTES = 32 << 20
 
 _before_commit = fail_points.declare("hop2.before_commit", "events written, not committed")
 _after_commit = fail_points.declare("hop2.after_commit", "events committed, not acknowledged")
@@ -62,6 +64,7 @@ class SqliteBroker:
             self._connection.execute("pragma journal_mode=wal")
             self._connection.execute("pragma synchronous=full")
             self._connection.executescript(_SCHEMA + group_members.SCHEMA)
+            self._file = path.stat().st_ino
 
     @classmethod
     def open(
@@ -78,7 +81,9 @@ class SqliteBroker:
         num_partitions = self.num_partitions(topic)
         for change in batch.events:
             by_partition.setdefault(_partition_of(change.key, num_partitions), []).append(change)
-        blobs = {number: to_blob(events) for number, events in by_partition.items()}
+        pieces = [
+            (number, *piece) for number, events in by_partition.items() for piece in _pieces(events)
+        ]
         with self._transaction() as connection:
             row = connection.execute(
                 "select epoch, position from producer where topic = ? and name = ?",
@@ -91,16 +96,16 @@ class SqliteBroker:
                 )
             if row[1] == batch.position:
                 return
-            for number, events in by_partition.items():
+            for number, count, blob in pieces:
                 base = self._tail(connection, topic, number)
                 connection.execute(
                     "insert into log values (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (topic, number, base, len(events), batch.source, batch.position,
-                     batch.traceparent, blobs[number]),
+                    (topic, number, base, count, batch.source, batch.position,
+                     batch.traceparent, blob),
                 )  # fmt: skip
                 connection.execute(
                     "insert or replace into tail values (?, ?, ?)",
-                    (topic, number, base + len(events)),
+                    (topic, number, base + count),
                 )
             connection.execute(
                 "update producer set position = ? where topic = ? and name = ?",
@@ -292,13 +297,30 @@ class SqliteBroker:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock, _ours(self._path):
+            self._refuse_replaced()
             self._connection.execute("begin immediate")
             try:
                 yield self._connection
                 self._connection.execute("commit")
             except BaseException:
-                self._connection.execute("rollback")
+                # A full disk has rolled back already.
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
                 raise
+
+    def _refuse_replaced(self) -> None:
+        """What is written into a file that was deleted is gone when we close it."""
+        try:
+            is_there = self._path.stat().st_ino == self._file
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise StorageError(
+                f"{self._path} was deleted or replaced while it was open.",
+                code="broker.replaced",
+                next_step="Put the log back; or delete the project's state, and all rows are read"
+                " from the source again.",
+            )
 
 
 @contextmanager
@@ -312,6 +334,17 @@ def _ours(path: Path) -> Iterator[None]:
             code="storage.full" if is_full else "storage.failed",
             next_step="Free disk space." if is_full else "Check the file and its permissions.",
         ) from error
+
+
+def _pieces(events: list[ChangeEvent]) -> list[tuple[int, bytes]]:
+    """(events, blob) of rows of the log: whoever reads one holds all of it, and SQLite takes no
+    value of a gigabyte.
+    """
+    blob = to_blob(events)
+    if len(blob) <= PIECE_BYTES or len(events) == 1:
+        return [(len(events), blob)]
+    middle = len(events) // 2
+    return [*_pieces(events[:middle]), *_pieces(events[middle:])]
 
 
 def _partition_of(key: str, num_partitions: int) -> int:

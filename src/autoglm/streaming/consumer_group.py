@@ -11,7 +11,7 @@ from datetime import timedelta
 from autoglm import fail_points
 from autoglm.clock import Clock, SystemClock
 from autoglm.contracts.change_event import ChangeEvent, DeadLetter, OffsetRange, Partition
-from autoglm.contracts.event_columns import joined
+from autoglm.contracts.event_columns import joined, num_bytes
 from autoglm.errors import AutoGLMError, CancelledError, FencedError, StorageError
 from autoglm.observability.logging import get_logger
 from autoglm.plugins.kinds import Assignment, Broker, FeatureTable, Processor
@@ -22,6 +22,7 @@ _before_hint = fail_points.declare("hop5.before_hint", "rows committed, group of
 _after_hint = fail_points.declare("hop5.after_hint", "group offset told, nothing fetched since")
 FENCED_ATTEMPTS = 5
 COMMITS_PER_RETENTION = 50
+BATCH_BYTES = 64 << 20
 # A member asks this often within its lease: one lost beat does not cost it its partitions.
 BEATS_PER_LEASE = 3
 IDLE = timedelta(milliseconds=100)
@@ -52,6 +53,7 @@ class _Open:
     """What the next commit will hold."""
 
     parts: list[Sequence[ChangeEvent]] = field(default_factory=list)
+    num_bytes: int = 0
     offsets: dict[Partition, OffsetRange] = field(default_factory=dict)
     positions: dict[str, str] = field(default_factory=dict)
     traceparent: str = ""
@@ -96,7 +98,7 @@ class Consumer:
             if cancel.is_set():
                 raise CancelledError("processing was stopped.", next_step="The next call goes on.")
             try:
-                version = self._commit(opened, offsets, generation=None)
+                done = self._commit(opened, offsets, generation=None)
             except FencedError:
                 # Somebody else committed these offsets: what they hold is not ours to write.
                 fenced += 1
@@ -104,7 +106,7 @@ class Consumer:
                     raise
                 offsets = self._seek(everything)
                 continue
-            rows, dead = rows + len(opened.rows), dead + len(opened.dead)
+            rows, dead, version = rows + done.rows, dead + done.dead, done.version
         return Drained(rows=rows, dead=dead, version=version)
 
     def follow(self, cancel: threading.Event, *, member: str, lease: timedelta) -> None:
@@ -148,30 +150,15 @@ class Consumer:
             return self._broker.join(self._group, self._topic, member=member, lease=lease)
 
     def _seek(self, numbers: Sequence[int]) -> dict[Partition, int]:
-        """Where the table says that each partition goes on.
-
-        Raises: StorageError broker.offset_gone when the broker has less than the table has read:
-        it is another broker than the one that was read, and its first events would be passed by.
-        """
-        found = {}
-        for number in numbers:
-            partition = Partition(group=self._group, topic=self._topic, number=number)
-            offset = self._table.next_offset(partition)
-            end = self._broker.end_offset(self._topic, number)
-            if offset > end:
-                raise StorageError(
-                    f"topic {self._topic}, partition {number} ends at offset {end}; the feature"
-                    f" table has it up to {offset}. This is not the log that the table was read"
-                    " from.",
-                    code="broker.offset_gone",
-                    next_step="Put the log back; or delete the project's state, and all rows are"
-                    " read from the source again.",
-                )
-            found[partition] = offset
-        return found
+        """See `seek`."""
+        return seek(
+            self._broker, self._table, group=self._group, topic=self._topic, numbers=numbers
+        )
 
     def _fill(self, offsets: Mapping[Partition, int]) -> _Open | None:
-        """Events of every partition, at most `batch_rows` in all; None when there are none."""
+        """Events of every partition, at most `batch_rows` in all, and no more once they take
+        BATCH_BYTES; None when there are none.
+        """
         opened, room = _Open(), self._batch_rows
         # First a fair share of each, so that all are under way; then whatever there is.
         for share in (-(-room // max(1, len(offsets))), room):
@@ -191,13 +178,14 @@ class Consumer:
         known = opened.offsets.get(partition)
         begin = offset = known.end if known else start
         taken = 0
-        while taken < room:
+        while taken < room and opened.num_bytes < BATCH_BYTES:
             fetched = self._broker.fetch(
                 self._topic, partition.number, offset, max_events=room - taken
             )
             if fetched is None:
                 break
             opened.parts.append(fetched.events)
+            opened.num_bytes += num_bytes(fetched.events)
             opened.positions[fetched.source] = fetched.position
             opened.traceparent = fetched.traceparent
             offset, taken = fetched.range.end, taken + len(fetched.events)
@@ -207,7 +195,7 @@ class Consumer:
 
     def _commit(
         self, opened: _Open, offsets: dict[Partition, int], *, generation: int | None
-    ) -> int:
+    ) -> Committed:
         """Rows and offsets into the table, then the hint; `offsets` moves on.
 
         Raises: FencedError when the table is not where the batch begins.
@@ -219,6 +207,7 @@ class Consumer:
             positions=opened.positions,
             traceparent=opened.traceparent,
         )
+        unfit = int(getattr(self._table, "num_unfit", 0))
         ends = {partition: r.end for partition, r in opened.offsets.items()}
         for partition in ends:
             del offsets[partition]
@@ -227,16 +216,15 @@ class Consumer:
         _before_hint()
         self._tell(ends, generation)
         _after_hint()
-        self._on_commit(
-            Committed(
-                events=opened.events,
-                rows=len(opened.rows),
-                dead=len(opened.dead),
-                offsets=dict(offsets),
-                version=version,
-            )
+        done = Committed(
+            events=opened.events,
+            rows=len(opened.rows) - unfit,
+            dead=len(opened.dead) + unfit,
+            offsets=dict(offsets),
+            version=version,
         )
-        return version
+        self._on_commit(done)
+        return done
 
     def _tell(self, ends: Mapping[Partition, int], generation: int | None) -> None:
         """The table has the rows: a broker that does not take the hint costs nothing but a figure,
@@ -250,3 +238,29 @@ class Consumer:
             return  # the next heartbeat says what this member reads now
         except AutoGLMError as error:
             get_logger().warning("the group's offsets are not told", cause=str(error))
+
+
+def seek(
+    broker: Broker, table: FeatureTable, *, group: str, topic: str, numbers: Sequence[int]
+) -> dict[Partition, int]:
+    """Where the table says that each partition goes on.
+
+    Raises: StorageError broker.offset_gone when the broker has less than the table has read:
+    it is another broker than the one that was read, and its first events would be passed by.
+    """
+    found = {}
+    for number in numbers:
+        partition = Partition(group=group, topic=topic, number=number)
+        offset = table.next_offset(partition)
+        end = broker.end_offset(topic, number)
+        if offset > end:
+            raise StorageError(
+                f"topic {topic}, partition {number} ends at offset {end}; the feature"
+                f" table has it up to {offset}. This is not the log that the table was read"
+                " from.",
+                code="broker.offset_gone",
+                next_step="Put the log back; or delete the project's state, and all rows are"
+                " read from the source again.",
+            )
+        found[partition] = offset
+    return found

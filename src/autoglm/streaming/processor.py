@@ -185,6 +185,8 @@ class RowProcessor:
         rows, dead = [], []
         for event in batch:
             event, problem = self._with_image(event)
+            if problem is None and not _is_utf8(event.key):  # of a delete too
+                problem = "data.not_utf8", "the key is not UTF-8"
             if problem is None and event.op == "upsert":
                 problem = self._problem(event)
             if problem is None:
@@ -234,3 +236,11 @@ class RowProcessor:
                 f" {self._max_text_bytes:,}",
             )
         return problem_of(text, event.row[self._label], self._form, self._separator)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

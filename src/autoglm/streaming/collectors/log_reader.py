@@ -25,6 +25,8 @@ from autoglm.streaming.collectors.pgoutput import (
     Update,
 )
 
+BATCH_BYTES = 64 << 20  # of values; few rows of megabytes fill a batch too
+
 
 class LogReader:
     """`look_up(column, key)` reads a value that the log left out: a tuple of it, None if gone."""
@@ -47,7 +49,7 @@ class LogReader:
         self._version, self._skip, self._count = known.version, 0, 0
         self._within = self._xid = 0
         self._at = datetime.now(UTC)
-        self._since = 0.0
+        self._since, self._num_bytes = 0.0, 0
         self._number, self._foreign = number, set[int]()
 
     @property
@@ -62,6 +64,12 @@ class LogReader:
     def waited(self) -> float:
         """Seconds since the first event that waits."""
         return time.monotonic() - self._since
+
+    def is_full(self, batch_rows: int) -> bool:
+        """Whether what waits is a batch, by its rows or by its size."""
+        return len(self.events) >= batch_rows or (
+            bool(self.events) and self._num_bytes >= BATCH_BYTES
+        )
 
     def taken(self) -> str:
         """The position after the waiting events, which are forgotten."""
@@ -127,8 +135,9 @@ class LogReader:
 
     def _add(self, event: ChangeEvent) -> None:
         if not self.events:
-            self._since = time.monotonic()
+            self._since, self._num_bytes = time.monotonic(), 0
         self.events.append(event)
+        self._num_bytes += sum(len(v) for v in event.row.values() if type(v) is str)
 
     def _upsert(self, row: Row) -> None:
         value = row.get(self._key)
