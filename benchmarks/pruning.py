@@ -66,7 +66,8 @@ def child(part: str, data: Path) -> dict[str, Any]:
     values, labels, _ = questions(data)
     num = NUM_TRAIN + NUM_VALIDATION
     mine = [point for point in points() if point["model.recurrent.cell"] == part]
-    return {name_of(point): _trained(point, values[:num], labels[:num]) for point in mine}
+    trained = {name_of(point): _trained(point, values[:num], labels[:num]) for point in mine}
+    return {"values": trained}
 
 
 def _trained(point: Mapping[str, Any], values: list[str], labels: list[str]) -> float:
@@ -186,7 +187,7 @@ def main() -> None:
         return
     cells = READ["model.recurrent.cell"]
     found = run_parts("benchmarks.pruning", options.results, cells, ["--data", str(options.data)])
-    values = {k: v for each in found.values() for k, v in each["result"].items()}
+    values = {k: v for each in found.values() for k, v in each["result"]["values"].items()}
     counts = {
         name: [num_trials(values, seed, is_pruned=flag) for seed in range(options.seeds)]
         for name, flag in (("whole", False), ("pruned", True))
