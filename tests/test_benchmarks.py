@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from benchmarks import optimizers, parts, quality, rows
+from benchmarks import fresh, optimizers, parts, pruning, quality, rows
 
 WORDS = {"tokens": ["In", "New", "York", "today"], "tags": ["O", "B-loc", "I-loc", "O"]}
 TAGS = ["O", "B-loc", "I-loc"]
@@ -68,3 +68,46 @@ def test_steps_spikes_and_a_target_that_is_never_reached() -> None:
     assert optimizers.steps_to(0.75, falls) == 15
     assert math.isinf(optimizers.steps_to(0.4, falls))
     assert optimizers.spike([1.0] * 10 + [3.0, 1.0]) == 2.0
+
+
+def test_a_new_run_is_judged_by_its_share_of_the_first_and_its_distance_from_scratch() -> None:
+    def result(seconds: float, test: float) -> dict[str, dict[str, object]]:
+        return {"result": {"by_step": {"search": seconds, "export": 1.0}, "test": test}}
+
+    found = {
+        "trec.0.first": result(99.0, 0.94),
+        "trec.0.stable": result(9.0, 0.94),
+        "trec.0.backbone": result(39.0, 0.93),
+        "trec.0.scratch": result(99.0, 0.944),
+    }
+    ratios, missed = fresh.judged(found)
+    assert (ratios["trec.0.stable_share"], ratios["trec.0.backbone_share"]) == (0.1, 0.4)
+    assert [line.split(":")[0] for line in missed] == ["trec.0.backbone", "trec.0.backbone"]
+
+
+def test_one_per_cent_of_the_rows_that_are_learnt_from_are_changed(tmp_path: Path) -> None:
+    (tmp_path / "trec").mkdir()
+    lines = {"train": 3000, "test": 50}
+    for part, num in lines.items():
+        said = [{"text": f"{part} {i}", "label": "ab"[i % 2]} for i in range(num)]
+        (tmp_path / "trec" / f"{part}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in said)
+        )
+    old, new = (of(tmp_path, "trec", 0) for of in (fresh.rows_of, fresh.changed_rows))
+    others = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+    assert len(others) == 22
+    assert all(a["id"] == b["id"] and a["part"] == b["part"] != "test" for a, b in others)
+    assert not {b["text"] for _, b in others} & {row["text"] for row in old}
+
+
+def test_dimensions_that_do_not_matter_are_asked_only_where_nothing_is_pruned() -> None:
+    lr, dropout = pruning.READ["training.lr"][1], pruning.READ["training.dropout"][0]
+    values = {
+        pruning.name_of(point): float(
+            point["training.lr"] == lr and point["training.dropout"] == dropout
+        )
+        for point in pruning.points()
+    }
+    for is_pruned in (True, False):
+        num = pruning.num_trials(values, 0, is_pruned=is_pruned)
+        assert 1 <= num < pruning.MOST_TRIALS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,21 @@ def test_the_oldest_graphs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for key in "abc":
         kept_graphs.keep(tmp_path, key, ModelProto())
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["b", "c"]
+
+
+def test_a_structure_is_the_same_in_whatever_order_its_config_was_written(
+    tmp_path: Path, tiny_backbone: Path, exports: list[str]
+) -> None:
+    """As of a backbone and of a model that was exported from it: its config is written sorted."""
+    said = json.loads((tiny_backbone / "config.json").read_text())
+    said["position_embedding_type"] = "absolute"  # a key that transformers passes on as it stands
+    graphs, orders = tmp_path / "graphs", []
+    for name, keys in (("first", sorted(said)), ("second", sorted(said, reverse=True))):
+        backbone = tmp_path / f"backbone-{name}"
+        shutil.copytree(tiny_backbone, backbone)
+        (backbone / "config.json").write_text(json.dumps({key: said[key] for key in keys}))
+        model = toy(backbone)
+        orders.append(list(model.config.to_dict()["backbone_config"]))
+        exported(model, backbone, tmp_path / name, graphs)
+    assert orders[0] != orders[1], "else this shows nothing"
+    assert exports == ["export"]

@@ -29,8 +29,9 @@ def opened(log: EventLog, runner: Any, *more: Any, name: str = "run-1", **config
     space = config.setdefault("space", LR)
     named = {key: config.pop(key) for key in NAMED if key in config}
     objectives = config.pop("sought", ())
+    keys, refresh = config.pop("keys", KEYS), config.pop("refresh_by", None)
     return Study(
         project="p", name=name, config=SearchConfig(**config), seed=1,
-        dimensions=read_space(space, KEYS), objectives=objectives, runners=[runner, *more], log=log,
-        **{**USUAL, "clock": SteeredClock(), **named},
+        dimensions=read_space(space, keys), objectives=objectives, runners=[runner, *more], log=log,
+        refresh=refresh, **{**USUAL, "clock": SteeredClock(), **named},
     )  # fmt: skip

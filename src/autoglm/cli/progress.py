@@ -155,6 +155,14 @@ class Progress:
     def _on_dimension_removed(self, event: Mapping[str, Any]) -> None:
         self._line("space", f"{event['key']} stays at {event['value']}: {event['evidence']}")
 
+    def _on_refresh(self, event: Mapping[str, Any]) -> None:
+        self._line(
+            "refresh",
+            f"{100 * event['changed']:.1f} % of the rows changed since study {event['of']}: its"
+            f" best point is tried first, from {event['start']}; {number(event['enough'], 4)} is"
+            f" enough (it had {number(event['value'], 4)})",
+        )
+
     def _on_worker_restarted(self, event: Mapping[str, Any]) -> None:
         self._line("worker", f"started again: {event['cause']}")
 

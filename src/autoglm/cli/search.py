@@ -123,6 +123,7 @@ def _best(trial: Mapping[str, Any]) -> str:
 
 def _print_report(report: Mapping[str, Any]) -> None:
     from autoglm.cli.plots import bar, console, step_plot
+    from autoglm.search.refresh import said_of
 
     best, metric = report["best"], report["metric"]
     states = ", ".join(f"{num} {name.replace('_', ' ')}" for name, num in report["states"].items())
@@ -131,6 +132,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
             "study": report["study"],
             "trials": states or "none",
             "ended by": report["stopped_by"] or "not ended yet",
+            **({"changed": said} if (said := said_of(report["refresh"])) else {}),
             "training": f"{report['seconds']:.0f} s, {report['cpu_seconds']:.0f} CPU-seconds",
         }
     )

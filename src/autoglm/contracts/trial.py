@@ -49,10 +49,12 @@ class Removal:
 class StudyResult:
     """`best` is picked by the validation rows alone, by `metric`, among the complete trials.
 
-    `stopped_by`: `trials | budget | cpu_budget | until_gain | space` (every point was tried).
+    `stopped_by`: `trials | budget | cpu_budget | until_gain | refresh` (an earlier study's answer
+    holds) `| space` (every point was tried).
     `objectives`: metric → `maximize | minimize`; `pareto`: numbers of the complete trials that no
     other one beats in all of them. `hints`: points that earlier studies gave to this one.
-    `removed`: dimensions that were not asked.
+    `removed`: dimensions that were not asked. `refresh`: the earlier answer that was tried first
+    (search.refresh.Refresh), when there was one.
     """
 
     project: str
@@ -67,3 +69,4 @@ class StudyResult:
     pareto: tuple[int, ...] = ()
     hints: tuple[Mapping[str, Any], ...] = ()
     removed: tuple[Removal, ...] = ()
+    refresh: Mapping[str, Any] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from autoglm.evaluation.roles import MEASURED, read_roles
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
 from autoglm.loop.lineage import lineage_of
+from autoglm.loop.refreshing import find_refresh
 from autoglm.observability.logging import get_logger
 from autoglm.plugins import project_files, registry
 from autoglm.settings import Settings, from_snapshot
@@ -108,6 +109,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
         started = app.clock.monotonic()
         runners = open_trainers(spec, app, settings)
         pruned = probed(asked, spec, settings, runners[0], app)
+        from_stable = runners[0].starts_from_stable
         study = Study(
             project=spec.project,
             name=spec.run_id,
@@ -126,6 +128,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             clock=app.clock,
             on_event=app.on_event,
             fulfils=constraints_hold(settings),
+            refresh=find_refresh(spec, settings, pruned, app, starts_from_stable=from_stable),
         )
         try:
             found = study.run(app.cancel, started=started)

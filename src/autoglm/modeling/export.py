@@ -280,7 +280,9 @@ def _structure(model: AutoGLMForSequenceClassification) -> str:
     shapes = [(name, list(t.shape)) for name, t in model.state_dict().items()]
     makers = [(name, version(name)) for name in ("torch", "onnx", "onnxscript", "transformers")]
     code = [Path(__file__).read_text("utf-8"), *sorted(_code_of(model).items())]
-    return digest(str(sorted(config.items(), key=str)), shapes, makers, code)
+    # In one order: a config that was read from a folder has its keys in another than one made here.
+    said = json.dumps(config, sort_keys=True, default=str)
+    return digest(said, shapes, makers, code)
 
 
 def _write_proto(graph: Any, path: Path) -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
-from autoglm.config.schema import live
+from autoglm.config.schema import Share, live
 
 
 def default_space() -> Mapping[str, Any]:
@@ -54,6 +54,15 @@ class SearchConfig:
     warm_start: Annotated[
         bool, live("Try the best points of the project's earlier studies of this space first.")
     ] = True
+    refresh: Annotated[
+        Share,
+        Ge(0),
+        Lt(1),
+        live(
+            "Where at most this share of the rows changed since the last whole study, its answer is"
+            " tried first, and ends the study if it holds (docs/search.md); 0 = never."
+        ),
+    ] = 0.05
     space: Annotated[
         str | Mapping[str, Any],
         live(

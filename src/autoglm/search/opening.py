@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autoglm.contracts.record import to_json
+from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.trial import Removal
 from autoglm.errors import SearchError
 from autoglm.search.proposals import Proposals
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import optuna
 
     from autoglm.search.journal import StudyStorage
+    from autoglm.search.refresh import Refresh
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +55,16 @@ class Asked:
 
 
 def open_study(
-    log: EventLog, name: str, asked: Asked, samplers: Samplers, *, num_hints_for: int
+    log: EventLog,
+    name: str,
+    asked: Asked,
+    samplers: Samplers,
+    *,
+    num_hints_for: int,
+    refresh: Refresh | None = None,
 ) -> tuple[optuna.Study, StudyStorage]:
-    """One commit. A new study begins with its own first points and, of the best of earlier studies,
-    with as many as fit `num_hints_for` trials.
+    """One commit. A new study begins with the points of `refresh`, its own first points and, of the
+    best of earlier studies, with as many as fit `num_hints_for` trials.
 
     Raises: SearchError search.other_space.
     """
@@ -81,6 +88,10 @@ def open_study(
             study.set_user_attr("removed", [to_json(removal) for removal in asked.removed])
         if storage.recorded(study._study_id):
             return study, storage
+        if refresh is not None:
+            for point in refresh.points:
+                study.enqueue_trial(dict(point))
+            study.set_user_attr("refresh", to_json(refresh))
         asked.proposals.enqueue_first(study)
         if num_hints_for:
             found = hints(log, name, asked.to_json(), num_trials=num_hints_for)
@@ -88,6 +99,14 @@ def open_study(
                 study.enqueue_trial(hint.pop("told"))
             study.set_user_attr("hints", found)
     return study, storage
+
+
+def refresh_in(study: optuna.Study) -> Refresh | None:
+    """The answer that it began with: what was found when it was made holds when it goes on."""
+    from autoglm.search.refresh import Refresh
+
+    said = study.user_attrs.get("refresh")
+    return None if said is None else from_json(Refresh, said)
 
 
 def num_points(proposals: Proposals, samplers: Samplers) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoglm.search.charts import line_chart, parallel_coordinates
+from autoglm.search.refresh import said_of
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -62,6 +63,7 @@ def _head(report: Mapping[str, Any]) -> str:
         ("project", report["project"]),
         ("trials", counts or "none"),
         ("ended by", report["stopped_by"] or "not ended yet"),
+        *[("changed", said) for said in [said_of(report["refresh"])] if said],
         ("training", f"{report['seconds']:.0f} s, {report['cpu_seconds']:.0f} CPU-seconds"),
     ]
     if best:

@@ -67,6 +67,7 @@ def report_of(log: EventLog, name: str, *, project: str) -> dict[str, Any]:
         "direction": "maximize" if sign > 0 else "minimize",
         "space": asks.get("space", []),
         "removed": study.user_attrs.get("removed", []),
+        "refresh": dict(study.user_attrs.get("refresh", {})),
         "stopped_by": study.user_attrs.get("stopped_by", ""),
         "states": _counts(rows),
         "seconds": sum(row["seconds"] for row in rows),

@@ -60,6 +60,7 @@ def result_of(
         pareto=pareto(complete, objectives),
         hints=tuple(study.user_attrs.get("hints", ())),
         removed=removed,
+        refresh=study.user_attrs.get("refresh", {}),
     )
 
 

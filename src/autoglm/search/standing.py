@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from autoglm.contracts.stage_chain import Progress
+
 # What the journal keeps of a trial beside what Optuna keeps.
 PARAMS, COST, CURVE, PROMOTED, KEEPS = "params", "cost", "curve", "promoted", "keeps"
 HAS_ROOM = "has_room"
@@ -124,3 +126,15 @@ def curve_of(trial: FrozenTrial) -> dict[int, float]:
         values = [] if trial.values is None else list(trial.values)
         return {1: values[0]} if trial.state.name == "COMPLETE" and len(values) == 1 else {}
     return {int(stage): float(value) for stage, value in said.items()}
+
+
+def paid_of(each: Standing, progress: Progress) -> tuple[float, dict[str, float]]:
+    """CPU-seconds paid for the trial so far, and by lever what was not."""
+    now = progress.cpu_seconds - progress.saved.get("stage_tree", 0.0)
+    paid = each.cpu_seconds + max(0.0, now)
+    saved = {
+        lever: each.saved.get(lever, 0.0) + progress.saved.get(lever, 0.0)
+        for lever in sorted({*each.saved, *progress.saved} - {"stage_tree"})
+    }
+    shared = progress.cpu_seconds - paid  # its own earlier rungs are no gift
+    return paid, ({**saved, "stage_tree": shared} if shared > 1e-9 else saved)

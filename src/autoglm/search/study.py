@@ -2,6 +2,7 @@
 
 open the journal; the project's own values and earlier studies' best points are the first trials
 trials before the sampler has learnt anything are asked at once and run cheapest first
+what an earlier study answered about nearly the same rows is tried before them (search.refresh)
 while trials are left and no bound is reached:
 next    ← the trial that was going on, else the one that the scheduler promotes, else an asked
           one, else a new one of the sampler                     (recorded before it is trained)
@@ -39,7 +40,7 @@ from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import Constraint
 from autoglm.search.crew import Crew
 from autoglm.search.folds import over_folds
-from autoglm.search.opening import Asked, num_points, open_study
+from autoglm.search.opening import Asked, num_points, open_study, refresh_in
 from autoglm.search.proposals import Proposals
 from autoglm.search.results import Fulfils, Objective, all_failed, result_of, undefined
 from autoglm.search.samplers import Samplers
@@ -53,6 +54,7 @@ from autoglm.search.standing import (
     PARAMS,
     PROMOTED,
     Standing,
+    paid_of,
     standing_of,
     to_be_ended,
     winner_of,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from autoglm.search.journal import StudyStorage
+    from autoglm.search.refresh import Refresh
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -100,8 +103,9 @@ class Study:
         fulfils: Fulfils = lambda _metrics: True,
         fixed: Mapping[str, Any] | None = None,
         removed: tuple[Removal, ...] = (),
+        refresh: Refresh | None = None,
     ) -> None:
-        self._fulfils = fulfils
+        self._fulfils, self._refresh = fulfils, refresh
         self._project, self._name, self._config = project, name, config
         self._metric, self._sign = metric, 1 if maximize else -1
         self._objectives = tuple(objectives)
@@ -156,8 +160,10 @@ class Study:
     def _open(self) -> None:
         hinted = self._config.trials if self._config.warm_start else 0
         self._study, self._storage = open_study(
-            self._log, self._name, self._asked, self._samplers, num_hints_for=hinted
-        )
+            self._log, self._name, self._asked, self._samplers, num_hints_for=hinted,
+            refresh=self._refresh,
+        )  # fmt: skip
+        self._refresh = refresh_in(self._study)
 
     def _work(self, stop: CancelOrDeadline, most_points: int | None) -> str:
         """Train until there is nothing more to do; says what ended it."""
@@ -181,7 +187,7 @@ class Study:
             standings = self._standings()
             # The first value is waited for, however long it takes: without one there is no result.
             stop.is_armed = any(each.state == "complete" for each in standings)
-            reason = reason_to_stop(self._config, standings, stop)
+            reason = reason_to_stop(self._config, standings, stop) or self._answered(standings)
             if stop.is_cancelled:
                 raise CancelledError("the search was stopped.", next_step="It can be resumed.")
             is_hopeless = all_failed(standings)
@@ -189,12 +195,19 @@ class Study:
             if each is not None and each.state == "half_asked":
                 self._ask_rest(each)
             elif each is not None:
-                self._begin(each, stop, to_the_end=bool(reason))
+                self._begin(each, stop, to_the_end=bool(reason) or self._is_tried_again(each))
             elif self._at_work:
                 self._finish(stop)
             else:
                 too_dear = "" if is_hopeless else self._too_dear(stop)
                 return reason or too_dear or done
+
+    def _answered(self, standings: Sequence[Standing]) -> str:
+        is_answered = self._refresh is not None and self._refresh.is_answered(standings)
+        return "refresh" if is_answered else ""
+
+    def _is_tried_again(self, each: Standing) -> bool:
+        return self._refresh is not None and self._refresh.has(each)
 
     def _settle(self, stop: CancelOrDeadline) -> None:
         """Record what is being trained; who dies as well is trained again later. (An ask that
@@ -266,7 +279,10 @@ class Study:
         will cost; else one. One commit.
         """
         num_asked = len(self._standings())
-        num = max(1, min(most, self._samplers.num_startup - num_asked))
+        num = self._samplers.num_startup - num_asked
+        if self._refresh is not None and not num_asked:
+            num = len(self._refresh.points)  # what they come to decides whether there are others
+        num = max(1, min(most, num))
         numbers = set()
         with self._storage.batch():
             for _ in range(num):
@@ -356,7 +372,7 @@ class Study:
             return
         value = progress.metrics[self._metric]
         scores = {**each.scores, stage: self._sign * value}
-        paid, saved = _paid(each, progress)
+        paid, saved = paid_of(each, progress)
         num_stages = len(self._chains[each.number].stages)
         mine = replace(
             each, scores=scores, seconds=each.seconds + seconds, num_stages=num_stages
@@ -480,15 +496,3 @@ class Study:
 
     def _tell(self, kind: str, each: Standing, **facts: Any) -> None:
         self._on_event({"kind": kind, "number": each.number, **facts})
-
-
-def _paid(each: Standing, progress: Progress) -> tuple[float, dict[str, float]]:
-    """CPU-seconds paid for the trial so far, and by lever what was not."""
-    now = progress.cpu_seconds - progress.saved.get("stage_tree", 0.0)
-    paid = each.cpu_seconds + max(0.0, now)
-    saved = {
-        lever: each.saved.get(lever, 0.0) + progress.saved.get(lever, 0.0)
-        for lever in sorted({*each.saved, *progress.saved} - {"stage_tree"})
-    }
-    shared = progress.cpu_seconds - paid  # its own earlier rungs are no gift
-    return paid, ({**saved, "stage_tree": shared} if shared > 1e-9 else saved)

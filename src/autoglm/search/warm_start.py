@@ -25,10 +25,8 @@ def hints(
     `study`, `number`, `value`, `params`, and `told`, the point as Optuna takes it.
     """
     num = max(1, min(MOST_HINTS, num_trials // TRIALS_PER_HINT))
-    prefix = journal.stream_of("")
-    names = [stream.removeprefix(prefix) for stream in log.streams(prefix)]
-    earlier = [each for each in reversed(names) if each != name][:MOST_STUDIES]
-    ranked = [_best(log, each, asks) for each in earlier]
+    earlier = newest_first(log, but=name)[:MOST_STUDIES]
+    ranked = [best_points(log, each, asks) for each in earlier]
     found: list[dict[str, Any]] = []
     for place in range(num):  # every study's best before any study's second
         for points in ranked:
@@ -37,10 +35,22 @@ def hints(
     return found[:num]
 
 
-def _best(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+def newest_first(log: EventLog, *, but: str) -> list[str]:
+    """Names of the project's other studies."""
+    prefix = journal.stream_of("")
+    names = [stream.removeprefix(prefix) for stream in log.streams(prefix)]
+    return [each for each in reversed(names) if each != but]
+
+
+def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+    """The complete trials of the study `name`, the best first; none when it asked something else
+    than `asks`, or only tried an earlier study's answer again.
+    """
     study = open_study(log, name)
     if study is None:
         return ()
+    if study.user_attrs.get("stopped_by") == "refresh":
+        return ()  # what its values owe to stable is no matter of the point
     said = study.user_attrs.get("asks", {})
     if any(said.get(what) != asks[what] for what in ("space", "metric")):
         return ()

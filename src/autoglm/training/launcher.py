@@ -42,7 +42,7 @@ class TrainingWorker:
         *,
         threads: int = 0,
     ) -> None:
-        self.threads = threads
+        self.threads, self.starts_from_stable = threads, False
         self._process, self._workspace, self._stderr = process, workspace, stderr
         self._on_event, self._cancel = on_event, cancel
         self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -103,7 +103,7 @@ class TrainingWorker:
         Raises: ModelError model.no_backbone, model.start_incompatible.
         """
         start = self._start_from(spec, start_folder, base)
-        self._spec = spec
+        self._spec, self.starts_from_stable = spec, start == start_folder
         self._start = _name_of(start, spec)
         self._call(
             "open", spec=to_json(spec), start=str(start), start_name=self._start, base=str(base)

@@ -1,0 +1,114 @@
+"""Whether a run asks what an earlier one has answered: the same settings, nearly the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoglm.contracts.run_spec import RunSpec
+from autoglm.datasets.comparison import compare
+from autoglm.datasets.feature_table import DeltaFeatureTable
+from autoglm.errors import AutoGLMError
+from autoglm.loop.app import App
+from autoglm.settings import Settings
+
+if TYPE_CHECKING:
+    from autoglm.search.refresh import Refresh
+    from autoglm.search.task_pruning import Pruned
+
+# Where training starts is asked apart; `refresh` says when to look back, not for what.
+NO_QUESTION = {"model": {"start_from"}, "search": {"refresh"}}
+
+
+def find_refresh(
+    spec: RunSpec, settings: Settings, pruned: Pruned, app: App, *, starts_from_stable: bool
+) -> Refresh | None:
+    """The answer to be tried first. None without one, or where `search.refresh` wants none.
+
+    With several objectives a study looks for more than one point, so it is always a whole one.
+    """
+    from autoglm.search.refresh import refresh_of
+
+    search = settings.search
+    if not search.refresh or not search.warm_start or search.objectives:
+        return None
+
+    def changed_since(run_id: str) -> float | None:
+        earlier = _spec_of(run_id, app)
+        if earlier is None or _question(earlier) != _question(spec, like=earlier):
+            return None
+        changed = _changed(earlier, spec)
+        return changed if changed and changed <= search.refresh else None
+
+    def from_stable(run_id: str) -> bool:
+        """Whether training starts from a version that learnt what that run learnt from, or more."""
+        earlier = _spec_of(run_id, app)
+        stable = app.registry.get(spec.stable) if starts_from_stable else None
+        if earlier is None or stable is None:
+            return False
+        return int(stable.lineage.dataset_version) >= earlier.dataset.version
+
+    found = refresh_of(
+        app.log,
+        spec.run_id,
+        pruned.dimensions,
+        metric=settings.evaluate.metric,
+        maximize=True,  # what an evaluator gives is greater where it is better
+        changed_since=changed_since,
+        from_stable=from_stable,
+        num_rows=int(spec.dataset.split_rows.get("validation", 0)),
+        margin=settings.evaluate.margin,
+    )
+    if found is not None:
+        app.on_event(
+            {
+                "kind": "refresh",
+                "of": found.of,
+                "changed": found.changed,
+                "start": found.start,
+                "value": found.value,
+                "enough": found.enough,
+                "trials": len(found.points),
+            }
+        )
+    return found
+
+
+def _spec_of(run_id: str, app: App) -> RunSpec | None:
+    """None of a study that was no run's."""
+    rows = {row["run_id"] for row in app.admission.rows()}
+    return app.admission.spec(run_id) if run_id in rows else None
+
+
+def _question(spec: RunSpec, *, like: RunSpec | None = None) -> Mapping[str, Any]:
+    """What a study of this run asks, in keys that the spec `like` has too."""
+    known = (like or spec).config
+    asked = {
+        section: {
+            key: spec.config[section].get(key)
+            for key in known[section]
+            if key not in NO_QUESTION.get(section, ())
+        }
+        for section in ("model", "training", "search", "evaluate")
+    }
+    data = {key: spec.config["data"].get(key) for key in ("max_length", "min_rows")}
+    code = [[file.name, file.digest] for file in spec.imports]
+    shape = spec.dataset.task, spec.dataset.outputs, spec.dataset.split_column
+    return {**asked, "data": data, "code": code, "shape": shape}
+
+
+def _changed(earlier: RunSpec, spec: RunSpec) -> float | None:
+    """Share of the rows that are new, gone or others; None when the old ones cannot be read."""
+    now = spec.dataset
+    if earlier.dataset.uri != now.uri:
+        return None
+    table = DeltaFeatureTable(
+        Path(now.uri), project=spec.project, key="", text=now.text, label=now.label
+    )
+    try:
+        found = compare(table, earlier.dataset.version, now.version)
+    except AutoGLMError:
+        return None  # that version is gone: whoever cannot tell asks anew
+    num = sum(map(len, (found.added, found.removed, found.changed, found.relabelled)))
+    return num / max(1, now.rows)

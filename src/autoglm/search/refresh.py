@@ -1,0 +1,144 @@
+"""What a study begins with when nearly all of its rows were asked about before.
+
+newest whole study of this space and metric, whose run had these settings and nearly these rows
+answer  ← its best point; where training starts from stable, which was trained by it, first with the
+          fewest layers and epochs that the space has, then with the fewest epochs
+enough  ← its best value less one standard error
+train the points, the cheapest first, to their ends
+one is enough → the study ends; further points are trained while a twentieth of what the whole study
+          took pays for them
+none is       → the rows are others after all: the study goes on as a whole one
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoglm.search.first_points import EPOCHS, LAYERS
+from autoglm.search.space import Dimension
+from autoglm.search.standing import Standing, attrs_of
+from autoglm.search.warm_start import MOST_STUDIES, best_points, newest_first, open_study
+from autoglm.state.event_log import EventLog
+
+REFRESH = "refresh"
+# Of what the whole study took, for points beyond the first.
+MOST_SHARE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refresh:
+    """The answer of the study `of`, to be tried again. `changed`: share of the rows that are others
+    now. `points` are as Optuna takes them, the first trials. `value` is what the answer was worth
+    then; a trial with at least the score `enough` (higher is better) ends the study.
+    """
+
+    of: str
+    changed: float
+    start: str
+    value: float
+    enough: float
+    most_cpu_seconds: float
+    points: tuple[Mapping[str, Any], ...]
+
+    def has(self, each: Standing) -> bool:
+        return each.number < len(self.points)
+
+    def is_answered(self, standings: Sequence[Standing]) -> bool:
+        """Whether a point is enough, and none is left that may still be paid for."""
+        mine = [each for each in standings if self.has(each)]
+        scores = [each.score for each in mine if each.state == "complete" and each.keeps]
+        if max((s for s in scores if s is not None), default=-math.inf) < self.enough:
+            return False
+        spent = sum(each.cpu_seconds for each in mine)
+        left = [each.cost for each in mine if each.state == "asked"]
+        return not left or spent + min(left) > self.most_cpu_seconds
+
+
+def refresh_of(
+    log: EventLog,
+    name: str,
+    dimensions: Sequence[Dimension],
+    *,
+    metric: str,
+    maximize: bool,
+    changed_since: Callable[[str], float | None],
+    from_stable: Callable[[str], bool],
+    num_rows: int,
+    margin: float,
+) -> Refresh | None:
+    """Of the newest whole study of this space and metric since which `changed_since` tells a share
+    of rows (it has none of a study with other settings, or about others); None without one.
+
+    `num_rows` validate; `margin` is what a value that is no share may fall short by.
+    """
+    asks = {"space": [str(dimension) for dimension in dimensions], "metric": metric}
+    for earlier in newest_first(log, but=name)[:MOST_STUDIES]:
+        study = open_study(log, earlier)
+        if study is None or study.user_attrs.get("stopped_by", REFRESH) == REFRESH:
+            continue  # not ended, or itself no whole one
+        best = next(iter(best_points(log, earlier, asks)), None)
+        changed = None if best is None else changed_since(earlier)
+        if best is None or changed is None:
+            continue
+        score = float(best["value"]) * (1 if maximize else -1)
+        spent = sum(
+            float(attrs_of(trial).get("cpu_seconds", 0.0))
+            for trial in study.get_trials(deepcopy=False)
+        )
+        is_from_stable = from_stable(earlier)
+        points = _cheaper(best["told"], dimensions) if is_from_stable else [best["told"]]
+        return Refresh(
+            of=earlier,
+            changed=changed,
+            start="stable" if is_from_stable else "backbone",
+            value=float(best["value"]),
+            enough=score - standard_error(abs(score), num_rows, margin),
+            most_cpu_seconds=MOST_SHARE * spent,
+            points=tuple(points),
+        )
+    return None
+
+
+def standard_error(value: float, num_rows: int, margin: float) -> float:
+    """Of a share of `num_rows`; of a value that is none, `margin`."""
+    if not 0.0 <= value <= 1.0:
+        return margin
+    return math.sqrt(value * (1.0 - value) / max(1, num_rows))
+
+
+def said_of(refresh: Mapping[str, Any]) -> str:
+    """A line for the report; empty of a study that began with nothing."""
+    if not refresh:
+        return ""
+    return (
+        f"{100 * refresh['changed']:.1f} % of the rows since study {refresh['of']}; its best value"
+        f" {refresh['value']:.4f}, tried again from {refresh['start']}, {refresh['enough']:.4f} is"
+        " enough"
+    )
+
+
+def _cheaper(told: Mapping[str, Any], dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
+    """The point with the fewest layers and epochs of the space, and with the fewest epochs: stable
+    knows already what the others taught it.
+    """
+    fewest = {
+        dimension.key: dimension.told(value)
+        for dimension in dimensions
+        if dimension.key in {LAYERS, EPOCHS} and dimension.key in told
+        for value in [_fewest(dimension)]
+        if value is not None
+    }
+    with_its_layers = {**told, **{k: v for k, v in fewest.items() if k == EPOCHS}}
+    points = [{**told, **fewest}, with_its_layers]
+    return points if points[0] != points[1] else points[:1]
+
+
+def _fewest(dimension: Dimension) -> Any:
+    points = dimension.points()
+    if points is None:
+        return round(dimension.low) if dimension.is_whole else dimension.low
+    numbers = [p for p in points if isinstance(p, (int, float)) and not isinstance(p, bool)]
+    return min(numbers, default=None)

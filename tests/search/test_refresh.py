@@ -1,0 +1,164 @@
+"""A study of nearly the rows of an earlier one begins with what that one answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoglm.search.refresh import Refresh, refresh_of, said_of, standard_error
+from autoglm.search.report import report_of
+from autoglm.search.space import read_space
+from autoglm.search.warm_start import hints
+from autoglm.state.engine import open_state
+from autoglm.state.event_log import EventLog
+from search.numeric_runner import KEYS, NumericRunner
+from search.studies import run
+
+SPACE = {"lr": {"uniform": [0.0, 1.0]}, "epochs": {"choice": [1, 3, 9]}}
+LAYERED = {**SPACE, "trainable_layers": {"choice": [0, 2, 6]}}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EventLog:
+    return EventLog(open_state(tmp_path / "state.db"))
+
+
+def runner(folder: Path) -> NumericRunner:
+    return NumericRunner(folder / "stages")
+
+
+def asked_again(log: EventLog, *, stable: bool = False, **more: Any) -> Refresh:
+    found = maybe(log, stable=stable, **more)
+    assert found is not None
+    return found
+
+
+def maybe(
+    log: EventLog,
+    *,
+    stable: bool = False,
+    space: Any = SPACE,
+    changed: float | None = 0.01,
+    metric: str = "accuracy",
+) -> Refresh | None:
+    return refresh_of(
+        log,
+        "run-2",
+        read_space(space, [*KEYS, "training.trainable_layers"]),
+        metric=metric,
+        maximize=True,
+        changed_since=lambda _study: changed,
+        from_stable=lambda _study: stable,
+        num_rows=220,
+        margin=0.01,
+    )
+
+
+def test_an_answer_that_holds_is_the_whole_study(log: EventLog, tmp_path: Path) -> None:
+    first = run(log, runner(tmp_path / "1"), trials=12, space=SPACE)
+    refresh = asked_again(log)
+    found = run(
+        log, runner(tmp_path / "2"), name="run-2", trials=12, space=SPACE, refresh_by=refresh
+    )
+    assert (found.stopped_by, len(found.trials)) == ("refresh", 1)
+    assert found.best.params == first.best.params
+    assert found.best.value == first.best.value
+    assert (found.refresh["of"], found.refresh["changed"]) == ("run-1", 0.01)
+    assert said_of(report_of(log, "run-2", project="p")["refresh"]).startswith("1.0 % of the rows")
+
+
+def test_an_answer_that_no_longer_holds_is_followed_by_a_whole_study(
+    log: EventLog, tmp_path: Path
+) -> None:
+    run(log, runner(tmp_path / "1"), trials=8, space=SPACE)
+    refresh = asked_again(log)
+    too_much = Refresh(
+        of=refresh.of, changed=refresh.changed, start=refresh.start, value=refresh.value,
+        enough=2.0, most_cpu_seconds=refresh.most_cpu_seconds, points=refresh.points,
+    )  # fmt: skip
+    found = run(
+        log, runner(tmp_path / "2"), name="run-2", trials=8, space=SPACE, refresh_by=too_much
+    )
+    assert (found.stopped_by, len(found.trials)) == ("trials", 8)
+
+
+def test_from_stable_the_fewest_layers_and_epochs_come_first(log: EventLog, tmp_path: Path) -> None:
+    keys = [*KEYS, "training.trainable_layers"]
+    first = run(log, runner(tmp_path / "1"), trials=20, space=LAYERED, keys=keys)
+    refresh = asked_again(log, stable=True, space=LAYERED)
+    assert refresh.start == "stable"
+    assert first.best.params["training.epochs"] > 1, "else there is nothing to leave out"
+    assert first.best.params["training.trainable_layers"] > 0, "as above"
+    least, more = refresh.points
+    assert (least["training.trainable_layers"], least["training.epochs"]) == (0, 1)
+    assert more["training.trainable_layers"] == first.best.params["training.trainable_layers"]
+    assert more["training.epochs"] == 1
+    assert {point["training.lr"] for point in refresh.points} == {first.best.params["training.lr"]}
+
+
+def test_a_point_beyond_the_first_is_trained_only_where_a_share_of_the_study_pays_for_it(
+    log: EventLog, tmp_path: Path
+) -> None:
+    keys = [*KEYS, "training.trainable_layers"]
+    run(log, runner(tmp_path / "1"), trials=20, space=LAYERED, keys=keys)
+    refresh = asked_again(log, stable=True, space=LAYERED)
+    for seconds, num in ((0.0, 1), (1000.0, 2)):
+        bounded = Refresh(
+            of=refresh.of, changed=0.01, start="stable", value=refresh.value, enough=0.0,
+            most_cpu_seconds=seconds, points=refresh.points,
+        )  # fmt: skip
+        found = run(
+            log, runner(tmp_path / str(num)), name=f"run-of-{num}", trials=20, space=LAYERED,
+            keys=keys, refresh_by=bounded,
+        )  # fmt: skip
+        assert (found.stopped_by, len(found.trials)) == ("refresh", num)
+
+
+def test_what_is_tried_again_is_trained_to_its_end_whatever_the_scheduler_pauses(
+    log: EventLog, tmp_path: Path
+) -> None:
+    first = run(log, runner(tmp_path / "1"), trials=12, space=SPACE)
+    found = run(
+        log, runner(tmp_path / "2"), name="run-2", trials=12, space=SPACE, scheduler="asha",
+        refresh_by=asked_again(log),
+    )  # fmt: skip
+    assert (found.stopped_by, found.best.state) == ("refresh", "complete")
+    assert found.best.num_steps == first.best.num_steps
+
+
+def test_a_study_that_goes_on_begins_with_what_it_found_when_it_was_made(
+    log: EventLog, tmp_path: Path
+) -> None:
+    run(log, runner(tmp_path / "1"), trials=12, space=SPACE)
+    refresh = asked_again(log)
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    broken = NumericRunner(tmp_path / "2", step=die)
+    with pytest.raises(KeyboardInterrupt):
+        run(log, broken, name="run-2", trials=12, space=SPACE, refresh_by=refresh)
+    found = run(log, runner(tmp_path / "3"), name="run-2", trials=12, space=SPACE)
+    assert (found.stopped_by, len(found.trials)) == ("refresh", 1)
+
+
+def test_only_a_whole_study_of_this_space_and_metric_answers(log: EventLog, tmp_path: Path) -> None:
+    assert maybe(log) is None
+    run(log, runner(tmp_path / "1"), trials=6, space=SPACE)
+    run(
+        log, runner(tmp_path / "2"), name="run-1b", trials=6, space=SPACE,
+        refresh_by=asked_again(log),
+    )  # fmt: skip
+    assert asked_again(log).of == "run-1", "changes are counted since the last whole study"
+    assert maybe(log, space={"lr": {"uniform": [0.0, 0.5]}}) is None
+    assert maybe(log, metric="macro_f1") is None
+    assert maybe(log, changed=None) is None
+    asks = {"space": [str(d) for d in read_space(SPACE, KEYS)], "metric": "accuracy"}
+    assert {hint["study"] for hint in hints(log, "run-2", asks, num_trials=24)} == {"run-1"}
+
+
+def test_enough_is_a_standard_error_below_a_share_and_the_margin_below_what_is_none() -> None:
+    assert standard_error(0.95, 220, 0.01) == pytest.approx(0.0147, abs=1e-4)
+    assert standard_error(12.5, 220, 0.01) == 0.01
