@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,7 @@ from autoglm.contracts.event_columns import EventColumns, placed, table_of
 
 # Of a message that is none of ours the beginning is kept, under this column.
 MALFORMED, MALFORMED_BYTES = "malformed", 65_536
+OPS, FOUND_DEAD = frozenset({"upsert", "delete", "dead"}), frozenset({"raw", "cause", "code"})
 
 
 def to_key(event: ChangeEvent) -> bytes:
@@ -54,66 +56,78 @@ def to_events(
         documents = json.loads(b"[" + b",".join(value or b"0" for value in values) + b"]")
     except ValueError:
         documents = []
-    if len(documents) != len(values) or not all(map(_is_ours, documents)):
-        documents = [_document(value) for value in values]
+    said = _said(documents) if len(documents) == len(values) else None
+    if said is None:
+        said = _said([_document(value) for value in values])
+        assert said is not None, "what is none of ours was put into our form"
     texts = [(key or b"").decode("utf-8", "surrogatepass") for key in keys]
-    sources = [d["source"] for d in documents]
-    traces = [d["trace"] for d in documents]
-    moments = [datetime.fromisoformat(d["committed_at"]) for d in documents]
-    rows = [d["row"] for d in documents]
-    table = table_of(
-        texts, [d["op"] for d in documents], [d["version"] for d in documents], moments, rows
-    )
+    table = table_of(texts, said.ops, said.versions, said.moments, said.rows)
     if table is not None:
         whole = placed(
-            table, partition=partition, offsets=offsets, source=sources, traceparent=traces
+            table,
+            partition=partition,
+            offsets=offsets,
+            source=said.sources,
+            traceparent=said.traces,
         )
         return EventColumns(whole, project=project)
+    columns = (said.ops, said.versions, said.moments, said.rows, said.sources, said.traces)
     return [
         ChangeEvent(
             project=project,
             source=source,
             key=key,
-            op=document["op"],
-            version=document["version"],
-            row=document["row"],
+            op=op,
+            version=version,
+            row=row,
             committed_at=moment,
             partition=partition,
             offset=offset,
             traceparent=trace,
         )
-        for key, document, moment, offset, source, trace in zip(
-            texts, documents, moments, offsets, sources, traces, strict=True
+        for key, offset, op, version, moment, row, source, trace in zip(
+            texts, offsets, *columns, strict=True
         )
     ]
 
 
-def _is_ours(document: Any) -> bool:
-    return (
-        isinstance(document, dict)
-        and document.get("op") in ("upsert", "delete", "dead")
-        and type(document.get("version")) is int
-        and isinstance(document.get("row"), dict)
-        and (document["op"] != "dead" or document["row"].keys() >= {"raw", "cause", "code"})
-        and isinstance(document.get("committed_at"), str)
-        and _is_moment(document["committed_at"])
-        and isinstance(document.get("source"), str)
-        and isinstance(document.get("trace"), str)
-    )
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """Messages, column by column."""
+
+    ops: list[Any]
+    versions: list[int]
+    moments: list[datetime]
+    rows: list[dict[str, Any]]
+    sources: list[str]
+    traces: list[str]
 
 
-def _is_moment(text: str) -> bool:
+def _said(documents: Sequence[Any]) -> _Said | None:
+    """None when one is none of ours. All at once: a look at each costs a fifth of a read."""
     try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
+        said = _Said(
+            [d["op"] for d in documents],
+            [d["version"] for d in documents],
+            [datetime.fromisoformat(d["committed_at"]) for d in documents],
+            [d["row"] for d in documents],
+            [d["source"] for d in documents],
+            [d["trace"] for d in documents],
+        )
+        has_known_ops = set(said.ops) <= OPS
+    except (KeyError, TypeError, ValueError):
+        return None
+    kinds = ((said.versions, int), (said.rows, dict), (said.sources, str), (said.traces, str))
+    if not has_known_ops or any(set(map(type, values)) - {kind} for values, kind in kinds):
+        return None
+    dead = (row for op, row in zip(said.ops, said.rows, strict=True) if op == "dead")
+    return said if all(row.keys() >= FOUND_DEAD for row in dead) else None
 
 
 def _document(value: bytes | None) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(value or b"0")
-        if _is_ours(found):
+        if _said([found]) is not None:
             return found
     except ValueError:
         pass
