@@ -43,7 +43,7 @@ app = Application(
 )
 frame = app.dataframe(app.topic(TOPIC, value_deserializer="json", key_deserializer="str"))
 frame.apply(work).sink(Delta())
-app.run(count=int(COUNT), timeout=30)
+app.run(count=int(COUNT), timeout=90)
 rows = DeltaTable(FOLDER).to_pyarrow_table(columns=["version"]).num_rows
 assert rows == int(COUNT), rows
 print(json.dumps({"seconds": times[2] - times[0], "cpu_seconds": times[3] - times[1]}))
