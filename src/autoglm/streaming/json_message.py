@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -125,12 +126,10 @@ def _said(documents: Sequence[Any]) -> _Said | None:
 
 
 def _document(value: bytes | None) -> dict[str, Any]:
-    try:
+    with suppress(ValueError):  # what is no JSON is told below, as all that is none of ours
         found: dict[str, Any] = json.loads(value or b"0")
         if _said([found]) is not None:
             return found
-    except ValueError:
-        pass
     raw = (value or b"")[:MALFORMED_BYTES].decode("utf-8", "backslashreplace")
     now = datetime.now(UTC).isoformat()
     facts = {"committed_at": now, "source": "", "trace": "", "row": {MALFORMED: raw}}
