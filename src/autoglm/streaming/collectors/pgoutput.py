@@ -113,7 +113,10 @@ class Decoder:
     def _rare(self, kind: bytes, data: bytes) -> Message | None:
         if kind == b"B":
             lsn, moment, xid = _BEGIN.unpack_from(data, 1)
-            return Begin(lsn, EPOCH + timedelta(microseconds=moment), xid)
+            try:
+                return Begin(lsn, EPOCH + timedelta(microseconds=moment), xid)
+            except OverflowError as error:
+                raise ValueError(f"a pgoutput message begins at no moment: {error}") from error
         if kind == b"C":
             _flags, lsn, end, _moment = _COMMIT.unpack_from(data, 1)
             return Commit(lsn, end)
