@@ -44,6 +44,7 @@ bench: setup  ## the benchmarks, one after the other
 bench-quality: setup  ## test accuracy beside transformers.Trainer: hours; stopped, it goes on
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.optimizers
+	$(BIN)/python -m benchmarks.long_texts
 
 docs: setup  ## write the generated pages again
 	$(BIN)/python docs/generate.py

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def same(left: RowStates, right: RowStates) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left.parts, right.parts, strict=True))
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_a_changed_row_alone_is_encoded_and_every_row_has_the_bytes_of_a_full_pass(
     tmp_path: Path,
 ) -> None:

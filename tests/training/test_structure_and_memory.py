@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,11 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from autoglm.errors import TrainingError
+from autoglm.errors import CancelledError, TrainingError
 from autoglm.modeling.adapters import load_trained
 from autoglm.modeling.attention import packed
 from autoglm.modeling.surgery.config import StructureConfig
+from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.training import memory, precision
 from autoglm.training.decisions import Decisions
 from training import toy
@@ -93,6 +97,68 @@ def test_what_was_measured_once_is_read_ever_after(tmp_path: Path) -> None:
     assert Decisions(path).decided("precision", never)["bf16"] == 3.0
     trained = toy.train(decisions=Decisions(path), precision="auto", epochs=8)
     assert trained.metrics["accuracy"] > 0.5, "in bf16, as the run once decided"
+
+
+def in_fp16(tmp_path: Path, **more: Any) -> Any:
+    """As on a machine that is quick in fp16."""
+    decisions = Decisions(tmp_path / "decisions.json")
+    decisions.decided("precision", lambda: {"bf16": 1.0, "fp16": 2.0})
+    return toy.trainer(decisions=decisions, precision="fp16", **more)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_of_fp16_that_overflows_is_skipped_and_the_next_has_half_the_scale(
+    tmp_path: Path, optimizer: str
+) -> None:
+    seen: list[tuple[float, bool, float]] = []
+
+    class Looks:
+        def apply(self, moment: str, state: Any) -> None:
+            if moment == "start":  # a loss of 2**16 is held by toy gradients, one of 2**30 is not
+                trainer._scaler.load({**trainer._scaler.state(), "scale": 2.0**30})
+            if moment == "batch":
+                scale = trainer._scaler.state()["scale"]
+                weight = float(state.model.classifier.weight.detach().abs().sum())
+                norm = float(state.norms.total) if state.norms else 0.0
+                seen.append((scale, math.isfinite(norm), weight))
+
+    trainer = in_fp16(tmp_path, algorithms=[Looks()], epochs=8, optimizer=optimizer)
+    trained = trainer.train(threading.Event())
+    assert trained.metrics["accuracy"] > 0.5
+    # `b` sees what the step behind `a` has done.
+    skipped = [(a, b) for a, b in itertools.pairwise(seen) if not b[1]]
+    assert 0 < len(skipped) < len(seen) / 2
+    assert all(after[0] == before[0] / 2 for before, after in skipped)
+    assert all(after[2] == before[2] for before, after in skipped), "no weight was changed"
+
+
+def test_a_trial_in_fp16_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    cancel = threading.Event()
+
+    class Stops:
+        def apply(self, moment: str, state: Any) -> None:
+            if moment == "step" and state.step == 15 and not cancel.is_set():
+                cancel.set()
+
+    checkpoints = Checkpoints(tmp_path / "c", keep=2, max_bytes=2**30)
+    with pytest.raises(CancelledError):
+        in_fp16(tmp_path, algorithms=[Stops()], checkpoints=checkpoints).train(cancel)
+    resumed = in_fp16(tmp_path, algorithms=[Stops()], checkpoints=checkpoints)
+    whole = in_fp16(tmp_path, algorithms=[Stops()])
+    one, other = (each.train(threading.Event()) for each in (resumed, whole))
+    assert one.metrics == other.metrics
+    assert all(torch.equal(weight, other.weights[n]) for n, weight in one.weights.items())
+
+
+def test_gradients_that_no_scale_can_hold_end_the_trial(tmp_path: Path) -> None:
+    class Breaks:
+        def apply(self, moment: str, state: Any) -> None:
+            if moment == "start":
+                state.model.classifier.weight.register_hook(lambda g: g * math.inf)
+
+    with pytest.raises(TrainingError) as caught:
+        in_fp16(tmp_path, algorithms=[Breaks()], epochs=9).train(threading.Event())
+    assert caught.value.code == "training.diverged"
 
 
 def test_gradient_checkpointing_keeps_less_and_computes_the_same() -> None:

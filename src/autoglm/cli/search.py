@@ -133,6 +133,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
             "trials": states or "none",
             "ended by": report["stopped_by"] or "not ended yet",
             **({"changed": said} if (said := said_of(report["refresh"])) else {}),
+            **_peak(report["trials"]),
             "training": f"{report['seconds']:.0f} s, {report['cpu_seconds']:.0f} CPU-seconds",
         }
     )
@@ -182,6 +183,11 @@ def _print_tables(report: Mapping[str, Any]) -> None:
             for row in report["trials"]
         ],
     )
+
+
+def _peak(trials: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    most = max((row["peak"].get("peak_resident_bytes", 0) for row in trials), default=0)
+    return {"peak memory": f"{most / 2**20:,.0f} MiB resident"} if most else {}
 
 
 def _short(value: Any) -> str:

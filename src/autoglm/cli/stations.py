@@ -40,12 +40,14 @@ def train(
         print_json(trained)
         return
     scores = " ".join(f"{name} {number(value)}" for name, value in trained["metrics"].items())
+    peak = trained["peak"].get("peak_resident_bytes", 0)
     print_pairs(
         {
             "model": trained["folder"],
             "validation rows": scores,
             "optimizer steps": trained["num_steps"],
             "CPU seconds": number(trained["cpu_seconds"], 1),
+            "peak memory": f"{peak / 2**20:,.0f} MiB resident" if peak else "unknown",
             "dataset version": trained["dataset_version"],
             "opens with": trained["opens_with"],
         }

@@ -62,6 +62,7 @@ class Progress:
     did not pay, by lever: `stage_tree` is a part of `cpu_seconds`, steps that had been made before;
     the others (`cache`, `packing`, `early_stop`) come on top. `is_stopped`: training ended itself,
     what would follow costs nothing. `folds`: of a cross-validated trial, the metrics of each fold.
+    `peak`: the most memory that training took, bytes by kind (`training.devices.peak`).
     """
 
     key: str
@@ -74,6 +75,7 @@ class Progress:
     saved: Mapping[str, float] = field(default_factory=dict)
     is_stopped: bool = False
     folds: tuple[Mapping[str, float], ...] = ()
+    peak: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_done(self) -> bool:

@@ -13,7 +13,8 @@ class Trial:
     value at its end. `cpu_seconds` is what was paid for it; `saved`, by lever, what was not
     (`stage_tree`: steps that others had made, or we before we were killed). Of a cross-validated
     trial `metrics` are means, `folds` those of each fold, `interval` the 95 % interval of `value`.
-    `expected_cpu_seconds` were reckoned before it began.
+    `expected_cpu_seconds` were reckoned before it began; `peak` is the most memory that training
+    took, bytes by kind.
     """
 
     project: str
@@ -32,6 +33,7 @@ class Trial:
     saved: Mapping[str, float] = field(default_factory=dict)
     folds: tuple[Mapping[str, float], ...] = ()
     interval: tuple[float, ...] = ()
+    peak: Mapping[str, int] = field(default_factory=dict)
     expected_cpu_seconds: float = 0.0
 
 

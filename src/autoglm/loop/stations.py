@@ -36,7 +36,7 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainedModel:
     """A model folder and what it was worth on the validation rows. It is no model version: nobody
-    has proved it against the one in service.
+    has proved it against the one in service. `peak`: the most memory that training took, in bytes.
     """
 
     folder: str
@@ -44,6 +44,7 @@ class TrainedModel:
     metrics: Mapping[str, float]
     num_steps: int
     cpu_seconds: float
+    peak: Mapping[str, int]
     dataset_version: int
     dataset_digest: str
     labels: tuple[str, ...]
@@ -79,6 +80,7 @@ def train(app: App, target: Path, params: Mapping[str, Any]) -> TrainedModel:
         metrics=progress.metrics,
         num_steps=progress.num_steps,
         cpu_seconds=progress.cpu_seconds,
+        peak=progress.peak,
         dataset_version=spec.dataset.version,
         dataset_digest=spec.dataset.content_digest,
         labels=tuple(exported["labels"]),

@@ -71,7 +71,7 @@ class Body:
         ids = [tokens[(7 * i) % len(tokens)] for i in range(sum(EXAMPLE))]
         ends = [sum(EXAMPLE[: n + 1]) for n in range(len(EXAMPLE))]
         rows = [ids[end - length : end] for length, end in zip(EXAMPLE, ends, strict=True)]
-        return rows, lay_out(EXAMPLE)
+        return rows, lay_out(EXAMPLE, self._whole.device)
 
     def whole(self, rows: Sequence[Sequence[int]], layout: Layout) -> Tensor:
         """(tokens, hidden) of `rows`, which are in the layout's order."""
@@ -114,10 +114,13 @@ class Body:
         return self._slices[start, end]
 
     def _run(self, module: Any, rows: Sequence[Sequence[int]], layout: Layout) -> Tensor:
-        ids = torch.tensor([token for row in rows for token in row])
+        ids = self._flat(rows)
         if not self.why_padded:
             return self._packed(module, ids, layout)
         return self._padded(module, ids, layout)
+
+    def _flat(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor([token for row in rows for token in row]).to(self._whole.device)
 
     def _packed(self, module: Any, ids: Tensor, layout: Layout) -> Tensor:
         pack_as(layout)
@@ -140,7 +143,7 @@ class Body:
         backbone.eval()
         self._whole = backbone
         rows, layout = self._example()
-        ids = torch.tensor([token for row in rows for token in row])
+        ids = self._flat(rows)
         wanted = self._padded(backbone, ids, layout)
         reason = ""
         try:
@@ -183,7 +186,7 @@ class PixelBody:
 
     def _states(self, rows: Sequence[Any]) -> Tensor:
         pixels = torch.stack([torch.as_tensor(row) for row in rows])
-        states: Tensor = self._backbone(pixel_values=pixels)[0]
+        states: Tensor = self._backbone(pixel_values=pixels.to(self._backbone.device))[0]
         return states
 
 

@@ -23,17 +23,19 @@ SAMPLED = 1009
 NOT_CONTENT = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
-def frozen_keys(backbone: Any) -> list[str]:
+def frozen_keys(backbone: Any, device: torch.device | None = None) -> list[str]:
     """Keys of the states behind layer 0, 1, … of a backbone that can be cut; else one, of the
     states behind all. Equal keys mean equal states: tensors, config, attention with options and
-    source, number format and library versions go in. Cost: one pass over the weights.
+    source, number format, library versions and the kind of device that computes them (the
+    backbone's own) go in. Cost: one pass over the weights.
     """
     said = {k: v for k, v in backbone.config.to_dict().items() if k not in NOT_CONTENT}
     if can_cut(backbone):
         # The count of layers above does not change what is said below them.
         said.pop("num_hidden_layers", None)
     versions = [version(name) for name in ("torch", "transformers", "open-autoglm")]
-    bottom = [said, _attention(backbone), str(backbone.dtype), *versions]
+    kind = (device or backbone.device).type
+    bottom = [said, _attention(backbone), str(backbone.dtype), kind, *versions]
     if not can_cut(backbone):
         return [digest(*bottom, _content([backbone.state_dict()]))]
     layers = list(backbone.encoder.layer)
@@ -89,7 +91,7 @@ def _content(states: Iterable[Mapping[str, Tensor]]) -> str:
     for state in states:
         for name, tensor in state.items():
             seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            content: Any = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+            content: Any = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
             seen.update(content)
     return seen.hexdigest()
 

@@ -54,6 +54,7 @@ class Folds:
             self._runner.advance(each, each.boundaries[stage], cancel=cancel)
             for each in self._chains_of(chain.params)
         ]
+        kinds = sorted({kind for each in done for kind in each.peak})
         levers = sorted({lever for each in done for lever in each.saved})
         return Progress(
             key=chain.stages[stage].key,
@@ -64,6 +65,7 @@ class Folds:
             reused_steps=sum(each.reused_steps for each in done),
             folder=done[0].folder,
             saved={name: sum(each.saved.get(name, 0.0) for each in done) for name in levers},
+            peak={kind: max(each.peak.get(kind, 0) for each in done) for kind in kinds},
             is_stopped=all(each.is_stopped for each in done),
             folds=tuple(each.metrics for each in done),
         )

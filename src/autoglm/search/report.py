@@ -112,6 +112,7 @@ def _row(trial: FrozenTrial, standing: Standing, metric: str, sign: int) -> dict
         "seconds": standing.seconds,
         "cpu_seconds": standing.cpu_seconds,
         "saved": dict(attrs.get("saved", {})),
+        "peak": dict(attrs.get("peak", {})),
         "folds": list(attrs.get("folds", ())),
         "interval": interval_of(metric, attrs.get("folds", ())),
         "at": attrs.get("at"),

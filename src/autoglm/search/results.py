@@ -93,6 +93,7 @@ def trials_of(
                 cause=attrs.get("cause", ""),
                 curve={str(stage): value for stage, value in curve.items()},
                 saved=attrs.get("saved", {}),
+                peak=attrs.get("peak", {}),
                 folds=tuple(attrs.get("folds", ())),
                 interval=tuple(interval_of(metric, attrs.get("folds", ()))),
                 expected_cpu_seconds=standing.cost,

@@ -387,6 +387,7 @@ class Study:
             "cpu_seconds": paid,
             "seconds": mine.seconds,
             "saved": saved,
+            "peak": dict(progress.peak),
         }
         if progress.folds:
             facts["folds"] = [dict(each) for each in progress.folds]

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from autoglm.errors import CheckpointCorruptError
 from autoglm.recovery.checkpoints import Checkpoint, Checkpoints
+from autoglm.training import devices
+from autoglm.training.precision import Scaler
 from autoglm.training.record import Record
 from autoglm.training.state import TrainingState, load_optimizer, optimizer_tensors
 
@@ -49,7 +51,11 @@ class Due:
 
 
 def save(
-    checkpoints: Checkpoints, state: TrainingState, record: Record, algorithms: Sequence[Any]
+    checkpoints: Checkpoints,
+    state: TrainingState,
+    record: Record,
+    algorithms: Sequence[Any],
+    scaler: Scaler,
 ) -> None:
     moments, plain = optimizer_tensors(state.optimizer)
     tensors = {f"weights/{n}": p.detach() for n, p in state.learning().items()}
@@ -59,7 +65,8 @@ def save(
         if hasattr(algorithm, "state_dict"):
             kept = algorithm.state_dict()
             tensors |= {f"algorithm{number}/{n}": t for n, t in kept.items()}
-    tensors["generator"] = torch.get_rng_state()
+    states = devices.random_state(state.model.device)
+    tensors |= {f"generator/{kind}": value for kind, value in states.items()}
     facts = {
         "step": state.step,
         "epoch": state.epoch,
@@ -70,13 +77,18 @@ def save(
         "improved_epoch": state.improved_epoch,
         "optimizer": plain,
         "record": record.steps,
+        "scaler": scaler.state(),
     }
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     checkpoints.save(state.step, lambda path: save_file(whole, path), facts)
 
 
 def load(
-    found: Checkpoint, state: TrainingState, record: Record, algorithms: Sequence[Any]
+    found: Checkpoint,
+    state: TrainingState,
+    record: Record,
+    algorithms: Sequence[Any],
+    scaler: Scaler,
 ) -> None:
     """Put `state` where it was. Raises: CheckpointCorruptError when it is of another shape."""
     tensors, facts = load_file(found.content), found.facts
@@ -94,13 +106,15 @@ def load(
     load_optimizer(state.optimizer, _part(tensors, "optimizer"), facts["optimizer"])
     for number, algorithm in enumerate(algorithms):
         if hasattr(algorithm, "load_state_dict"):
-            algorithm.load_state_dict(_part(tensors, f"algorithm{number}"))
+            kept = _part(tensors, f"algorithm{number}")
+            algorithm.load_state_dict({n: t.to(state.model.device) for n, t in kept.items()})
     state.step, state.epoch, state.batch = facts["step"], facts["epoch"], facts["batch"]
     state.metrics, state.best_metrics = dict(facts["metrics"]), dict(facts["best_metrics"])
     state.best_epoch = facts["best_epoch"]
     state.improved_epoch = facts["improved_epoch"]
+    scaler.load(facts["scaler"])
     record.steps = [list(step) for step in facts["record"]]
-    torch.set_rng_state(tensors["generator"])
+    devices.set_random_state(_part(tensors, "generator"))
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

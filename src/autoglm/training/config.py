@@ -80,11 +80,13 @@ class TrainingConfig:
         bool, live("Compute layers again in the backward pass: less memory, more time.")
     ] = False
     memory_budget: Annotated[
-        Bytes, Ge(0), live("Resident memory that training may take; 0 = no limit.")
+        Bytes,
+        Ge(0),
+        live("Resident memory that training may take, on CUDA the device's; 0 = no limit."),
     ] = 0
     device: Annotated[
-        Literal["auto", "cpu"],
-        live("Where training runs. This version trains on the CPU, whatever else is there."),
+        Literal["auto", "cpu", "cuda", "mps"],
+        live("Where training runs; `auto` is CUDA or mps where there, else the CPU."),
     ] = "auto"
     threads: Annotated[int, Ge(0), live("CPU threads; 0 = the cores there are.")] = 0
     seed: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from autoglm.modeling.body import can_cut
 from autoglm.modeling.frozen import frozen_keys
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.prefix_cache import PrefixCache
+from autoglm.training import devices
 from autoglm.training.data import Encoded
 
 # Of a training step, what the matmuls take (benchmarks/training_speed.py); the rest comes on top.
@@ -69,7 +71,9 @@ def cost_of(
             per_epoch += FORWARD * below * every
             why.append(f"{num_frozen} frozen layers in each epoch: {reason}")
         else:
-            keys = cache.remembered(f"{cache_key}/parts", lambda: frozen_keys(model.backbone))
+            device = devices.choose(str(training["device"]))
+            made = partial(frozen_keys, model.backbone, device)
+            keys = cache.remembered(f"{cache_key}/parts", made)
             is_known = cache.has(keys[num_frozen])
             once = 0 if is_known else FORWARD * below * every
             kept = "are kept" if is_known else "are encoded once"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,19 @@ class Encoded:
     def _num_known(self) -> list[int]:
         """Tokens of each row that are answered for."""
         return [int((target != IGNORED).sum()) for target in self.targets]
+
+    def on(self, device: torch.device) -> Encoded:
+        """With targets where the outputs will be."""
+        if device.type == "cpu":
+            return self
+        moved: Tensor | list[Tensor]
+        if isinstance(self.targets, Tensor):
+            # Not every device has double precision.
+            kind = torch.float32 if self.targets.is_floating_point() else self.targets.dtype
+            moved = self.targets.to(device, kind)
+        else:
+            moved = [target.to(device) for target in self.targets]
+        return replace(self, targets=moved)
 
     def chosen(self, rows: Sequence[int], *, num_train: int) -> Encoded:
         """These rows in this order; the first `num_train` are learnt from."""
@@ -117,7 +130,7 @@ def _per_token(encoding: Any, tags: Sequence[str], index: Mapping[str, int]) -> 
 
 def deviation_of(numbers: Tensor) -> float:
     """1 where all are equal: it divides."""
-    return float(numbers.double().std(correction=0)) or 1.0
+    return float(numbers.cpu().double().std(correction=0)) or 1.0
 
 
 def batches(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> list[list[int]]:

@@ -49,6 +49,7 @@ class Forward:
         self._model, self._ids, self._stop, self._firsts = model, ids, stop, firsts
         self._num_frozen = num_frozen
         self._hidden_size = int(model.backbone.config.hidden_size)
+        self._device = model.backbone.device
         pad_id = int(getattr(model.backbone.config, "pad_token_id", 0) or 0)
         self._body: Any
         self._frozen: FrozenPart | None = None
@@ -140,14 +141,17 @@ class Forward:
         if self._at_start is None:
             self._model.eval()
             kept = self._frozen.pooled() if self._frozen is not None else None
-            self._at_start = self._computed() if kept is None else kept.of(range(len(self._ids)))
+            if kept is None:
+                self._at_start = self._computed()
+            else:
+                self._at_start = kept.of(range(len(self._ids))).to(self._device)
         return self._at_start
 
     def leave_start(self) -> None:
         self._at_start = None
 
     def _computed(self) -> Tensor:
-        pooled = torch.empty(len(self._ids), self._hidden_size)
+        pooled = torch.empty(len(self._ids), self._hidden_size, device=self._device)
         for rows in self.in_batches(range(len(self._ids))):
             self._stop()
             pooled[rows] = self.features(rows)
@@ -160,10 +164,10 @@ class Forward:
         known = self._pooled if self._pooled is not None else self._at_start
         if known is not None:
             return known[rows]
-        layout = lay_out([self._lengths[i] for i in rows])
+        layout = lay_out([self._lengths[i] for i in rows], self._device)
         flat: Tensor
         if self._states is not None:
-            flat = self._body.upper(self._states.of(rows), layout)
+            flat = self._body.upper(self._states.of(rows).to(self._device), layout)
         else:
             flat = self._body.whole([self._ids[i] for i in rows], layout)
         if self._model.config.pooling == "none":
@@ -178,7 +182,7 @@ class Forward:
         for i in rows:
             places += range(start + self._firsts[i], start + self._lengths[i])
             start += self._lengths[i]
-        return flat.index_select(0, torch.tensor(places))
+        return flat.index_select(0, torch.tensor(places).to(self._device))
 
     def outputs(self, rows: Sequence[int]) -> Tensor:
         """(rows or tokens, outputs)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoglm.contracts.record import digest
-from autoglm.modeling.attention.packed import lay_out
+from autoglm.modeling.attention.packed import lay_out, on_one_thread, packed_on_one_thread
 from autoglm.modeling.frozen import frozen_keys
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.keys import row_key
@@ -35,7 +35,7 @@ class FrozenPart:
     ) -> None:
         self._model, self._ids, self._body, self._also = model, ids, body, sorted({*also})
         self._cache, self._stop = cache, stop
-        self._lengths = [len(row) for row in ids]
+        self._lengths, self._device = [len(row) for row in ids], model.backbone.device
         self._is_cuttable = not body.why_whole
         # Now: later the word table may be cut and layers may learn.
         self._keys: list[str] = cache.remembered(
@@ -102,12 +102,24 @@ class FrozenPart:
         states: Tensor | None,
     ) -> Tensor:
         self._stop()
-        layout = lay_out([self._lengths[i] for i in rows])
+        # A padded row's attention is not ours to reach: all of it on one thread.
+        with on_one_thread() if self._body.why_padded else packed_on_one_thread():
+            return self._encoded(start, end, is_pooled, rows, states)
+
+    def _encoded(
+        self,
+        start: int,
+        end: int | None,
+        is_pooled: bool,
+        rows: Sequence[int],
+        states: Tensor | None,
+    ) -> Tensor:
+        layout = lay_out([self._lengths[i] for i in rows], self._device)
         flat: Tensor
         if states is not None:
-            flat = self._body.between(states, layout, start=start, end=end)
+            flat = self._body.between(states.to(self._device), layout, start=start, end=end)
         elif end is None:
             flat = self._body.whole([self._ids[i] for i in rows], layout)
         else:
             flat = self._body.lower([self._ids[i] for i in rows], layout, end=end)
-        return self._model.pooled(*layout.padded(flat)) if is_pooled else flat
+        return (self._model.pooled(*layout.padded(flat)) if is_pooled else flat).cpu()

@@ -12,12 +12,14 @@ from torch import Tensor
 class Norms:
     """Norms before clipping, as tensors of one number: reading one waits for the device.
 
-    `scale` is what the gradients were multiplied by: 1 where the norm was small enough.
+    `scale` is what the gradients were multiplied by: 1 where the norm was small enough. Of a
+    `may_skip` step norms that are not finite mean that it was skipped (`precision.Scaler`).
     """
 
     per_group: tuple[Tensor, ...]
     total: Tensor
     scale: Tensor
+    may_skip: bool = False
 
 
 def clip(optimizer: torch.optim.Optimizer, *, norm: float, value: float) -> Norms:

@@ -33,7 +33,9 @@ def start_head(
     if not new:
         return
     with torch.no_grad():
-        weight, bias = task.ridge(*_known(model, forward, data, task, stop))
+        # On the CPU: it wants double precision, which not every device has.
+        known = (x.cpu() for x in _known(model, forward, data, task, stop))
+        weight, bias = (x.to(head.weight.device) for x in task.ridge(*known))
         head.weight[new] = weight[new]
         head.bias[new] = bias[new]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from autoglm.errors import CancelledError, PluginError, TrainingError
 from autoglm.plugins import registry
 from autoglm.training.algorithms import EarlyStopping, Ema
 
@@ -31,3 +33,18 @@ def _made(kind: str, name: str, training: Mapping[str, Any]) -> Any:
         return part
     takes = inspect.signature(part).parameters
     return part(training) if takes else part()
+
+
+@contextmanager
+def speaking_for(part: str) -> Iterator[None]:
+    """What a project's own part raises is told as its fault."""
+    try:
+        yield
+    except (PluginError, CancelledError, TrainingError):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{part}: {type(error).__name__}: {error}.",
+            code="plugin.failed",
+            next_step="Correct the part; the run can be resumed.",
+        ) from error

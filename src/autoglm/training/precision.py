@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from autoglm.errors import TrainingError
 
@@ -23,6 +24,11 @@ def measure(device: str) -> dict[str, float]:
     """
     base = _seconds(device, "fp32")
     return {name: round(base / _seconds(device, name), 3) for name in FORMATS}
+
+
+def name_on(device: str) -> str:
+    """Under which a run keeps what was measured on this kind of device."""
+    return "precision" if device == "cpu" else f"precision {device}"
 
 
 def _seconds(device: str, name: str) -> float:
@@ -60,6 +66,42 @@ def choose(said: str, speeds: dict[str, float], device: str) -> str:
             next_step="Set training.precision: auto.",
         )
     return said
+
+
+class Scaler:
+    """Gradients of fp16 are computed of a loss so large that few of them vanish, and divided
+    again before anybody sees them. A step with one that overflowed is skipped and the next scale is
+    half; after 2,000 good ones it is doubled (`torch.amp.GradScaler`). Off in other formats.
+    """
+
+    def __init__(self, name: str, device: str) -> None:
+        self.is_on = name == "fp16"
+        self._scaler = torch.amp.GradScaler(device, enabled=self.is_on)
+
+    def backward(self, loss: Tensor) -> None:
+        scaled: Tensor = self._scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.is_on:
+            self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+        """The optimizer's step, unless the gradients' `norm` overflowed. Waits for the norm only
+        where the optimizer cannot be told.
+        """
+        is_told = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if not self.is_on or is_told or bool(torch.isfinite(norm)):
+            optimizer.step()
+        if self.is_on:
+            self._scaler.update()
+
+    def state(self) -> dict[str, Any]:
+        return dict(self._scaler.state_dict())
+
+    def load(self, state: dict[str, Any]) -> None:
+        if self.is_on:
+            self._scaler.load_state_dict(state)
 
 
 def computing_in(name: str, device: str) -> AbstractContextManager[Any]:

@@ -15,6 +15,8 @@ from autoglm.training.state import TrainingState
 
 # On a terminal progress is shown at least this often.
 REPORT_SECONDS = 0.5
+# Steps in a row whose gradients overflow: no scale is small enough for them.
+MOST_SKIPPED = 24
 
 
 class Record:
@@ -28,17 +30,18 @@ class Record:
     ) -> None:
         self._log_steps, self._tell = int(settings["log_steps"]), tell
         self._process = psutil.Process()
-        self._pending: list[tuple[int, list[int], Tensor, Tensor, Tensor]] = []
+        self._pending: list[tuple[int, list[int], bool, Tensor, Tensor, Tensor]] = []
         # (loss, gradient norm, was clipped, rows) of each step since the last line.
         self.steps: list[list[float]] = []
         self._started = self._told = time.monotonic()
-        self._rows_since = 0
+        self._rows_since = self._skipped = 0
 
     def add(self, state: TrainingState) -> None:
         assert state.loss is not None
         assert state.norms is not None
         norms = state.norms
-        self._pending.append((state.step, list(state.rows), state.loss, norms.total, norms.scale))
+        numbers = (state.loss, norms.total, norms.scale)
+        self._pending.append((state.step, list(state.rows), norms.may_skip, *numbers))
         self._rows_since += len(state.rows)
 
     def is_due(self, state: TrainingState) -> bool:
@@ -48,12 +51,18 @@ class Record:
         """Read what is pending; the first step (and its rows) that is not finite, if any."""
         if not self._pending:
             return None
-        numbers = torch.stack([torch.stack([x.float() for x in p[2:]]) for p in self._pending])
+        numbers = torch.stack([torch.stack([x.float() for x in p[3:]]) for p in self._pending])
         pending, self._pending = self._pending, []
-        for (step, rows, *_), (loss, norm, scale) in zip(pending, numbers.tolist(), strict=True):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+        for (step, rows, may_skip, *_), (loss, norm, scale) in zip(
+            pending, numbers.tolist(), strict=True
+        ):
+            is_skipped = may_skip and not math.isfinite(norm)
+            self._skipped = self._skipped + 1 if is_skipped else 0
+            is_good = math.isfinite(loss) and (is_skipped or math.isfinite(norm))
+            if not is_good or self._skipped > MOST_SKIPPED:
                 return step, rows
-            self.steps.append([loss, norm, float(scale < 1)])
+            if not is_skipped:
+                self.steps.append([loss, norm, float(scale < 1)])
         return None
 
     def tell(self, state: TrainingState) -> None:

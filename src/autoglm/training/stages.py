@@ -30,7 +30,6 @@ WITHOUT_EFFECT = {
     "checkpoint_budget",
     "checkpoint_every",
     "checkpoint_steps",
-    "device",
     "gradient_checkpointing",
     "log_steps",
     "threads",
@@ -61,6 +60,7 @@ def plan(
     start: str,
     schedule: Callable[[int, int], float],
     precision: str,
+    device: str,
     num_train: int,
 ) -> StageChain:
     """The chain of a trial: a stage per epoch. `start` is the digest of the weights it starts from,
@@ -74,7 +74,7 @@ def plan(
     training = settings["training"]
     per_epoch = math.ceil(num_train / int(training["batch_size"]))
     num_steps = int(training["epochs"]) * per_epoch
-    training["precision"] = precision
+    training["precision"], training["device"] = precision, device
     learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT | TOLD_BY_RATES}
     if FOLD in params:
         settings["fold"] = learning["fold"] = params[FOLD]

@@ -31,17 +31,16 @@ import copy
 import gc
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from autoglm.errors import CancelledError, ModelError, PluginError, TrainingError
+from autoglm.errors import CancelledError, ModelError
 from autoglm.modeling.adapters import adapt
 from autoglm.modeling.auto_model import freeze_below, layers_of
 from autoglm.modeling.dropout import FastDropout, quicken
@@ -51,13 +50,14 @@ from autoglm.observability.logging import get_logger
 from autoglm.plugins import registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache, RowStates
-from autoglm.training import checkpoint, gradients, memory, precision
+from autoglm.training import checkpoint, devices, gradients, memory, precision
 from autoglm.training.data import Encoded, batches, pieces
 from autoglm.training.decisions import Decisions
 from autoglm.training.diagnosis import diverged
 from autoglm.training.forward import Forward, set_training_mode
 from autoglm.training.head_start import start_head
 from autoglm.training.parameter_groups import parameter_groups
+from autoglm.training.parts import speaking_for
 from autoglm.training.record import Record
 from autoglm.training.schedules import rate_at
 from autoglm.training.scoring import Scorer
@@ -69,7 +69,9 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """`weights` are the tensors that differ from the start; `metrics` of the validation rows."""
+    """`weights` are the tensors that differ from the start; `metrics` of the validation rows;
+    `peak` the most memory that it took (`devices.peak`).
+    """
 
     weights: dict[str, Tensor]
     metrics: dict[str, float]
@@ -77,6 +79,7 @@ class Trained:
     num_steps: int
     is_stopped: bool = False
     saved: Mapping[str, float] = field(default_factory=dict)
+    peak: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +120,18 @@ class Trainer:
         callbacks: Sequence[Any] = (),
         boundaries: Sequence[int] = (),
     ) -> None:
-        self._settings, self._data, self._metric, self._seed = settings, data, metric, seed
+        self._device = devices.choose(str(settings["device"]))
+        self._settings, self._metric, self._seed = settings, metric, seed
+        self._data = data = data.on(self._device)
         self._task, self._checkpoints, self._cache = task, checkpoints, cache
         self._scorer = Scorer(task, [metric, *metrics], self._tell)
         self._algorithms, self._callbacks, self._on_event = algorithms, callbacks, on_event
         # The last trial's copy is held by cycles, and there are too few objects in it for Python
         # to look soon: 200 trials would hold gigabytes.
         gc.collect()
-        self._model = copy.deepcopy(start)
+        devices.free_unused(self._device)
+        devices.forget_peak(self._device)
+        self._model = copy.deepcopy(start).to(self._device)
         self._cancel = threading.Event()
         num_frozen = freeze_below(self._model, int(settings["trainable_layers"]))
         torch.manual_seed(seed)
@@ -159,6 +166,7 @@ class Trainer:
         self._schedule = registry.get("schedule", str(settings["schedule"]))
         self._accumulation = int(settings["accumulation"])
         self._has_halved, self._precision, self._decisions = False, "fp32", decisions
+        self._scaler = precision.Scaler("fp32", self._device.type)
         self._known: RowStates | None = None
         self._resumed_steps = 0
 
@@ -189,7 +197,8 @@ class Trainer:
         if last == num_epochs or state.should_stop:
             self._at("end", state)
             self._scorer.check(self._metric, state.best_metrics)
-        best, vocabulary = state.best_weights, self._vocabulary
+        best = {name: weight.cpu() for name, weight in state.best_weights.items()}
+        vocabulary = self._vocabulary
         return Trained(
             weights=best if vocabulary is None else vocabulary.whole(best),
             metrics=state.best_metrics,
@@ -197,6 +206,7 @@ class Trainer:
             num_steps=state.step,
             is_stopped=state.should_stop,
             saved=self._saved(state),
+            peak=devices.peak(self._device),
         )
 
     def _prepare(self) -> None:
@@ -221,7 +231,7 @@ class Trainer:
             weight_decay=float(self._settings["weight_decay"]),
             layer_decay=float(self._settings["layer_decay"]),
         )
-        with _speaking_for(f"optimizer:{self._settings['optimizer']}"):
+        with speaking_for(f"optimizer:{self._settings['optimizer']}"):
             optimizer = self._optimizer(groups, lr=float(self._settings["lr"]))
         if not self._reads_backbone() and not self._task.is_per_token:
             self._forward.keep_features()
@@ -262,17 +272,19 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         state.loss = self._backward_or_halved(state)
         self._at("gradients", state)
-        state.norms = gradients.clip(
+        self._scaler.unscale(optimizer)
+        norms = gradients.clip(
             optimizer, norm=float(settings["clip_norm"]), value=float(settings["clip_value"])
         )
-        with _speaking_for(f"optimizer:{settings['optimizer']}"):
-            optimizer.step()
+        state.norms = replace(norms, may_skip=self._scaler.is_on)
+        with speaking_for(f"optimizer:{settings['optimizer']}"):
+            self._scaler.step(optimizer, norms.total)
         state.step, state.batch = state.step + 1, state.batch + 1
         self._at("step", state)
 
     def _backward_or_halved(self, state: TrainingState) -> Tensor:
         """Out of memory, once: the same batch in twice as many parts, from the same dice."""
-        generator = torch.get_rng_state()
+        dice = devices.random_state(self._device)
         try:
             return self._backward(state.rows)
         except (RuntimeError, MemoryError) as error:
@@ -283,19 +295,20 @@ class Trainer:
         self._has_halved = True
         self._accumulation *= 2
         state.optimizer.zero_grad(set_to_none=True)
-        torch.set_rng_state(generator)
+        devices.set_random_state(dice)
+        devices.free_unused(self._device)
         self._tell({"kind": "halved", "step": state.step, "accumulation": self._accumulation})
         return self._backward_or_halved(state)
 
     def _backward(self, rows: Sequence[int]) -> Tensor:
         """Gradients of the batch's mean loss, computed in parts; the loss, detached."""
         parts = pieces(rows, self._accumulation)
-        whole = torch.zeros(())
+        whole = torch.zeros((), device=self._device)
         for part in parts:
-            with precision.computing_in(self._precision, "cpu"):
+            with precision.computing_in(self._precision, self._device.type):
                 loss = self._task.loss(self._forward.outputs(part), self._data.batch(part))
             loss = loss if len(parts) == 1 else loss * self._data.share(part, rows)
-            loss.backward()
+            self._scaler.backward(loss)
             whole = whole + loss.detach()
         return whole
 
@@ -362,16 +375,17 @@ class Trainer:
             if self._task.is_per_token:
                 row_of += [i for i in rows for _ in self._data.targets[i]]
             order += rows
-        batch = {**self._data.batch(order), "row_of": torch.tensor(row_of)}
-        whole = torch.cat(outputs)
-        scores = self._scorer.add(self._task.scores(whole, batch), whole, batch)
-        return scores if judge else {**scores, "loss": float(self._task.loss(whole, batch))}
+        known, whole = self._data.batch(order), torch.cat(outputs)
+        loss = {} if judge else {"loss": float(self._task.loss(whole, known))}
+        batch = {**{n: t.cpu() for n, t in known.items()}, "row_of": torch.tensor(row_of)}
+        said = whole.cpu()
+        return {**self._scorer.add(self._task.scores(said, batch), said, batch), **loss}
 
     def _save(self, state: TrainingState, record: Record, timer: checkpoint.Due) -> None:
         if self._checkpoints is not None:
             self._write_down(state, record, is_told=False)
             with timer.measured():
-                checkpoint.save(self._checkpoints, state, record, self._algorithms)
+                checkpoint.save(self._checkpoints, state, record, self._algorithms, self._scaler)
 
     def _resume(self, state: TrainingState, record: Record, pause: Pause | None) -> bool:
         """From a checkpoint of this very piece of work, else from the stage before it."""
@@ -379,7 +393,7 @@ class Trainer:
         for place in [*places, *(pause.starts if pause is not None else ())]:
             found = place.newest()
             if found is not None:
-                checkpoint.load(found, state, record, self._algorithms)
+                checkpoint.load(found, state, record, self._algorithms, self._scaler)
                 self._resumed_steps = state.step if place is not self._checkpoints else 0
                 self._tell({"kind": "trial_resumed", "step": state.step, "epoch": state.epoch})
                 return True
@@ -391,7 +405,7 @@ class Trainer:
         if pause.keep is None or state.should_stop or is_over:
             return
         try:
-            checkpoint.save(pause.keep, state, record, self._algorithms)
+            checkpoint.save(pause.keep, state, record, self._algorithms, self._scaler)
         except (OSError, SafetensorError) as error:
             # It is trained again when something is to follow: no reason to lose what is there.
             pause.keep.clear()
@@ -414,8 +428,10 @@ class Trainer:
         said = str(self._settings["precision"])
         self._precision = said
         if said != "fp32":
-            speeds = decided("precision", lambda: precision.measure("cpu"))
-            self._precision = precision.choose(said, speeds, "cpu")
+            kind = self._device.type
+            speeds = decided(precision.name_on(kind), lambda: precision.measure(kind))
+            self._precision = precision.choose(said, speeds, kind)
+        self._scaler = precision.Scaler(self._precision, self._device.type)
         is_checkpointed = bool(self._settings["gradient_checkpointing"])
         budget = int(self._settings["memory_budget"])
         if budget:
@@ -450,7 +466,7 @@ class Trainer:
 
         return memory.plan(
             budget,
-            fixed=psutil.Process().memory_info().rss + copies * learning,
+            fixed=devices.used_bytes(self._device) + copies * learning,
             largest=longest[: int(self._settings["batch_size"])],
             activations=activations,
             is_checkpointed=is_checkpointed,
@@ -458,14 +474,14 @@ class Trainer:
 
     def _at(self, moment: str, state: TrainingState) -> None:
         for algorithm in self._algorithms:
-            with _speaking_for(f"algorithm:{type(algorithm).__name__}"):
+            with speaking_for(f"algorithm:{type(algorithm).__name__}"):
                 algorithm.apply(moment, state)
             self._forward.check_frozen(type(algorithm).__name__)
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         self._on_event(event)
         for callback in self._callbacks:
-            with _speaking_for(f"callback:{type(callback).__name__}"):
+            with speaking_for(f"callback:{type(callback).__name__}"):
                 callback.on_event(event)
 
     def _stop_if_asked(self) -> None:
@@ -478,18 +494,3 @@ def _set_mode(optimizer: torch.optim.Optimizer, *, is_training: bool) -> None:
     change = getattr(optimizer, "train" if is_training else "eval", None)
     if callable(change):
         change()
-
-
-@contextmanager
-def _speaking_for(part: str) -> Iterator[None]:
-    """What a project's own part raises is told as its fault."""
-    try:
-        yield
-    except (PluginError, CancelledError, TrainingError):
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"{part}: {type(error).__name__}: {error}.",
-            code="plugin.failed",
-            next_step="Correct the part; the run can be resumed.",
-        ) from error

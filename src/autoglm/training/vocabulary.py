@@ -30,7 +30,7 @@ class Vocabulary:
     """`numbers` (table rows): the new number of each token, -1 where no row holds it."""
 
     def __init__(self, name: str, whole: Tensor, used: Tensor) -> None:
-        self._name, self._whole, self._used = name, whole, used
+        self._name, self._whole, self._used = name, whole.cpu(), used
         self.numbers = torch.full((len(whole),), -1)
         self.numbers[used] = torch.arange(len(used))
 
@@ -69,7 +69,8 @@ def cut_vocabulary(
     if len(names) != 1 or not table.weight.requires_grad or len(used) + 1 >= table.num_embeddings:
         return None
     vocabulary = Vocabulary(names[0], table.weight.detach(), used)
-    cut = torch.cat([table.weight.detach()[used], torch.ones(1, table.embedding_dim)])
+    words = table.weight.detach()
+    cut = torch.cat([words[used], torch.ones(1, table.embedding_dim).to(words)])
     short = nn.Embedding(len(cut), cut.shape[1], _weight=cut)
     if table.padding_idx is not None and table.padding_idx in used:
         short.padding_idx = int(vocabulary.numbers[table.padding_idx])

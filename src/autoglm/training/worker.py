@@ -49,7 +49,7 @@ from autoglm.plugins import project_files, registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.recovery.file_lock import alone, beside
 from autoglm.reuse.prefix_cache import PrefixCache
-from autoglm.training import parts, precision, stages
+from autoglm.training import devices, parts, precision, stages
 from autoglm.training.cost import cost_of, seconds_per_flop
 from autoglm.training.data import Encoded, targets_of
 from autoglm.training.decisions import Decisions
@@ -212,16 +212,19 @@ class Worker:
     def _plan(self, params: Mapping[str, Any]) -> StageChain:
         name = str(stages.settings_of(self._spec, params)["training"]["schedule"])
         schedule = registry.get("schedule", name)
-        said = str(stages.settings_of(self._spec, params)["training"]["precision"])
+        training = stages.settings_of(self._spec, params)["training"]
+        said, device = str(training["precision"]), devices.choose(str(training["device"])).type
         if said == "auto":
-            speeds = self._decisions.decided("precision", lambda: precision.measure("cpu"))
-            said = precision.choose(said, speeds, "cpu")
+            kept = precision.name_on(device)
+            speeds = self._decisions.decided(kept, lambda: precision.measure(device))
+            said = precision.choose(said, speeds, device)
         return stages.plan(
             self._spec,
             params,
             start=self._start_name,
             schedule=schedule,
             precision=said,
+            device=device,
             num_train=self._data_of(params.get(FOLD, "")).num_train,
         )
 
@@ -271,6 +274,7 @@ class Worker:
             "folder": str(reached.folder),
             "saved": {**reached.manifest["saved"], **({"stage_tree": others} if others else {})},
             "is_stopped": reached.is_stopped,
+            "peak": reached.manifest.get("peak", {}),
         }
 
     def _advanced(self, chain: StageChain, depth: int) -> tuple[StoredStage | None, StoredStage]:
@@ -354,12 +358,14 @@ class Worker:
         before = known.manifest if known is not None else {"paid": {}, "saved": {}}
         paid = dict(before["paid"])
         paid[chain.key] = paid.get(chain.key, 0.0) + time.process_time() - started
+        peak = before.get("peak", {})
         saved = {name: before["saved"].get(name, 0.0) + s for name, s in trained.saved.items()}
         manifest = {
             "metrics": trained.metrics,
             "num_steps": trained.num_steps,
             "best_epoch": trained.best_epoch,
             "is_stopped": trained.is_stopped,
+            "peak": {name: max(n, peak.get(name, 0)) for name, n in trained.peak.items()},
             "paid": paid,
             "saved": saved,
         }

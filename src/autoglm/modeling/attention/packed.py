@@ -8,7 +8,7 @@ are gathered into padded blocks of like length, the chosen attention is called w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +67,8 @@ class Layout:
         num_rows, longest = len(self.lengths), self.blocks[0].length
         places = self.row_of * longest + self.positions[0]
         hidden = flat.new_zeros(num_rows * longest, *flat.shape[1:]).index_copy(0, places, flat)
-        mask = (torch.arange(longest)[None] < self.lengths[:, None]).long()
+        places = torch.arange(longest, device=self.lengths.device)
+        mask = (places[None] < self.lengths[:, None]).long()
         return hidden.view(num_rows, longest, *flat.shape[1:]), mask
 
 
@@ -76,8 +77,10 @@ def order_of(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
-def lay_out(lengths: Sequence[int]) -> Layout:
-    """The layout of rows of these lengths (longest first). Cost: O(tokens)."""
+def lay_out(lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
+    """The layout of rows of these lengths (longest first) that lie on `device`. Made on the CPU:
+    nothing waits for the device. Cost: O(tokens).
+    """
     sizes = torch.tensor(lengths)
     starts = sizes.cumsum(0) - sizes
     row_of = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
@@ -88,12 +91,13 @@ def lay_out(lengths: Sequence[int]) -> Layout:
         is_end = number == len(lengths)
         pads += 0 if is_end else lengths[first] - lengths[number]
         if is_end or pads > MAX_PADS:
-            blocks.append(_block(lengths[first:number]))
+            blocks.append(_block(lengths[first:number], device))
             first, pads = number, 0
-    return Layout(sizes, starts, row_of, positions[None], tuple(blocks))
+    sizes, starts, row_of = sizes.to(device), starts.to(device), row_of.to(device)
+    return Layout(sizes, starts, row_of, positions[None].to(device), tuple(blocks))
 
 
-def _block(rows: Sequence[int]) -> Block:
+def _block(rows: Sequence[int], device: torch.device | str) -> Block:
     length, num_tokens, lengths = rows[0], sum(rows), torch.tensor(rows)
     gather = keep = None
     if num_tokens < len(rows) * length:
@@ -102,11 +106,12 @@ def _block(rows: Sequence[int]) -> Block:
         starts = (lengths.cumsum(0) - lengths)[:, None]
         gather = torch.where(is_token, starts + places, starts).flatten()
         keep = is_token.flatten().nonzero().flatten()
-    return Block(len(rows), length, num_tokens, lengths, gather, keep)
+        gather, keep = gather.to(device), keep.to(device)
+    return Block(len(rows), length, num_tokens, lengths.to(device), gather, keep)
 
 
 def _mask(block: Block, is_causal: bool, window: int | None) -> Tensor | None:
-    places = torch.arange(block.length)
+    places = torch.arange(block.length, device=block.lengths.device)
     seen = None
     if block.gather is not None:
         seen = (places[None] < block.lengths[:, None])[:, None, None]
@@ -124,6 +129,7 @@ def _mask(block: Block, is_causal: bool, window: int | None) -> Tensor | None:
 
 
 _current: Layout | None = None
+_on_one_thread = False
 
 
 def pack_as(layout: Layout) -> None:
@@ -133,6 +139,30 @@ def pack_as(layout: Layout) -> None:
     """
     global _current
     _current = layout
+
+
+@contextmanager
+def packed_on_one_thread() -> Iterator[None]:
+    """Inside, the packed attentions run on one thread: torch's flash kernel gives each thread a
+    buffer whose alignment decides about the last bit, so that what it says of a row would depend
+    on the rows beside it.
+    """
+    global _on_one_thread
+    before, _on_one_thread = _on_one_thread, True
+    try:
+        yield
+    finally:
+        _on_one_thread = before
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def register(name: str) -> str:
@@ -165,7 +195,8 @@ def _packing(inner: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Te
         window = kwargs.get("sliding_window") or None
         sizes = [block.num_tokens for block in layout.blocks]
         outputs = []
-        with _in_fp32_on_cpu(query.device.type) as cast:
+        threads = on_one_thread() if _on_one_thread else nullcontext()
+        with _in_fp32_on_cpu(query.device.type) as cast, threads:
             # Squeeze and split: the gradient of an index is a copy of the whole.
             tokens = [
                 torch.split(cast(x.squeeze(0).transpose(0, 1)), sizes) for x in (query, key, value)

@@ -44,12 +44,10 @@ class AdaptiveAdam(torch.optim.AdamW):
             raise ValueError("gradient_norms must hold the norm of each group")
         rates = [group["lr"] for group in self.param_groups]
         for group, norm in zip(self.param_groups, self.gradient_norms, strict=True):
-            average = group["norm_average"]
-            average = torch.where(average < 0, norm, MEMORY * average + (1 - MEMORY) * norm)
+            before = group["norm_average"] = group["norm_average"].to(norm.device)
+            average = torch.where(before < 0, norm, MEMORY * before + (1 - MEMORY) * norm)
             # One step with a gradient that is not finite must not spoil all later averages.
-            group["norm_average"] = torch.where(
-                torch.isfinite(norm), average, group["norm_average"]
-            )
+            group["norm_average"] = torch.where(torch.isfinite(norm), average, before)
             group["lr"] = torch.as_tensor(group["lr"]) * self._rule(norm, average)
         try:
             return super().step(closure)
