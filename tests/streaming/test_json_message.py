@@ -7,8 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from autoglm.contracts.change_event import ChangeEvent
+from autoglm.streaming import json_message
+from autoglm.streaming.json_columns import read_messages
 from autoglm.streaming.json_message import MALFORMED, to_events, to_key, to_value
 
 OURS = {
@@ -93,3 +97,70 @@ def test_what_we_send_comes_back_as_it_was() -> None:
 
 def _with_trace(event: ChangeEvent) -> bytes:
     return to_value(event, event.source, event.traceparent)
+
+
+NUMBERS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-3, 3))
+ODD_NUMBERS = st.one_of(st.integers(2**63, 2**70), st.floats(), st.booleans())
+TEXTS = st.one_of(st.text(max_size=8), st.sampled_from(["2026-01-02", "12:00", "1", "null"]))
+ODD_TEXTS = st.one_of(st.none(), st.sampled_from(["\ud800", "a\x00b"]), st.integers())
+TIMES = st.sampled_from(
+    ["2026-01-02T03:04:05.678901+00:00", "2026-01-02T03:04:05+02:00", "2026-01-02T03:04:05Z"]
+)
+ODD_TIMES = st.sampled_from(["soon", "2026-01-02", "2026-01-02T03:04:05", "2026-W01-1T00:00+00:00"])
+
+
+def mostly(usual: Any, odd: Any) -> Any:
+    """`odd` once in a while: most lists of messages then have none, some have one."""
+    return st.integers(0, 200).flatmap(lambda n: usual if n else odd)
+
+
+@st.composite
+def messages(draw: Any) -> list[bytes]:
+    names = draw(st.lists(st.sampled_from(["id", "text", "flag", "größe"]), unique=True))
+    kinds = {
+        "id": mostly(NUMBERS, ODD_NUMBERS), "text": mostly(TEXTS, ODD_TEXTS),
+        "flag": mostly(st.booleans(), st.sampled_from([0, None, "true"])),
+        "größe": mostly(NUMBERS, st.floats()),
+    }  # fmt: skip
+    document = st.fixed_dictionaries(
+        {
+            "op": mostly(st.sampled_from(["upsert", "delete"]), st.sampled_from(["dead", "x", 3])),
+            "version": mostly(NUMBERS, ODD_NUMBERS),
+            "committed_at": mostly(TIMES, ODD_TIMES),
+            "source": mostly(TEXTS, ODD_TEXTS),
+            "trace": mostly(TEXTS, ODD_TEXTS),
+            "row": mostly(
+                st.fixed_dictionaries({name: kinds[name] for name in names}),
+                st.one_of(st.just({}), st.just([]), st.fixed_dictionaries({"id": NUMBERS, "_key": TEXTS})),
+            ),
+        }
+    )  # fmt: skip
+    found = [json.dumps(d).encode() for d in draw(st.lists(document, min_size=1, max_size=12))]
+    odd = [b"", b" ", b"{}", b"{", found[0] + found[0], found[0][:-1] + b',"row":{}}',
+           found[0].replace(b",", b",\n"), b'{"op":"upsert","row":{"text":"\xff"}}']  # fmt: skip
+    return [draw(mostly(st.just(each), st.sampled_from(odd))) for each in found]
+
+
+@settings(max_examples=300, deadline=None)
+@given(messages())
+@example([json.dumps(OURS).encode() + json.dumps(OURS).encode(), b" "])
+@example([json.dumps({**OURS, "row": {"id": 1, "text": "2026-01-02"}}).encode()] * 2)
+@example([json.dumps({**OURS, "row": {"_key": 1}}).encode()])
+def test_arrow_reads_a_message_as_python_does_or_leaves_it(values: list[bytes]) -> None:
+    said = read_messages(["k"] * len(values), values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_message, "FEW", 10**9)
+        wanted = sent(*values)
+    if said is None:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_message, "FEW", 0)
+        found = sent(*values)
+    assert [repr(e) for e in found] == [repr(e) for e in wanted]
+
+
+def test_rows_of_texts_whole_numbers_and_booleans_are_read_by_arrow() -> None:
+    rows = [{"id": i, "text": "naïve\n\U0001f600", "flag": i % 2 == 0} for i in range(40)]
+    values = [json.dumps({**OURS, "row": row}).encode() for row in rows]
+    assert read_messages(["k"] * 40, values) is not None
+    assert [e.row for e in sent(*values)] == rows

@@ -21,6 +21,8 @@ EVENT_COLUMNS = (
     "_key", "_op", "_version", "_committed_at", "_partition", "_offset", "_trace", "_source",
 )  # fmt: skip
 
+_RESERVED = frozenset({*EVENT_COLUMNS, "_raw", "_cause", "_code"})
+
 
 class EventColumns(Sequence[ChangeEvent]):
     """`table` has EVENT_COLUMNS and the rows' own columns. A delete without a row is all NULL."""
@@ -112,7 +114,7 @@ def table_of(
 
     names = next((tuple(row) for row in rows if row), ())
     wanted = frozenset(names)
-    if wanted & _reserved() or not all(isinstance(name, str) for name in names):
+    if any(map(is_reserved, names)) or not all(isinstance(name, str) for name in names):
         return None
     for op, row in zip(ops, rows, strict=True):
         if row.keys() != wanted and (row or op != "delete"):
@@ -142,13 +144,15 @@ def placed(
     *,
     partition: int,
     offsets: Sequence[int],
-    source: str | Sequence[str],
-    traceparent: str | Sequence[str],
+    source: str | Sequence[str] | pa.Array,
+    traceparent: str | Sequence[str] | pa.Array,
 ) -> pa.Table:
     """A table of `columns_of` with where its events lie in a broker; a text is that of all."""
     import pyarrow as pa
 
-    def column(said: str | Sequence[str]) -> pa.Array:
+    def column(said: str | Sequence[str] | pa.Array) -> pa.Array:
+        if isinstance(said, pa.Array):
+            return said
         if isinstance(said, str):
             return pa.repeat(pa.scalar(said, pa.string()), table.num_rows)
         return pa.array(said, pa.string())
@@ -207,6 +211,6 @@ def _types() -> dict[type, Any]:
     return {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
 
-@cache
-def _reserved() -> frozenset[str]:
-    return frozenset({*EVENT_COLUMNS, "_raw", "_cause", "_code"})
+def is_reserved(name: str) -> bool:
+    """A column that the feature table has for itself."""
+    return name in _RESERVED

@@ -306,7 +306,10 @@ class KafkaBroker:
                 raise StorageError(
                     f"{self._config.bootstrap} sends nothing of topic {topic}.", code=UNREACHABLE
                 )
-        messages = [lane.waiting.popleft() for _ in range(min(max_events, len(lane.waiting)))]
+        if len(lane.waiting) <= max_events:
+            messages, lane.waiting = list(lane.waiting), deque()
+        else:
+            messages = [lane.waiting.popleft() for _ in range(max_events)]
         offsets = [_offset(message) for message in messages]
         lane.next = offsets[-1] + 1
         if lane.is_paused and len(lane.waiting) < MAX_WAITING // 2:

@@ -13,13 +13,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from autoglm.contracts.change_event import ChangeEvent
 from autoglm.contracts.event_columns import EventColumns, placed, table_of
+from autoglm.streaming.json_columns import read_messages
 
 # Of a message that is none of ours the beginning is kept, under this column.
 MALFORMED, MALFORMED_BYTES = "malformed", 65_536
+# Below so many messages Arrow's reader is not worth its start.
+FEW = 32
 OPS, FOUND_DEAD = frozenset({"upsert", "delete", "dead"}), frozenset({"raw", "cause", "code"})
 
 
@@ -53,6 +57,12 @@ def to_events(
     """What was sent, as columns where that is exact. A message that is none of ours comes as a row
     without the project's columns, which the product's own checks make a dead letter.
     """
+    texts = [(key or b"").decode("utf-8", "surrogatepass") for key in keys]
+    place = partial(placed, partition=partition, offsets=offsets)
+    read = read_messages(texts, values) if len(values) >= FEW else None
+    if read is not None:
+        whole = place(read.table, source=read.sources, traceparent=read.traces)
+        return EventColumns(whole, project=project)
     try:
         documents = json.loads(b"[" + b",".join(value or b"0" for value in values) + b"]")
     except ValueError:
@@ -61,16 +71,9 @@ def to_events(
     if said is None:
         said = _said([_document(value) for value in values])
         assert said is not None, "what is none of ours was put into our form"
-    texts = [(key or b"").decode("utf-8", "surrogatepass") for key in keys]
     table = table_of(texts, said.ops, said.versions, said.moments, said.rows)
     if table is not None:
-        whole = placed(
-            table,
-            partition=partition,
-            offsets=offsets,
-            source=said.sources,
-            traceparent=said.traces,
-        )
+        whole = place(table, source=said.sources, traceparent=said.traces)
         return EventColumns(whole, project=project)
     columns = (said.ops, said.versions, said.moments, said.rows, said.sources, said.traces)
     return [
