@@ -51,6 +51,13 @@ class SearchConfig:
         tuple[str, ...],
         live("Evaluators that are sought together; evaluate.metric picks among the trials."),
     ] = ()
+    branch: Annotated[
+        bool,
+        live(
+            "Every second proposal goes on from the best trial's first epochs, where others of its"
+            " settings begin alike (docs/search.md)."
+        ),
+    ] = True
     warm_start: Annotated[
         bool, live("Try the best points of the project's earlier studies of this space first.")
     ] = True

@@ -9,11 +9,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 from autoglm.contracts.stage_chain import Progress
 from autoglm.plugins.kinds import TrialRunner
+from autoglm.search.standing import Standing
 
 Outcome = Callable[[], Progress]
+
+
+class AtWork(NamedTuple):
+    """A trial as it was when a runner began to train it to the end of `stage`."""
+
+    standing: Standing
+    stage: int
+    started: float
 
 
 class Crew:

@@ -116,6 +116,7 @@ def _row(trial: FrozenTrial, standing: Standing, metric: str, sign: int) -> dict
         "folds": list(attrs.get("folds", ())),
         "interval": interval_of(metric, attrs.get("folds", ())),
         "at": attrs.get("at"),
+        "branch_of": attrs.get("branch_of"),
         "cause": attrs.get("cause", ""),
     }
 

@@ -20,7 +20,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from autoglm.clock import Clock
 from autoglm.contracts.stage_chain import Progress, StageChain
@@ -36,9 +36,10 @@ from autoglm.errors import (
 from autoglm.observability.logging import get_logger
 from autoglm.plugins.kinds import TrialRunner
 from autoglm.search.affordable import MOST_TOO_DEAR, next_affordable, tighter_budget
+from autoglm.search.branching import BRANCH_OF, Branches
 from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import Constraint
-from autoglm.search.crew import Crew
+from autoglm.search.crew import AtWork, Crew
 from autoglm.search.folds import over_folds
 from autoglm.search.opening import Asked, num_points, open_study, refresh_in
 from autoglm.search.proposals import Proposals
@@ -70,14 +71,6 @@ if TYPE_CHECKING:
     from autoglm.search.refresh import Refresh
 
 OnEvent = Callable[[Mapping[str, Any]], None]
-
-
-class AtWork(NamedTuple):
-    """A trial as it was when a runner began to train it to the end of `stage`."""
-
-    standing: Standing
-    stage: int
-    started: float
 
 
 class Study:
@@ -124,6 +117,7 @@ class Study:
             log,
             clock,
         )
+        self._branches = Branches(dimensions, lambda params: self._crew.next.plan(params))
         self._at_work: dict[int, AtWork] = {}
         self._on_event = on_event
         self._logger = get_logger(study=name)
@@ -278,13 +272,17 @@ class Study:
         """The next trials: several at once before the sampler has learnt anything, with what they
         will cost; else one. One commit.
         """
-        num_asked = len(self._standings())
+        standings = self._standings()
+        num_asked = len(standings)
         num = self._samplers.num_startup - num_asked
         if self._refresh is not None and not num_asked:
             num = len(self._refresh.points)  # what they come to decides whether there are others
+        branch = self._branches.next(standings) if num < 1 and self._config.branch else None
         num = max(1, min(most, num))
         numbers = set()
         with self._storage.batch():
+            if branch is not None:
+                self._study.enqueue_trial(branch[1], {BRANCH_OF: branch[0]})
             for _ in range(num):
                 trial, params = self._proposals.next(self._study, self._samplers.of)
                 trial.set_user_attr(PARAMS, params)
