@@ -70,6 +70,17 @@ def upper_half(device: str) -> Facts:
     return found
 
 
+def behind_the_cpu(device: str) -> Facts:
+    """In one cache, states that were computed on the CPU answer for no other device."""
+    cache = PrefixCache(2**24)
+    _toy("cpu", trainable_layers=1, cache=cache)
+    events: list[Any] = []
+    found = _toy(device, trainable_layers=1, cache=cache, events=events)
+    (kept,) = [event for event in events if event["kind"] == "prefix"]
+    assert (kept["encoded"] == 0) == (device == "cpu")
+    return found
+
+
 def head_alone(device: str) -> Facts:
     return _toy(device, trainable_layers=0, optimizer="adaptive_adam")
 
@@ -144,7 +155,7 @@ def killed_and_resumed(device: str) -> Facts:
 CASES: Mapping[str, Callable[[str], Facts]] = {
     case.__name__: case
     for case in (
-        whole, in_parts, upper_half, head_alone, adapters, schedule_free, kinds_of_task, answers,
-        killed_and_resumed,
+        whole, in_parts, upper_half, behind_the_cpu, head_alone, adapters, schedule_free,
+        kinds_of_task, answers, killed_and_resumed,
     )
 }  # fmt: skip

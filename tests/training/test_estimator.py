@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from joblib import parallel_backend
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -63,6 +64,18 @@ def test_folds_encode_each_row_once(plain: dict[str, Any], monkeypatch: pytest.M
 def _count(encoded: list[int], event: Any) -> None:
     if event["kind"] == "prefix":
         encoded.append(event["encoded"])
+
+
+def test_fits_in_several_threads_say_what_fits_one_after_the_other_say(
+    plain: dict[str, Any],
+) -> None:
+    model = AutoGLMClassifier(**plain, settings={"precision": "fp32"})
+    alone = cross_val_score(model, TEXTS, LABELS, cv=4, scoring="neg_log_loss")
+    with parallel_backend("threading"):
+        together = cross_val_score(
+            model, TEXTS, LABELS, cv=4, n_jobs=4, scoring="neg_log_loss", error_score="raise"
+        )
+    np.testing.assert_allclose(together, alone, rtol=1e-6)
 
 
 def test_without_room_nothing_is_kept_and_all_is_the_same(

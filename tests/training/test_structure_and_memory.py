@@ -21,6 +21,8 @@ from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.training import memory, precision
 from autoglm.training.decisions import Decisions
+from autoglm.training.state import optimizer_tensors
+from autoglm.training.trainer import Pause
 from training import toy
 
 LORA = StructureConfig(lora_rank=4)
@@ -150,14 +152,60 @@ def test_a_trial_in_fp16_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert all(torch.equal(weight, other.weights[n]) for n, weight in one.weights.items())
 
 
-def test_gradients_that_no_scale_can_hold_end_the_trial(tmp_path: Path) -> None:
-    class Breaks:
-        def apply(self, moment: str, state: Any) -> None:
-            if moment == "start":
-                state.model.classifier.weight.register_hook(lambda g: g * math.inf)
+@pytest.mark.parametrize("optimizer", ["adamw", "adaptive_adam", "muon"])
+def test_one_gradient_without_bound_changes_nothing_though_values_are_clipped(
+    tmp_path: Path, optimizer: str
+) -> None:
+    before: dict[str, torch.Tensor] = {}
 
+    class OneOverflows:
+        def apply(self, moment: str, state: Any) -> None:
+            if moment == "batch":
+                before.update(all_of(state))
+            if moment == "gradients" and state.step == 4:
+                state.model.classifier.bias.grad[0] = math.inf
+            if moment == "step" and state.step == 5:
+                after = all_of(state)
+                assert after.keys() == before.keys()
+                changed = [n for n, tensor in after.items() if not torch.equal(tensor, before[n])]
+                assert changed == []
+
+    def all_of(state: Any) -> dict[str, torch.Tensor]:
+        found = {**state.learning(), **optimizer_tensors(state.optimizer)[0]}
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+    trainer = in_fp16(tmp_path, algorithms=[OneOverflows()], optimizer=optimizer, clip_value=0.05)
+    assert trainer.train(threading.Event()).metrics["accuracy"] > 0.5
+
+
+class Breaks:
+    """No gradient of the head is finite."""
+
+    is_broken = False
+
+    def apply(self, moment: str, state: Any) -> None:
+        if moment == "batch" and not self.is_broken:
+            state.model.classifier.weight.register_hook(lambda g: g * math.inf)
+            self.is_broken = True
+
+
+def test_gradients_that_no_scale_can_hold_end_the_trial(tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         in_fp16(tmp_path, algorithms=[Breaks()], epochs=9).train(threading.Event())
+    assert caught.value.code == "training.diverged"
+
+
+def test_they_end_it_too_when_each_epoch_is_a_stage_of_its_own(tmp_path: Path) -> None:
+    stages = [Checkpoints(tmp_path / str(n), keep=1, max_bytes=0) for n in range(10)]
+
+    def train_all() -> None:
+        for epoch in range(1, 10):
+            pause = Pause(epoch=epoch, starts=stages[epoch - 1 : epoch], keep=stages[epoch])
+            trainer = in_fp16(tmp_path, algorithms=[Breaks()], epochs=9)
+            trainer.train(threading.Event(), pause=pause)
+
+    with pytest.raises(TrainingError) as caught:
+        train_all()
     assert caught.value.code == "training.diverged"
 
 

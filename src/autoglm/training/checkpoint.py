@@ -77,6 +77,7 @@ def save(
         "improved_epoch": state.improved_epoch,
         "optimizer": plain,
         "record": record.steps,
+        "skipped": record.skipped,
         "scaler": scaler.state(),
     }
     whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -114,6 +115,7 @@ def load(
     state.improved_epoch = facts["improved_epoch"]
     scaler.load(facts["scaler"])
     record.steps = [list(step) for step in facts["record"]]
+    record.skipped = facts["skipped"]
     devices.set_random_state(_part(tensors, "generator"))
 
 

@@ -73,7 +73,7 @@ def cost_of(
         else:
             device = devices.choose(str(training["device"]))
             made = partial(frozen_keys, model.backbone, device)
-            keys = cache.remembered(f"{cache_key}/parts", made)
+            keys = cache.remembered(devices.name_on(device.type, f"{cache_key}/parts"), made)
             is_known = cache.has(keys[num_frozen])
             once = 0 if is_known else FORWARD * below * every
             kept = "are kept" if is_known else "are encoded once"

@@ -38,6 +38,11 @@ def _is_there(name: str) -> bool:
     return module is not None and bool(module.is_available())
 
 
+def name_on(kind: str, name: str) -> str:
+    """Under which is kept what was measured, or made, on this kind of device."""
+    return name if kind == "cpu" else f"{name} {kind}"
+
+
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The generators that training draws from, by kind of device."""
     states = {"cpu": torch.get_rng_state()}

@@ -15,6 +15,7 @@ from autoglm.modeling.frozen import frozen_keys
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.keys import row_key
 from autoglm.reuse.prefix_cache import Prefix, PrefixCache, RowStates
+from autoglm.training.devices import name_on
 
 
 class FrozenPart:
@@ -39,7 +40,7 @@ class FrozenPart:
         self._is_cuttable = not body.why_whole
         # Now: later the word table may be cut and layers may learn.
         self._keys: list[str] = cache.remembered(
-            f"{start_name}/parts", lambda: frozen_keys(model.backbone)
+            name_on(self._device.type, f"{start_name}/parts"), lambda: frozen_keys(model.backbone)
         )
 
     def renumber(self, ids: Sequence[Sequence[int]]) -> None:

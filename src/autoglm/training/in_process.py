@@ -73,6 +73,8 @@ class _Decided(_Kept):
 _states = PrefixCache(STATES_BYTES)
 _texts, _starts, _tokenizers = _Kept(TEXTS_KEPT), _Kept(STARTS_KEPT), _Kept(4)
 _decided = _Decided(64)
+# torch's dice and the layout of the rows at hand (attention/packed.py) are the whole process's.
+_one_at_a_time = threading.RLock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +109,20 @@ class Fitted:
         """What the head says of each text: (rows, outputs)."""
         # A copy: whoever lays rows out without pads changes the model's attention for good.
         ids, model = _ids(self.recipe, texts), copy.deepcopy(self.model)
-        forward = Forward(
-            model,
-            ids,
-            num_frozen=self.num_frozen,
-            cache=_states,
-            cache_key=self.name,
-            stop=lambda: None,
-        )
-        forward.prepare()
-        model.eval()
         said = torch.empty(len(ids), int(model.config.num_labels))
-        for rows in forward.in_batches(range(len(ids))):
-            said[rows] = forward.outputs(rows).float()
+        with _one_at_a_time:
+            forward = Forward(
+                model,
+                ids,
+                num_frozen=self.num_frozen,
+                cache=_states,
+                cache_key=self.name,
+                stop=lambda: None,
+            )
+            forward.prepare()
+            model.eval()
+            for rows in forward.in_batches(range(len(ids))):
+                said[rows] = forward.outputs(rows).float()
         return said
 
 
@@ -132,7 +135,7 @@ def fit(
     on_event: Callable[[Mapping[str, Any]], None],
 ) -> Fitted:
     """Texts and answers (contracts.task) → a model. Raises: ModelError, TrainingError, PluginError;
-    whoever interrupts it loses it.
+    whoever interrupts it loses it. Fits in several threads wait for each other.
     """
     answers = [*train[1], *validation[1]]
     ids = _ids(recipe, [*train[0], *validation[0]])
@@ -144,22 +147,23 @@ def fit(
     )
     sample = [ids[i] for i in range(min(SAMPLE_ROWS, data.num_train))]
     state_key, structure = _state_key(recipe, sample), _structure(recipe)
-    start = _start(recipe, data, sample, state_key)
-    trained = Trainer(
-        start,
-        data,
-        recipe.training,
-        task=registry.get("task", recipe.task)(data.label_names, recipe.training),
-        metric=recipe.metric,
-        seed=recipe.seed,
-        cache=_states,
-        cache_key=state_key,
-        on_event=on_event,
-        decisions=_decided,  # type: ignore[arg-type]  # the same, without a file
-        structure=structure,
-        algorithms=parts.algorithms(recipe.training),
-        callbacks=parts.callbacks(recipe.training),
-    ).train(threading.Event())
+    with _one_at_a_time:
+        start = _start(recipe, data, sample, state_key)
+        trained = Trainer(
+            start,
+            data,
+            recipe.training,
+            task=registry.get("task", recipe.task)(data.label_names, recipe.training),
+            metric=recipe.metric,
+            seed=recipe.seed,
+            cache=_states,
+            cache_key=state_key,
+            on_event=on_event,
+            decisions=_decided,  # type: ignore[arg-type]  # the same, without a file
+            structure=structure,
+            algorithms=parts.algorithms(recipe.training),
+            callbacks=parts.callbacks(recipe.training),
+        ).train(threading.Event())
     model = copy.deepcopy(start)
     with tempfile.TemporaryDirectory() as adapter:
         load_trained(model, structure, trained.weights, adapter=Path(adapter))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autoglm.errors import TrainingError
+from autoglm.training import gradients
 
 FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Rows, inputs and outputs as in the feed-forward part of a small encoder.
@@ -24,11 +25,6 @@ def measure(device: str) -> dict[str, float]:
     """
     base = _seconds(device, "fp32")
     return {name: round(base / _seconds(device, name), 3) for name in FORMATS}
-
-
-def name_on(device: str) -> str:
-    """Under which a run keeps what was measured on this kind of device."""
-    return "precision" if device == "cpu" else f"precision {device}"
 
 
 def _seconds(device: str, name: str) -> float:
@@ -90,8 +86,7 @@ class Scaler:
         """The optimizer's step, unless the gradients' `norm` overflowed. Waits for the norm only
         where the optimizer cannot be told.
         """
-        is_told = getattr(optimizer, "_step_supports_amp_scaling", False)
-        if not self.is_on or is_told or bool(torch.isfinite(norm)):
+        if not self.is_on or gradients.is_told(optimizer) or bool(torch.isfinite(norm)):
             optimizer.step()
         if self.is_on:
             self._scaler.update()

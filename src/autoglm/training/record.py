@@ -34,7 +34,8 @@ class Record:
         # (loss, gradient norm, was clipped, rows) of each step since the last line.
         self.steps: list[list[float]] = []
         self._started = self._told = time.monotonic()
-        self._rows_since = self._skipped = 0
+        # Steps that were skipped since the last one that was not.
+        self.skipped = self._rows_since = 0
 
     def add(self, state: TrainingState) -> None:
         assert state.loss is not None
@@ -57,9 +58,9 @@ class Record:
             pending, numbers.tolist(), strict=True
         ):
             is_skipped = may_skip and not math.isfinite(norm)
-            self._skipped = self._skipped + 1 if is_skipped else 0
+            self.skipped = self.skipped + 1 if is_skipped else 0
             is_good = math.isfinite(loss) and (is_skipped or math.isfinite(norm))
-            if not is_good or self._skipped > MOST_SKIPPED:
+            if not is_good or self.skipped > MOST_SKIPPED:
                 return step, rows
             if not is_skipped:
                 self.steps.append([loss, norm, float(scale < 1)])

@@ -33,7 +33,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -273,12 +273,11 @@ class Trainer:
         state.loss = self._backward_or_halved(state)
         self._at("gradients", state)
         self._scaler.unscale(optimizer)
-        norms = gradients.clip(
-            optimizer, norm=float(settings["clip_norm"]), value=float(settings["clip_value"])
-        )
-        state.norms = replace(norms, may_skip=self._scaler.is_on)
+        norm, value = float(settings["clip_norm"]), float(settings["clip_value"])
+        may_skip = self._scaler.is_on
+        state.norms = gradients.clip(optimizer, norm=norm, value=value, may_skip=may_skip)
         with speaking_for(f"optimizer:{settings['optimizer']}"):
-            self._scaler.step(optimizer, norms.total)
+            self._scaler.step(optimizer, state.norms.total)
         state.step, state.batch = state.step + 1, state.batch + 1
         self._at("step", state)
 
@@ -429,13 +428,14 @@ class Trainer:
         self._precision = said
         if said != "fp32":
             kind = self._device.type
-            speeds = decided(precision.name_on(kind), lambda: precision.measure(kind))
+            speeds = decided(devices.name_on(kind, "precision"), lambda: precision.measure(kind))
             self._precision = precision.choose(said, speeds, kind)
         self._scaler = precision.Scaler(self._precision, self._device.type)
         is_checkpointed = bool(self._settings["gradient_checkpointing"])
         budget = int(self._settings["memory_budget"])
         if budget:
-            name = f"memory {budget} {self._settings['batch_size']} {is_checkpointed}"
+            planned = f"memory {budget} {self._settings['batch_size']} {is_checkpointed}"
+            name = devices.name_on(self._device.type, planned)
             chosen = decided(name, lambda: asdict(self._memory_plan(budget, is_checkpointed)))
             self._accumulation = max(self._accumulation, int(chosen["accumulation"]))
             is_checkpointed = bool(chosen["gradient_checkpointing"])

@@ -215,7 +215,7 @@ class Worker:
         training = stages.settings_of(self._spec, params)["training"]
         said, device = str(training["precision"]), devices.choose(str(training["device"])).type
         if said == "auto":
-            kept = precision.name_on(device)
+            kept = devices.name_on(device, "precision")
             speeds = self._decisions.decided(kept, lambda: precision.measure(device))
             said = precision.choose(said, speeds, device)
         return stages.plan(
