@@ -34,7 +34,7 @@ KINDS: dict[str, Any] = {
     "block_top_k": {"name": "block_top_k", "block_size": 64, "num_blocks": 4},
 }
 FOLDS = range(5)
-NUM_TRAIN, NUM_VALIDATION, MAX_LENGTH = 800, 100, 1024
+NUM_TRAIN, NUM_VALIDATION, MAX_LENGTH, TOP = 800, 100, 1024, 2
 TARGET = -0.03  # least lower end of the interval
 
 
@@ -53,7 +53,7 @@ def child(part: str, folder: Path, states: Path | None, threads: int) -> dict[st
     import torch
 
     from autoglm.contracts.record import to_json
-    from autoglm.modeling.auto_model import load_model
+    from autoglm.modeling.auto_model import freeze_below, load_model
     from autoglm.modeling.backbone_ref import resolve_backbone
     from autoglm.modeling.surgery.config import StructureConfig
     from autoglm.reuse.prefix_cache import PrefixCache
@@ -78,7 +78,7 @@ def child(part: str, folder: Path, states: Path | None, threads: int) -> dict[st
     model = load_model(backbone, model_settings, labels=labels, max_length=MAX_LENGTH)
     settings = {
         **asdict(TrainingConfig()), "lr": 2e-4, "epochs": 1, "batch_size": 16, "log_steps": 10,
-        "trainable_layers": 2, "precision": "auto",
+        "trainable_layers": TOP, "precision": "auto",
     }  # fmt: skip
     cache = PrefixCache(2**34, states)
     shared = {"cache": cache, "cache_key": kind}
@@ -104,7 +104,7 @@ def child(part: str, folder: Path, states: Path | None, threads: int) -> dict[st
     model.load_state_dict(trained.weights, strict=False)
     model.eval()
     asked = Forward(
-        model, ids[learnt:], num_frozen=4, stop=lambda: None, **shared  # type: ignore[arg-type]
+        model, ids[learnt:], num_frozen=freeze_below(model, TOP), stop=lambda: None, **shared  # type: ignore[arg-type]
     )  # fmt: skip
     right = [0] * len(test)
     with torch.no_grad():

@@ -95,9 +95,12 @@ def load(
     tensors, facts = load_file(found.content), found.facts
     learning = state.learning()
     weights = _part(tensors, "weights")
-    if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in learning.items()}:
+    is_another = {n: t.shape for n, t in weights.items()} != {
+        n: p.shape for n, p in learning.items()
+    }
+    if is_another or not {"scaler", "skipped"} <= facts.keys():
         raise CheckpointCorruptError(
-            f"{found.content.parent} is of another model.",
+            f"{found.content.parent} is of another model or version.",
             next_step="Remove it; training begins anew.",
         )
     with torch.no_grad():

@@ -112,16 +112,16 @@ class Worker:
         connect_table(storage.get("table", ""), storage.get("options", {}))
         self._spec, self._start, self._base = spec, start, Path(request["base"])
         self._start_name = str(request["start_name"])
-        limits = spec.config["cache"]
-        self._cache = PrefixCache(
-            int(limits["bytes"]) * limits["prefix"], self._cache_folder / "prefix"
-        )
+        room = int(spec.config["cache"]["bytes"]) * spec.config["cache"]["prefix"]
+        self._cache = PrefixCache(room, self._cache_folder / "prefix")
         project_files.open_parts(spec)
         if spec.config["model"]["backbone"] in OWN and not start.exists():
             self._make_start(spec, start)
         self._models, self._folds = {}, {}
         self._data, self._inputs = self._encode(spec, start)
-        self._model_of(spec.config["model"])  # what cannot be opened is told before any trial
+        # What cannot be had is told before any trial.
+        devices.choose(str(spec.config["training"]["device"]))
+        self._model_of(spec.config["model"])
         self._opened = name
         logs.get_logger().info("opened", run_id=spec.run_id, rows=len(self._data.ids))
         return None
