@@ -4,7 +4,7 @@
 [--folds 0 1 …] [--attention sdpa block_top_k] [--threads 2] [--table] [--json]`. MiniLM with its
 positions stretched to 1,024, the top two layers and the head learn, one epoch; each attention
 stands in all layers, with the same rows, order and seed. A fold of the official ten is tested after
-training on 800 rows of the other nine (100 more pick the epoch). `block_top_k` reads 4 blocks of 64
+training on 500 rows of the other nine (100 more pick the epoch). `block_top_k` reads 4 blocks of 64
 keys: a quarter of a full text. Right answers are paired by row over all folds; the interval is a
 bootstrap's over rows. Each (attention, fold) is a part with a result of its own; a second call goes
 on. `--states` keeps hidden states of frozen layers for the parts behind (about 1.5 GB per
@@ -34,7 +34,7 @@ KINDS: dict[str, Any] = {
     "block_top_k": {"name": "block_top_k", "block_size": 64, "num_blocks": 4},
 }
 FOLDS = range(5)
-NUM_TRAIN, NUM_VALIDATION, MAX_LENGTH, TOP = 800, 100, 1024, 2
+NUM_TRAIN, NUM_VALIDATION, MAX_LENGTH, TOP = 500, 100, 1024, 2
 TARGET = -0.03  # least lower end of the interval
 
 
@@ -77,7 +77,7 @@ def child(part: str, folder: Path, states: Path | None, threads: int) -> dict[st
     }  # fmt: skip
     model = load_model(backbone, model_settings, labels=labels, max_length=MAX_LENGTH)
     settings = {
-        **asdict(TrainingConfig()), "lr": 2e-4, "epochs": 1, "batch_size": 16, "log_steps": 10,
+        **asdict(TrainingConfig()), "lr": 1e-4, "epochs": 1, "batch_size": 8, "log_steps": 10,
         "trainable_layers": TOP, "precision": "auto",
     }  # fmt: skip
     cache = PrefixCache(2**34, states)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     DebertaV2Config,
@@ -23,10 +24,13 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from autoglm.contracts.record import to_json
 from autoglm.errors import ModelError
+from autoglm.modeling.auto_model import load_model
 from autoglm.modeling.backbone_ref import resolve_backbone
 from autoglm.modeling.backbones.own_models import AutoGLMConvConfig, AutoGLMRecurrentConfig
 from autoglm.modeling.body import Body
+from autoglm.modeling.causal_lm import load_causal_lm
 from autoglm.modeling.modeling_autoglm import set_heads
 from autoglm.modeling.surgery import importance
 from autoglm.modeling.surgery.config import StructureConfig
@@ -142,6 +146,31 @@ def test_a_pruned_backbone_is_smaller_and_says_what_opens_it(name: str, what: st
     assert ("no head size of its own" in reason) == (name in TIED and structure.num_heads > 0)
     assert torch.equal(states(opened_again(pruned)), states(pruned))
     assert Body(pruned, pad_id=int(config.pad_token_id)).why_padded == ""
+
+
+@pytest.mark.parametrize("what", ["layers", "heads", "positions", "feed forward"])
+@pytest.mark.parametrize("name", ["bert", "modernbert", "llama", "causal llama"])
+def test_what_is_trained_begins_with_the_edited_weights(
+    tmp_path: Path, name: str, what: str
+) -> None:
+    """Not with new ones: whoever opens an edited backbone must not draw its weights anew."""
+    made = AutoModelForCausalLM if name.startswith("causal") else AutoModel
+    torch.manual_seed(3)
+    made.from_config(BACKBONES[name.removeprefix("causal ")]).save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").write_text("{}")
+    plain = made.from_pretrained(tmp_path / "m").base_model.eval()
+    structure = StructureConfig(**{**GROWN, **PRUNED}[what])
+    sample = IDS.tolist()
+    wanted = edit(plain, structure, sample=sample).state_dict()
+    said = {"attention": "sdpa", "structure": to_json(structure)}
+    if made is AutoModelForCausalLM:
+        found = load_causal_lm(tmp_path / "m", said, sample=sample)
+    else:
+        said |= {"head": "linear", "pooling": "mean"}
+        found = load_model(tmp_path / "m", said, labels=["a", "b"], sample=sample)
+    weights = found.backbone.state_dict()
+    assert all(torch.equal(weights[n], t) for n, t in wanted.items() if n in weights)
+    assert len(weights.keys() & wanted.keys()) >= len(wanted) - 2, "a pooler is nobody's"
 
 
 @pytest.mark.parametrize("rows", [IDS.tolist(), []], ids=["measured", "by weights"])

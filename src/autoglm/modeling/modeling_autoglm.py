@@ -176,6 +176,7 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         head: nn.Module | None = None,
     ) -> None:
         super().__init__(config)
+        has_weights = backbone is not None
         if backbone is None:
             inner = dict(config.backbone_config)
             attention = use_attention(config.attention, config.attention_options)
@@ -186,6 +187,8 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         if config.pooling != "none":
             self.pooling = Pooling(config.pooling, hidden_size)
         self.classifier = head or make_head(config.head, hidden_size, config.num_labels)
+        for module in backbone.modules() if has_weights else ():
+            module._is_hf_initialized = True  # else `post_init` draws weights anew
         self.post_init()
 
     def forward(
