@@ -14,6 +14,7 @@ import torch
 from transformers import BertConfig
 
 from autoglm.errors import CancelledError
+from autoglm.modeling.attention import registry as attentions
 from autoglm.modeling.causal_lm import load_causal_lm
 from autoglm.modeling.chat import Chat
 from autoglm.modeling.surgery.config import StructureConfig
@@ -78,6 +79,19 @@ def behind_the_cpu(device: str) -> Facts:
     found = _toy(device, trainable_layers=1, cache=cache, events=events)
     (kept,) = [event for event in events if event["kind"] == "prefix"]
     assert (kept["encoded"] == 0) == (device == "cpu")
+    return found
+
+
+def sparse_attention(device: str) -> Facts:
+    found: Facts = {}
+    for said in (
+        {"name": "top_k", "k": 4},
+        {"name": "block_top_k", "block_size": 4, "num_blocks": 2},
+    ):
+        start = toy.model(config=CONFIG)
+        start.backbone.set_attn_implementation(attentions.use(said))
+        made = _facts(toy.train(start=start, device=device, **QUICK))
+        found |= {f"{said['name']} {key}": value for key, value in made.items()}
     return found
 
 
@@ -155,7 +169,7 @@ def killed_and_resumed(device: str) -> Facts:
 CASES: Mapping[str, Callable[[str], Facts]] = {
     case.__name__: case
     for case in (
-        whole, in_parts, upper_half, behind_the_cpu, head_alone, adapters, schedule_free,
+        whole, in_parts, upper_half, behind_the_cpu, head_alone, sparse_attention, adapters, schedule_free,
         kinds_of_task, answers, killed_and_resumed,
     )
 }  # fmt: skip

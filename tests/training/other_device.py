@@ -99,6 +99,11 @@ def _empty_strided(*args: Any, **kwargs: Any) -> Tensor:
     return Other(aten.empty_strided(*args, **kwargs))
 
 
+def _arange(start: Any, end: Any, step: Any = 1, **kwargs: Any) -> Tensor:
+    """torch's own makes an empty one and gives it a size, which a wrapper does not hear of."""
+    return Other(torch.arange(start, end, step, dtype=kwargs.get("dtype")))
+
+
 OWN: dict[Any, Any] = {
     aten._to_copy.default: _to_copy,
     aten.copy_.default: _copy,
@@ -146,7 +151,9 @@ def register() -> None:
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
     library = torch.library.Library("aten", "IMPL")
     for name, made in (
-        ("_to_copy", _to_copy), ("empty.memory_format", _empty), ("empty_strided", _empty_strided)
+        ("_to_copy", _to_copy), ("empty.memory_format", _empty), ("empty_strided", _empty_strided),
+        ("arange.start_step", _arange), ("arange.start", _arange),
+        ("arange", lambda end, **more: _arange(0, end, **more)),
     ):  # fmt: skip
         library.impl(name, made, "PrivateUse1")
     register.library = library  # type: ignore[attr-defined]  # it unregisters when collected
