@@ -188,7 +188,8 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
             self.pooling = Pooling(config.pooling, hidden_size)
         self.classifier = head or make_head(config.head, hidden_size, config.num_labels)
         for module in backbone.modules() if has_weights else ():
-            module._is_hf_initialized = True  # else `post_init` draws weights anew
+            # Else `post_init` draws weights anew.
+            module._is_hf_initialized = True  # type: ignore[assignment]
         self.post_init()
 
     def forward(
