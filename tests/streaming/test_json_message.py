@@ -54,6 +54,7 @@ def sent(*values: bytes | None) -> list[ChangeEvent]:
                 {"committed_at": 3},
                 {"row": []},
                 {"source": None},
+                {"source": "\ud800"},
                 {"trace": 5},
             )
         ),
@@ -146,6 +147,7 @@ def messages(draw: Any) -> list[bytes]:
 @example([json.dumps(OURS).encode() + json.dumps(OURS).encode(), b" "])
 @example([json.dumps({**OURS, "row": {"id": 1, "text": "2026-01-02"}}).encode()] * 2)
 @example([json.dumps({**OURS, "row": {"_key": 1}}).encode()])
+@example([json.dumps({**OURS, "source": "\ud800", "row": {}}).encode()])
 def test_arrow_reads_a_message_as_python_does_or_leaves_it(values: list[bytes]) -> None:
     said = read_messages(["k"] * len(values), values)
     with pytest.MonkeyPatch.context() as patch:

@@ -119,6 +119,7 @@ def _said(documents: Sequence[Any]) -> _Said | None:
             [d["trace"] for d in documents],
         )
         has_known_ops = set(said.ops) <= OPS
+        "".join([*said.sources, *said.traces]).encode()  # half a surrogate has no bytes
     except (KeyError, TypeError, ValueError):
         return None
     kinds = ((said.versions, int), (said.rows, dict), (said.sources, str), (said.traces, str))
