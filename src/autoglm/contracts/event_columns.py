@@ -134,9 +134,9 @@ def table_of(
             if len(kinds) > 1 or not kinds <= {str, int, float, bool}:
                 return None
             made[name] = pa.array(values, _types()[kinds.pop()] if kinds else pa.null())
+        return pa.table(made)  # a name may be broken UTF-8 too
     except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):
         return None
-    return pa.table(made)
 
 
 def placed(

@@ -46,7 +46,9 @@ def read_messages(keys: Sequence[str], values: Sequence[bytes | None]) -> Read |
         return None
     try:
         return _read(keys, joined, kinds)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, UnicodeEncodeError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        return None
+    except (UnicodeEncodeError, OverflowError):
         return None
 
 
@@ -81,22 +83,24 @@ def _read(keys: Sequence[str], joined: bytes, kinds: dict[str, type]) -> Read | 
     ).combine_chunks()
     if found.num_rows != len(keys):
         return None
+    found.validate(full=True)  # its reader takes broken UTF-8
     ours = {name: found[name].combine_chunks() for name in OUR_FIELDS}
     columns = dict(zip(kinds, ours["row"].flatten(), strict=True))
     if any(each.null_count for each in (*ours.values(), *columns.values())):
         return None
     if not set(compute.unique(ours["op"]).to_pylist()) <= PLAIN_OPS:
         return None
+    moments = ours["committed_at"].cast(pa.timestamp("us", tz="UTC"))
+    compute.min_max(moments).as_py()  # raises at one that Python does not know: the year 0
     table = pa.table(
         {
             "_key": pa.array(keys, pa.string()),
             "_op": ours["op"],
             "_version": ours["version"],
-            "_committed_at": ours["committed_at"].cast(pa.timestamp("us", tz="UTC")),
+            "_committed_at": moments,
             **columns,
         }
     )
-    table.validate(full=True)  # its reader takes broken UTF-8
     return Read(table, ours["source"], ours["trace"])
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,7 @@ def to_events(
     """What was sent, as columns where that is exact. A message that is none of ours comes as a row
     without the project's columns, which the product's own checks make a dead letter.
     """
-    texts = [(key or b"").decode("utf-8", "surrogatepass") for key in keys]
+    texts = [_text(key or b"") for key in keys]
     place = partial(placed, partition=partition, offsets=offsets)
     read = read_messages(texts, values) if len(values) >= FEW else None
     if read is not None:
@@ -95,6 +95,13 @@ def to_events(
     ]
 
 
+def _text(key: bytes) -> str:
+    try:
+        return key.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:  # of another program: the processor makes it a dead letter
+        return key.decode("utf-8", "surrogateescape")
+
+
 @dataclass(frozen=True, slots=True)
 class _Said:
     """Messages, column by column."""
@@ -119,8 +126,10 @@ def _said(documents: Sequence[Any]) -> _Said | None:
             [d["trace"] for d in documents],
         )
         has_known_ops = set(said.ops) <= OPS
+        edge = [m for m in said.moments if m.year in {MINYEAR, MAXYEAR}]
+        [m - (m.utcoffset() or timedelta()) for m in edge]  # in UTC it may be in no year
         "".join([*said.sources, *said.traces]).encode()  # half a surrogate has no bytes
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     kinds = ((said.versions, int), (said.rows, dict), (said.sources, str), (said.traces, str))
     if not has_known_ops or any(set(map(type, values)) - {kind} for values, kind in kinds):
