@@ -9,6 +9,7 @@ import torch
 from tests.training import toy
 
 from autoglm.modeling.auto_model import load_model
+from autoglm.modeling.modeling_autoglm import AutoGLMConfig, AutoGLMForSequenceClassification
 from autoglm.training.head_start import start_head
 
 SETTINGS = {"attention": "sdpa", "head": "linear", "pooling": "mean", "structure": {}}
@@ -38,6 +39,27 @@ def test_a_head_of_another_kind_or_without_a_known_label_starts_anew(tmp_path: P
     exported(tmp_path)
     assert load_model(tmp_path, {**SETTINGS, "head": "mlp"}, labels=("a", "b")).known_outputs == []
     assert load_model(tmp_path, SETTINGS, labels=("x", "y")).known_outputs == []
+
+
+def test_what_attention_pooling_looks_for_is_kept_too(tmp_path: Path) -> None:
+    model = toy.model(3, pooling="attention")
+    torch.nn.init.normal_(model.pooling.query)
+    model.config.id2label = dict(enumerate("abc"))
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path, {**SETTINGS, "pooling": "attention"}, labels=("a", "b", "c"))
+    ids = torch.tensor([[3, 4, 5, 6]])
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_a_head_of_ones_own_begins_as_its_maker_made_it() -> None:
+    head = torch.nn.Linear(32, 3)
+    torch.nn.init.constant_(head.weight, 0.5)
+    torch.nn.init.constant_(head.bias, -2.0)
+    body = toy.backbone()
+    said = AutoGLMConfig(backbone_config=body.config.to_diff_dict(), head="flat", num_labels=3)
+    made = AutoGLMForSequenceClassification(said, backbone=body, head=head).classifier
+    assert made.weight.unique().tolist() == [0.5]
+    assert made.bias.unique().tolist() == [-2.0]
 
 
 def test_the_trainer_starts_only_new_rows_from_the_closed_form() -> None:

@@ -91,6 +91,7 @@ def load_model(
     made = _head(head, int(backbone.config.hidden_size), len(labels))
     model = AutoGLMForSequenceClassification(config, backbone=backbone, head=made)
     model.known_outputs = _keep_rows(model, old_head) if problem_type != "regression" else []
+    _keep_query(model, old_head)
     model.eval()
     return model
 
@@ -124,11 +125,21 @@ def _keep_rows(model: AutoGLMForSequenceClassification, old: _OldHead | None) ->
     return to
 
 
+@torch.no_grad()
+def _keep_query(model: AutoGLMForSequenceClassification, old: _OldHead | None) -> None:
+    """The old head was trained behind what pooling `attention` had learnt to look for."""
+    if old is None or old.query is None or model.config.pooling != "attention":
+        return
+    if old.query.shape == model.pooling.query.shape:
+        model.pooling.query.copy_(old.query)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _OldHead:
     name: str
     labels: tuple[str, ...]
     weights: dict[str, Tensor]
+    query: Tensor | None
 
 
 def _opened(
@@ -163,7 +174,8 @@ def _old_head(folder: Path, name: str, config: Any, *prefixes: str) -> _OldHead:
     stored = load_file(folder / "model.safetensors")
     weights = {n.partition(".")[2]: t for n, t in stored.items() if n.startswith(prefixes)}
     labels = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
-    return _OldHead(name=name, labels=labels, weights=weights)
+    query = stored.get("pooling.query")
+    return _OldHead(name=name, labels=labels, weights=weights, query=query)
 
 
 def linear_head(hidden_size: int, num_outputs: int) -> nn.Module:

@@ -176,7 +176,8 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         head: nn.Module | None = None,
     ) -> None:
         super().__init__(config)
-        has_weights = backbone is not None
+        has_own_start = head is not None and config.head not in BUILT_IN_HEADS
+        brought = [part for part in (backbone, head if has_own_start else None) if part is not None]
         if backbone is None:
             inner = dict(config.backbone_config)
             attention = use_attention(config.attention, config.attention_options)
@@ -187,8 +188,8 @@ class AutoGLMForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         if config.pooling != "none":
             self.pooling = Pooling(config.pooling, hidden_size)
         self.classifier = head or make_head(config.head, hidden_size, config.num_labels)
-        for module in backbone.modules() if has_weights else ():
-            # Else `post_init` draws weights anew.
+        for module in (module for part in brought for module in part.modules()):
+            # Else `post_init` draws weights anew, as it should those of a new `linear` or `mlp`.
             module._is_hf_initialized = True  # type: ignore[assignment]
         self.post_init()
 
