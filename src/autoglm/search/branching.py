@@ -1,9 +1,10 @@
-"""Proposals that go on from what is stored: a good trial's first stages stay, the sampler is asked
-for the settings that only its later stages feel.
+"""Proposals that go on from what is stored: a good trial's first stages stay, what only its later
+stages feel is another.
 
-Which these are is not known by name: the plan of a point with another value says whether it begins
-with the same stages. (With a rate that falls to 0 at the end nothing is shared, so nothing is
-branched off; with one that is constant, or constant until its decay, the number of epochs is.)
+Which settings these are is not known by name: the plan of a point with another value says whether
+it begins with the same stages. (With a rate that falls to 0 at the end nothing is shared, so
+nothing is branched off; with one that is constant, or constant until its decay, the number of
+epochs is.)
 """
 
 from __future__ import annotations
@@ -19,52 +20,70 @@ from autoglm.search.standing import Standing, winner_of
 BRANCH_OF = "branch_of"
 # One proposal of so many.
 EVERY = 2
+# Trials, the best first, that are looked at for something to branch off.
+MOST_ORIGINS = 3
 # Values of a dimension that plans are asked for.
 MOST_VALUES = 8
 Plan = Callable[[Mapping[str, Any]], StageChain]
+Point = dict[str, Any]
 
 
 class Branches:
-    def __init__(self, dimensions: Sequence[Dimension], plan: Plan) -> None:
-        self._dimensions, self._plan = dimensions, plan
-        self._late: dict[int, set[str]] = {}
+    """`is_allowed` says whether a point keeps the constraints of the space."""
 
-    def next(self, standings: Sequence[Standing]) -> tuple[int, dict[str, Any]] | None:
-        """The trial to branch off and, as Optuna takes it, what stays of it; None where it is not a
-        branch's turn, or none is left. Of equal standings it gives the same.
+    def __init__(
+        self, dimensions: Sequence[Dimension], plan: Plan, is_allowed: Callable[[Point], bool]
+    ) -> None:
+        self._dimensions, self._plan, self._is_allowed = dimensions, plan, is_allowed
+        self._late: dict[int, tuple[str, ...]] = {}
+
+    def next(self, standings: Sequence[Standing]) -> tuple[int, Point] | None:
+        """The trial to branch off and, as Optuna takes it, the whole point, which nobody has tried:
+        the sampler would ask for the best one again. None where it is not a branch's turn, or none
+        is left. Of equal standings it gives the same.
         """
-        best = winner_of([each for each in standings if each.state == "complete"])
-        if best is None or len(standings) % EVERY:
-            return None
-        if best.number not in self._late:
-            self._late[best.number] = set(self._late_keys(best.params))
-        late = self._late[best.number]
+        complete = [each for each in standings if each.state == "complete"]
         tried = [each.params for each in standings]
-        if not any(point not in tried for key in late for point in self._others(best.params, key)):
-            return None
-        kept = [d for d in self._dimensions if d.key in best.params and d.key not in late]
-        return best.number, {d.key: d.told(best.params[d.key]) for d in kept}
+        for _ in range(MOST_ORIGINS if len(standings) % EVERY == 0 else 0):
+            if (best := winner_of(complete)) is None:
+                break
+            for point in self._begins_alike(best):
+                if point not in tried and self._is_allowed(point):
+                    told = {d.key: d.told(point[d.key]) for d in self._dimensions if d.key in point}
+                    return best.number, told
+            complete.remove(best)
+        return None
+
+    def _begins_alike(self, origin: Standing) -> Iterator[Point]:
+        if origin.number not in self._late:
+            self._late[origin.number] = tuple(self._late_keys(origin.params))
+        for key in self._late[origin.number]:
+            yield from self._others(origin.params, key)
 
     def _late_keys(self, params: Mapping[str, Any]) -> Iterator[str]:
-        try:
-            first = self._plan(params).stages[0].key
-        except AutoGLMError:
-            return
-        for dimension in self._dimensions:
-            if any(self._begins_with(first, p) for p in self._others(params, dimension.key)):
+        first = self._first_stage(params)
+        for dimension in self._dimensions if first else ():
+            others = map(self._first_stage, self._others(params, dimension.key))
+            if any(other == first for other in others):
                 yield dimension.key
 
-    def _others(self, params: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-        """The point with the other values of `key`, where these can be counted."""
+    def _others(self, params: Mapping[str, Any], key: str) -> list[Point]:
+        """The point with the other values of `key` where these can be counted, the nearest first:
+        of the number of epochs, the next larger one before the next smaller one.
+        """
         dimension = next(d for d in self._dimensions if d.key == key)
         points = dimension.points() if key in params else None
-        if points is None or len(points) > MOST_VALUES:
+        if points is None or len(points) > MOST_VALUES or params[key] not in points:
             return []
-        return [{**params, key: value} for value in points if value != params[key]]
+        here = points.index(params[key])
+        order = sorted(range(len(points)), key=lambda i: (abs(i - here), i < here))
+        return [{**params, key: points[i]} for i in order if i != here]
 
-    def _begins_with(self, first: str, params: Mapping[str, Any]) -> bool:
+    def _first_stage(self, params: Mapping[str, Any]) -> str:
+        """Its name; empty for a point that cannot be trained."""
         try:
-            chain = self._plan(params)
-        except AutoGLMError:
-            return False
-        return chain.stages[0].key == first
+            return self._plan(params).stages[0].key
+        except AutoGLMError as error:
+            if error.retryable:
+                raise
+            return ""

@@ -54,10 +54,10 @@ class SearchConfig:
     branch: Annotated[
         bool,
         live(
-            "Every second proposal goes on from the best trial's first epochs, where others of its"
-            " settings begin alike (docs/search.md)."
+            "Every second proposal goes on from a good trial's stored epochs, where points begin"
+            " alike (docs/search.md)."
         ),
-    ] = True
+    ] = False
     warm_start: Annotated[
         bool, live("Try the best points of the project's earlier studies of this space first.")
     ] = True

@@ -102,6 +102,9 @@ class Proposals:
                 values[dimension.key] = dimension.point(told)
         return values
 
+    def allows(self, values: Mapping[str, Any]) -> bool:
+        return not violations(self.constraints, {**self.own, **values})
+
     def values(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna's parameters of a trial → the values of its keys."""
         asked = {d.key: d.point(told[d.key]) for d in self.dimensions if d.key in told}

@@ -117,7 +117,9 @@ class Study:
             log,
             clock,
         )
-        self._branches = Branches(dimensions, lambda params: self._crew.next.plan(params))
+        self._branches = Branches(
+            dimensions, lambda params: self._crew.next.plan(params), self._proposals.allows
+        )
         self._at_work: dict[int, AtWork] = {}
         self._on_event = on_event
         self._logger = get_logger(study=name)
