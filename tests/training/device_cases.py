@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig
 
 from autoglm.errors import CancelledError
 from autoglm.modeling.attention import registry as attentions
@@ -26,18 +25,8 @@ from autoglm.training.texts import encode_turns
 from autoglm.training.trainer import Trained
 from training import toy, toy_lm
 
-# Two devices draw no equal dice: nothing is dropped.
-CONFIG = BertConfig(
-    vocab_size=60,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=48,
-    max_position_embeddings=64,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
-)
 Facts = dict[str, Any]
+# Two devices draw no equal dice: nothing is dropped.
 QUICK: dict[str, Any] = {"epochs": 2, "dropout": 0.0}
 
 
@@ -49,7 +38,7 @@ def _facts(trained: Trained) -> Facts:
 
 
 def _toy(device: str, *, pooling: str = "mean", outputs: int = 3, **more: Any) -> Facts:
-    start = toy.model(outputs, pooling=pooling, config=CONFIG)
+    start = toy.model(outputs, pooling=pooling)
     return _facts(toy.train(start=start, device=device, **{**QUICK, **more}))
 
 
@@ -88,7 +77,7 @@ def sparse_attention(device: str) -> Facts:
         {"name": "top_k", "k": 4},
         {"name": "block_top_k", "block_size": 4, "num_blocks": 2},
     ):
-        start = toy.model(config=CONFIG)
+        start = toy.model()
         start.backbone.set_attn_implementation(attentions.use(said))
         made = _facts(toy.train(start=start, device=device, **QUICK))
         found |= {f"{said['name']} {key}": value for key, value in made.items()}
@@ -155,7 +144,7 @@ def killed_and_resumed(device: str) -> Facts:
 
         def trainer() -> Any:
             return toy.trainer(
-                start=toy.model(config=CONFIG), checkpoints=checkpoints, algorithms=[Stops()],
+                start=toy.model(), checkpoints=checkpoints, algorithms=[Stops()],
                 device=device, ema=0.9, optimizer="adaptive_adam", **QUICK,
             )  # fmt: skip
 

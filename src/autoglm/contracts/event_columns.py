@@ -133,7 +133,7 @@ def table_of(
             kinds = set(map(type, values)) - {type(None)}
             if len(kinds) > 1 or not kinds <= {str, int, float, bool}:
                 return None
-            made[name] = pa.array(values, _types()[kinds.pop()] if kinds else pa.null())
+            made[name] = pa.array(values, arrow_types()[kinds.pop()] if kinds else pa.null())
         return pa.table(made)  # a name may be broken UTF-8 too
     except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):
         return None
@@ -205,7 +205,8 @@ def _same_shape(tables: Sequence[pa.Table]) -> bool:
 
 
 @cache
-def _types() -> dict[type, Any]:
+def arrow_types() -> dict[type, Any]:
+    """Kind of a value → type of a column that holds it exactly."""
     import pyarrow as pa
 
     return {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}

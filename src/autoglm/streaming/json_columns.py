@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from autoglm.contracts.event_columns import is_reserved
+from autoglm.contracts.event_columns import arrow_types, is_reserved
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +68,7 @@ def _read(keys: Sequence[str], joined: bytes, kinds: dict[str, type]) -> Read | 
     from pyarrow import compute
     from pyarrow import json as arrow_json
 
-    arrow = _arrow_kinds()
+    arrow = arrow_types()
     row = pa.struct([pa.field(name, arrow[kind]) for name, kind in kinds.items()])
     fields = {name: pa.string() for name in OUR_FIELDS} | {"version": pa.int64(), "row": row}
     found = arrow_json.read_json(
@@ -102,10 +101,3 @@ def _read(keys: Sequence[str], joined: bytes, kinds: dict[str, type]) -> Read | 
         }
     )
     return Read(table, ours["source"], ours["trace"])
-
-
-@cache
-def _arrow_kinds() -> dict[Any, Any]:
-    import pyarrow as pa
-
-    return {str: pa.string(), int: pa.int64(), bool: pa.bool_()}

@@ -105,22 +105,12 @@ class FrozenPart:
         self._stop()
         # A padded row's attention is not ours to reach: all of it on one thread.
         with on_one_thread() if self._body.why_padded else packed_on_one_thread():
-            return self._encoded(start, end, is_pooled, rows, states)
-
-    def _encoded(
-        self,
-        start: int,
-        end: int | None,
-        is_pooled: bool,
-        rows: Sequence[int],
-        states: Tensor | None,
-    ) -> Tensor:
-        layout = lay_out([self._lengths[i] for i in rows], self._device)
-        flat: Tensor
-        if states is not None:
-            flat = self._body.between(states.to(self._device), layout, start=start, end=end)
-        elif end is None:
-            flat = self._body.whole([self._ids[i] for i in rows], layout)
-        else:
-            flat = self._body.lower([self._ids[i] for i in rows], layout, end=end)
-        return (self._model.pooled(*layout.padded(flat)) if is_pooled else flat).cpu()
+            layout = lay_out([self._lengths[i] for i in rows], self._device)
+            flat: Tensor
+            if states is not None:
+                flat = self._body.between(states.to(self._device), layout, start=start, end=end)
+            elif end is None:
+                flat = self._body.whole([self._ids[i] for i in rows], layout)
+            else:
+                flat = self._body.lower([self._ids[i] for i in rows], layout, end=end)
+            return (self._model.pooled(*layout.padded(flat)) if is_pooled else flat).cpu()
