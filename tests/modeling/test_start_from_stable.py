@@ -41,12 +41,14 @@ def test_a_head_of_another_kind_or_without_a_known_label_starts_anew(tmp_path: P
     assert load_model(tmp_path, SETTINGS, labels=("x", "y")).known_outputs == []
 
 
-def test_what_attention_pooling_looks_for_is_kept_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling", ["attention", "auto"])
+def test_what_attention_pooling_looks_for_is_kept_too(tmp_path: Path, pooling: str) -> None:
     model = toy.model(3, pooling="attention")
     torch.nn.init.normal_(model.pooling.query)
     model.config.id2label = dict(enumerate("abc"))
     model.save_pretrained(tmp_path)
-    again = load_model(tmp_path, {**SETTINGS, "pooling": "attention"}, labels=("a", "b", "c"))
+    (tmp_path / "autoglm.json").write_text('{"pooling": "attention"}')
+    again = load_model(tmp_path, {**SETTINGS, "pooling": pooling}, labels=("a", "b", "c"))
     ids = torch.tensor([[3, 4, 5, 6]])
     assert torch.equal(again(ids).logits, model(ids).logits)
 

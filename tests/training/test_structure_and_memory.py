@@ -258,10 +258,10 @@ def test_out_of_memory_halves_once_and_is_an_error_then() -> None:
         [RuntimeError("DefaultCPUAllocator: can't allocate memory")],
     )
 
-    def fails(rows: Any) -> Any:
+    def fails(state: Any) -> Any:
         if failures:
             raise failures.pop()
-        return backward(rows)
+        return backward(state)
 
     trainer._backward = fails  # type: ignore[method-assign]
     trained = trainer.train(trainer._cancel)
@@ -274,3 +274,36 @@ def test_out_of_memory_halves_once_and_is_an_error_then() -> None:
     with pytest.raises(TrainingError) as caught:
         trainer.train(trainer._cancel)
     assert caught.value.code == "training.out_of_memory"
+
+
+def test_a_run_that_halved_and_was_stopped_goes_on_halved_to_the_same_bytes(tmp_path: Path) -> None:
+    def short_once(step: int, **more: Any) -> Any:
+        made = toy.trainer(epochs=2, **more)
+        backward, failures = made._backward, [MemoryError("no")]
+
+        def fails(state: Any) -> Any:
+            if state.step == step and failures:
+                raise failures.pop()
+            return backward(state)
+
+        made._backward = fails  # type: ignore[method-assign]
+        return made
+
+    class After:
+        def on_event(self, event: Any) -> None:
+            if event["kind"] == "training":
+                cancel.set()
+
+    cancel, never = threading.Event(), threading.Event()
+    wanted = short_once(2).train(never)
+    kept = {"checkpoints": Checkpoints(tmp_path, keep=2, max_bytes=2**30)}
+    with pytest.raises(CancelledError):
+        short_once(2, **kept, callbacks=[After()], log_steps=5).train(cancel)
+    # No halving is left: what memory could not do before it cannot do now.
+    resumed = short_once(10**9, **kept)
+    again = resumed.train(never)
+    assert again.metrics == wanted.metrics
+    assert all(torch.equal(again.weights[n], t) for n, t in wanted.weights.items())
+    assert any(
+        not torch.equal(toy.train(epochs=2).weights[n], t) for n, t in wanted.weights.items()
+    )

@@ -206,12 +206,14 @@ def _head(name: str, hidden_size: int, num_outputs: int) -> nn.Module:
 
 
 def own_pooling(folder: Path) -> str:
-    """What the backbone was trained with: sentence-transformers say so; else mean."""
+    """What the backbone was trained with: sentence-transformers and our own versions say so; else
+    mean.
+    """
     for name in ("1_Pooling/config.json", "autoglm.json"):
         path = folder / name
         if path.is_file():
             facts = json.loads(path.read_text(encoding="utf-8"))
-            if facts.get("pooling") in {"cls", "last", "max"}:
+            if facts.get("pooling") in {"attention", "cls", "last", "max"}:
                 return str(facts["pooling"])
             return "cls" if facts.get("pooling_mode_cls_token") else "mean"
     return "mean"

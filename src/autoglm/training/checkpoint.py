@@ -71,6 +71,8 @@ def save(
         "step": state.step,
         "epoch": state.epoch,
         "batch": state.batch,
+        "parts": state.parts,
+        "has_halved": state.has_halved,
         "metrics": state.metrics,
         "best_metrics": state.best_metrics,
         "best_epoch": state.best_epoch,
@@ -98,7 +100,7 @@ def load(
     is_another = {n: t.shape for n, t in weights.items()} != {
         n: p.shape for n, p in learning.items()
     }
-    if is_another or not {"scaler", "skipped"} <= facts.keys():
+    if is_another or not {"scaler", "skipped", "parts"} <= facts.keys():
         raise CheckpointCorruptError(
             f"{found.content.parent} is of another model or version.",
             next_step="Remove it; training begins anew.",
@@ -113,6 +115,7 @@ def load(
             kept = _part(tensors, f"algorithm{number}")
             algorithm.load_state_dict({n: t.to(state.model.device) for n, t in kept.items()})
     state.step, state.epoch, state.batch = facts["step"], facts["epoch"], facts["batch"]
+    state.parts, state.has_halved = facts["parts"], facts["has_halved"]
     state.metrics, state.best_metrics = dict(facts["metrics"]), dict(facts["best_metrics"])
     state.best_epoch = facts["best_epoch"]
     state.improved_epoch = facts["improved_epoch"]

@@ -16,7 +16,8 @@ from autoglm.training.gradients import Norms
 @dataclass(kw_only=True)
 class TrainingState:
     """Handed to algorithms. `step` counts optimizer steps done, `batch` those of this epoch;
-    `rows` are the batch at hand. `metrics` are of the last evaluation, `best_…` of the best.
+    `rows` are the batch at hand, computed in `parts`, of which there are twice as many once memory
+    `has_halved` them. `metrics` are of the last evaluation, `best_…` of the best.
     """
 
     model: AutoGLMForSequenceClassification
@@ -26,6 +27,8 @@ class TrainingState:
     epoch: int = 1
     batch: int = 0
     rows: Sequence[int] = ()
+    parts: int = 1
+    has_halved: bool = False
     loss: Tensor | None = None
     norms: Norms | None = None
     metrics: dict[str, float] = field(default_factory=dict)

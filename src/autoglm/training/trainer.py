@@ -165,7 +165,7 @@ class Trainer:
             self._forward.renumber(self._vocabulary)
         self._schedule = registry.get("schedule", str(settings["schedule"]))
         self._accumulation = int(settings["accumulation"])
-        self._has_halved, self._precision, self._decisions = False, "fp32", decisions
+        self._precision, self._decisions = "fp32", decisions
         self._scaler = precision.Scaler("fp32", self._device.type)
         self._known: RowStates | None = None
         self._resumed_steps = 0
@@ -240,6 +240,7 @@ class Trainer:
             model=self._model,
             optimizer=optimizer,
             num_steps=int(self._settings["epochs"]) * per_epoch,
+            parts=self._accumulation,
         )
 
     def _epoch(self, state: TrainingState, record: Record, timer: checkpoint.Due) -> None:
@@ -285,23 +286,22 @@ class Trainer:
         """Out of memory, once: the same batch in twice as many parts, from the same dice."""
         dice = devices.random_state(self._device)
         try:
-            return self._backward(state.rows)
+            return self._backward(state)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
-            if self._has_halved or len(state.rows) == 1:
+            if state.has_halved or len(state.rows) == 1:
                 raise memory.out_of_memory(len(state.rows), error) from error
-        self._has_halved = True
-        self._accumulation *= 2
+        state.has_halved, state.parts = True, 2 * state.parts
         state.optimizer.zero_grad(set_to_none=True)
         devices.set_random_state(dice)
         devices.free_unused(self._device)
-        self._tell({"kind": "halved", "step": state.step, "accumulation": self._accumulation})
+        self._tell({"kind": "halved", "step": state.step, "accumulation": state.parts})
         return self._backward_or_halved(state)
 
-    def _backward(self, rows: Sequence[int]) -> Tensor:
+    def _backward(self, state: TrainingState) -> Tensor:
         """Gradients of the batch's mean loss, computed in parts; the loss, detached."""
-        parts = pieces(rows, self._accumulation)
+        rows, parts = state.rows, pieces(state.rows, state.parts)
         whole = torch.zeros((), device=self._device)
         for part in parts:
             with precision.computing_in(self._precision, self._device.type):
