@@ -240,6 +240,9 @@ def memory(folder: Path, _rounds: int) -> dict[str, Any]:
             consumer(broker, folder / "table").drain(threading.Event())
             broker.retain(TOPIC)
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    for thread in threading.enumerate():
+        if thread.name == "compaction":
+            thread.join()
     return {"events": NUM_LONG, "first_mib": peaks[0], "peak_mib": peaks[-1]}
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from autoglm import fail_points
 from autoglm.datasets.erasure import collect_garbage, erase
-from autoglm.datasets.feature_table import DeltaFeatureTable
+from autoglm.datasets.feature_table import COMPACTED_ROWS, DeltaFeatureTable
 from autoglm.datasets.row_history import RowHistory
 from autoglm.errors import StorageError
 from feature_tables import PARTITION, add, rows, table_at
@@ -137,3 +138,18 @@ def test_other_readers_of_delta_see_what_we_see(
     collect_garbage(table, [])
     agree(4)
     assert math.isclose(sum(row["price"] or 0 for row in reader(folder)), 5.5)
+
+
+def test_a_compaction_writes_small_compressed_groups_so_that_it_holds_few_rows_at_a_time(
+    table: DeltaFeatureTable, tmp_path: Path
+) -> None:
+    for start in (0, 40_000):
+        add(table, *rows(*range(start, start + 40_000)))
+    before = {*(tmp_path / "table").rglob("*.parquet")}
+    table._compact()
+    (made,) = {*(tmp_path / "table").rglob("*.parquet")} - before
+    facts = parquet.ParquetFile(made).metadata
+    assert facts.num_rows == 80_000
+    groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+    assert max(group.num_rows for group in groups) <= COMPACTED_ROWS
+    assert {group.column(0).compression for group in groups} == {"ZSTD"}

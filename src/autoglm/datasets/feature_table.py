@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from autoglm import fail_points
@@ -33,6 +33,8 @@ from autoglm.observability.logging import get_logger
 
 # Latency grows with the number of live files (16 ms → 84 ms over 1,000 commits).
 COMMITS_PER_COMPACTION = 100
+# What a compaction makes: files of about so many bytes, in groups of so many rows.
+COMPACTED_BYTES, COMPACTED_ROWS = 64 << 20, 2**16
 WIDENED = "widened"
 STATS_COLUMNS = ("_version", "_partition", "_offset", "_committed_at")
 DEAD_COLUMNS = ("_key", "_raw", "_cause", "_code", "_partition", "_offset", "_trace")
@@ -407,7 +409,14 @@ class DeltaFeatureTable:
     def _compact(self) -> None:
         try:
             with self.store.turn():
-                self.store.open().optimize.compact()
+                # By default a writer per core holds a million rows. Without a codec there is none.
+                self.store.open().optimize.compact(
+                    target_size=COMPACTED_BYTES,
+                    max_concurrent_tasks=1,
+                    writer_properties=WriterProperties(
+                        max_row_group_size=COMPACTED_ROWS, compression="ZSTD"
+                    ),
+                )
         except Exception as error:
             # Deltalake raises plain `Exception` too. The table is as it was; the next one does it.
             get_logger(project=self.project).warning(
