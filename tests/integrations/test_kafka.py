@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 
 import pytest
 
 pytest.importorskip("confluent_kafka")
+
+from confluent_kafka import KafkaException
 
 from autoglm.errors import ConfigError, StorageError
 from autoglm.integrations.kafka import KafkaBroker
@@ -87,3 +90,23 @@ def test_the_check_says_what_a_cluster_cannot_do_and_what_may_be_promised(
     found = json.loads(done.stdout)
     assert {f["name"] for f in found["findings"] if not f["is_so"]} == cannot
     assert promise in " ".join(found["promises"])
+
+
+def test_a_collector_that_was_fenced_between_two_sends_is_told_so_and_closes(
+    noida_address: str,
+) -> None:
+    config = BrokerConfig(kind="kafka", bootstrap=noida_address)
+    old = KafkaBroker(config, project="fenced", partitions=1)
+    old.new_epoch("t", "collector")
+    producer = old._producers["t", "collector"].producer
+    producer.begin_transaction()
+    with closing(KafkaBroker(config, project="fenced", partitions=1)) as new:
+        new.new_epoch("t", "collector")
+        producer.produce("t", b"{}", b"k")
+        deadline = time.monotonic() + 30
+        with suppress(KafkaException):
+            while time.monotonic() < deadline:  # its background thread finds out
+                producer.produce("t", b"{}", b"k")
+                time.sleep(0.01)
+        assert time.monotonic() < deadline
+        old.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import sha256
@@ -115,8 +115,9 @@ class KafkaBroker:
         for consumer in (*self._askers.values(), *filter(None, [self._reading])):
             consumer.close()
         for producing in self._producers.values():
-            producing.producer.purge()
-            producing.producer.flush(1)
+            with suppress(KafkaException):  # of one that was fenced the news is told already
+                producing.producer.purge()
+                producing.producer.flush(1)
 
     # ── collectors ──
 
@@ -250,10 +251,9 @@ class KafkaBroker:
         return lane.next if lane is not None and lane.next < end <= lane.end_seen else end
 
     def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        place = TopicPartition(topic, partition)
         with self._ours():
-            found = self._reader().get_watermark_offsets(
-                TopicPartition(topic, partition), timeout=self._patience
-            )
+            found = self._reader().get_watermark_offsets(place, timeout=self._patience)
         if found is None:
             raise StorageError(f"{self._config.bootstrap} does not answer.", code=UNREACHABLE)
         return int(found[0]), int(found[1])
