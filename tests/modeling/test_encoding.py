@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from tokenizers import Tokenizer, models, pre_tokenizers
+
 from autoglm.contracts.task import TASKS
 from autoglm.modeling.encoding import encode, first_tokens, open_tokenizer
 
@@ -35,3 +37,15 @@ def test_words_are_told_apart_by_their_first_token(tiny_backbone: Path) -> None:
     tokenizer = open_tokenizer(tiny_backbone, 5, TOKENS)
     (encoding,) = encode(tokenizer, [("goal", "match", "team", "coach", "cup")])
     assert first_tokens(encoding) == [(1, 0), (2, 1), (3, 2)]
+
+
+def test_what_has_no_token_at_all_is_read_as_one_that_pads(tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "word": 1, "[PAD]": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text('{"pad_token_id": 2}')
+    said = encode(open_tokenizer(tmp_path, 4, TEXT), ["", " ", "word", "word " * 9])
+    assert [each.ids for each in said] == [[2], [2], [1], [1, 1, 1, 1]]
+    (tagged,) = encode(open_tokenizer(tmp_path, 4, TOKENS), [(" ",)])
+    assert tagged.ids == [2]
+    assert first_tokens(tagged) == []

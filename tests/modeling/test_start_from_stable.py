@@ -75,3 +75,18 @@ def test_the_trainer_starts_only_new_rows_from_the_closed_form() -> None:
     weight = trainer._model.classifier.weight
     assert torch.equal(weight[[0, 2]], kept[[0, 2]])
     assert not torch.equal(weight[1], kept[1])
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_head_is_drawn_alike_whatever_was_drawn_before(tmp_path: Path, head: str) -> None:
+    toy.backbone().save_pretrained(tmp_path)
+
+    def weights() -> list[torch.Tensor]:
+        model = load_model(tmp_path, {**SETTINGS, "head": head}, labels=("a", "b"))
+        return [*model.classifier.parameters()]
+
+    first = weights()
+    torch.rand(7)
+    before = torch.random.get_rng_state()
+    assert all(torch.equal(a, b) for a, b in zip(first, weights(), strict=True))
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -272,6 +272,15 @@ def test_texts_beyond_the_table_are_refused_and_run_when_it_is_longer(name: str)
         assert torch.allclose(new[-1], old[-1])
 
 
+def test_pruning_reads_long_rows_as_far_as_there_are_positions(name: str) -> None:
+    structure = StructureConfig(max_positions=88, feed_forward=24)
+    sample = [IDS.repeat(1, 8)[0].tolist()] * 2
+    made_of_long = edit(made(name), structure, sample=sample, max_length=88)
+    made_of_short = edit(made(name), structure, sample=[row[:40] for row in sample], max_length=88)
+    wanted = made_of_short.state_dict()
+    assert all(torch.equal(wanted[n], t) for n, t in made_of_long.state_dict().items())
+
+
 GPT2 = GPT2Config(
     vocab_size=60, n_embd=32, n_layer=4, n_head=4, n_positions=40, pad_token_id=0, use_cache=False,
     initializer_range=0.3, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,

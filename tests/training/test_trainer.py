@@ -172,7 +172,10 @@ def test_clipping_by_value_and_by_norm_is_told() -> None:
     events.clear()
     toy.train(events=events, clip_norm=0, clip_value=1e-4, log_steps=5)
     line = kinds(events, "training")[0]
-    assert line["clipped_share"] == 0
+    assert line["clipped_share"] == 1
+    events.clear()
+    toy.train(events=events, clip_norm=0, clip_value=1e3, log_steps=5)
+    assert kinds(events, "training")[0]["clipped_share"] == 0
     assert line["grad_norm"] < 1e-4 * 200
 
 

@@ -49,12 +49,13 @@ def load_model(
     sample: Sequence[Sequence[int]] = (),
     max_length: int = 0,
     seed: int | None = None,
+    head_seed: int = 0,
 ) -> AutoGLMForSequenceClassification:
     """A backbone with a new head, in eval mode. `folder` is a backbone or an exported version;
     `settings` the section `model`. `unit` is where numbers to be answered lie: their mean and
     deviation. `sample` are rows of token ids by which pruning judges; `max_length` is the longest
     row that will come. `seed` draws the weights of a backbone that begins at random (its folder's
-    seed when None).
+    seed when None), `head_seed` those of the head: whatever else was drawn before.
 
     Attention dropout is 0: it would switch the fast attention kernel off.
     Raises: ModelError model.no_backbone when the weights cannot be opened, model.broken_part, and
@@ -88,8 +89,10 @@ def load_model(
         output_shift=unit[0],
         output_scale=unit[1],
     )
-    made = _head(head, int(backbone.config.hidden_size), len(labels))
-    model = AutoGLMForSequenceClassification(config, backbone=backbone, head=made)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(head_seed)
+        made = _head(head, int(backbone.config.hidden_size), len(labels))
+        model = AutoGLMForSequenceClassification(config, backbone=backbone, head=made)
     model.known_outputs = _keep_rows(model, old_head) if problem_type != "regression" else []
     _keep_query(model, old_head)
     model.eval()

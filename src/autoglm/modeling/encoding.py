@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,30 @@ from autoglm.contracts.task import TaskForm
 
 
 def open_tokenizer(folder: Path, max_length: int, form: TaskForm) -> Any:
-    """The folder's tokenizer: cuts at `max_length`, never pads. Before a text it reads the prefix
-    that the backbone was trained with, if its `autoglm.json` names one.
+    """The folder's tokenizer: cuts at `max_length`, and pads nothing but what has no token at all,
+    which is read as one that pads. Before a text it reads the prefix that the backbone was trained
+    with, if its `autoglm.json` names one.
     """
     from tokenizers import Tokenizer, normalizers
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
+    tokenizer.enable_padding(length=1, pad_id=_pad_id_of(folder))
     tokenizer.enable_truncation(max_length)
     prefix = prefix_of(folder)
     if prefix and form.reads == "text":
         steps = [normalizers.Prepend(prefix), tokenizer.normalizer]
         tokenizer.normalizer = normalizers.Sequence([step for step in steps if step is not None])
     return tokenizer
+
+
+def _pad_id_of(folder: Path) -> int:
+    """By a version's `autoglm.json` or a backbone's `config.json`; 0 where neither says one."""
+    for name, key in (("autoglm.json", "pad_id"), ("config.json", "pad_token_id")):
+        with suppress(FileNotFoundError):
+            facts = json.loads((folder / name).read_text(encoding="utf-8"))
+            if isinstance(said := facts.get(key), int):
+                return said
+    return 0
 
 
 def prefix_of(folder: Path) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from autoglm.errors import CheckpointCorruptError
 from autoglm.recovery.checkpoints import Checkpoint, Checkpoints
 from autoglm.training import devices
+from autoglm.training.parts import speaking_for
 from autoglm.training.precision import Scaler
 from autoglm.training.record import Record
 from autoglm.training.state import TrainingState, load_optimizer, optimizer_tensors
@@ -57,13 +58,17 @@ def save(
     algorithms: Sequence[Any],
     scaler: Scaler,
 ) -> None:
-    moments, plain = optimizer_tensors(state.optimizer)
+    with speaking_for(f"optimizer:{type(state.optimizer).__name__}"):
+        moments, plain = optimizer_tensors(state.optimizer)
     tensors = {f"weights/{n}": p.detach() for n, p in state.learning().items()}
     tensors |= {f"best/{n}": t for n, t in state.best_weights.items()}
     tensors |= {f"optimizer/{n}": t for n, t in moments.items()}
     for number, algorithm in enumerate(algorithms):
         if hasattr(algorithm, "state_dict"):
-            kept = algorithm.state_dict()
+            with speaking_for(f"algorithm:{type(algorithm).__name__}"):
+                kept = algorithm.state_dict()
+                if wrong := [n for n, t in kept.items() if not isinstance(t, Tensor)]:
+                    raise TypeError(f"its state {wrong[0]!r} is no tensor")
             tensors |= {f"algorithm{number}/{n}": t for n, t in kept.items()}
     states = devices.random_state(state.model.device)
     tensors |= {f"generator/{kind}": value for kind, value in states.items()}

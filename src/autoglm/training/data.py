@@ -40,15 +40,11 @@ class Encoded:
             return {"labels": self.targets[list(rows)]}
         return {"labels": torch.cat([self.targets[i] for i in rows])}
 
-    def share(self, part: Sequence[int], rows: Sequence[int]) -> float:
-        """What the mean loss of `part` weighs in that of `rows`."""
-        if isinstance(self.targets, Tensor):
-            return len(part) / len(rows)
-        return sum(self._num_known[i] for i in part) / sum(self._num_known[i] for i in rows)
-
     @cached_property
-    def _num_known(self) -> list[int]:
-        """Tokens of each row that are answered for."""
+    def num_answers(self) -> list[int]:
+        """Of each row: 1, or its tokens that are answered for."""
+        if isinstance(self.targets, Tensor):
+            return [1] * len(self.targets)
         return [int((target != IGNORED).sum()) for target in self.targets]
 
     def on(self, device: torch.device) -> Encoded:
@@ -144,6 +140,12 @@ def batches(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> list
         sorted(order[start : start + size], key=lambda i: -lengths[i])
         for start in range(0, len(order), size)
     ]
+
+
+def share(part: Sequence[int], rows: Sequence[int], weights: Sequence[float]) -> float:
+    """What the mean loss of `part` weighs in that of `rows`, where each row weighs `weights`."""
+    whole = sum(weights[i] for i in rows)
+    return sum(weights[i] for i in part) / whole if whole else 0.0
 
 
 def pieces(rows: Sequence[int], num_pieces: int) -> list[list[int]]:

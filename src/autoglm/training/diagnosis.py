@@ -21,7 +21,7 @@ def diverged(
 ) -> TrainingError:
     """The error for a step (and its rows) whose loss or gradient norm is not finite."""
     step, rows = bad
-    where = _first_bad_weight(state) or _first_bad_layer(state, forward, task, data, rows)
+    where = first_bad_weight(state) or _first_bad_layer(state, forward, task, data, rows)
     shown = ", ".join(map(str, sorted(rows)[:8])) + (", …" if len(rows) > 8 else "")
     return TrainingError(
         f"loss or gradient is not finite at optimizer step {step} (epoch {state.epoch}, training"
@@ -31,7 +31,8 @@ def diverged(
     )
 
 
-def _first_bad_weight(state: TrainingState) -> str:
+def first_bad_weight(state: TrainingState) -> str:
+    """Said of the first weight with a value that is not finite; empty where all are."""
     for name, parameter in state.model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return f"the weight {name} is not finite"

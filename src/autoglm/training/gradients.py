@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +13,13 @@ from torch import Tensor
 class Norms:
     """Norms before clipping, as tensors of one number: reading one waits for the device.
 
-    `scale` is what the gradients were multiplied by: 1 where the norm was small enough. Of a
-    `may_skip` step norms that are not finite mean that it was skipped (`precision.Scaler`).
+    `is_clipped` is 1 where a value or the norm was too large, else 0. Of a `may_skip` step norms
+    that are not finite mean that it was skipped (`precision.Scaler`).
     """
 
     per_group: tuple[Tensor, ...]
     total: Tensor
-    scale: Tensor
+    is_clipped: Tensor
     may_skip: bool = False
 
 
@@ -43,7 +44,10 @@ def clip(
     groups = optimizer.param_groups
     gradients = [[p.grad for p in group["params"] if p.grad is not None] for group in groups]
     overflow: Tensor | float = 0.0
+    is_cut: Tensor | bool = False
     if value:
+        largest = torch.nn.utils.get_total_norm([g for part in gradients for g in part], math.inf)
+        is_cut = largest > value
         if may_skip:
             # Clipped by value, an infinity is a number like others.
             overflow = 0 * torch.nn.utils.get_total_norm([g for part in gradients for g in part])
@@ -61,4 +65,4 @@ def clip(
     elif norm:
         for part in gradients:
             torch._foreach_div_(part, divisor)
-    return Norms(per_group, total, 1 / divisor, may_skip)
+    return Norms(per_group, total, ((divisor > 1) | is_cut).float(), may_skip)

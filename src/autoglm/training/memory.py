@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in words or "can't allocate memory" in words
     )
+
+
+@contextmanager
+def told_of(num_rows: int) -> Iterator[None]:
+    """Raises: TrainingError training.out_of_memory in place of what an allocation raised."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(num_rows, error) from error
 
 
 def out_of_memory(num_rows: int, error: BaseException) -> TrainingError:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from autoglm.errors import CancelledError, PluginError, TrainingError
 from autoglm.plugins import registry
 from autoglm.training.algorithms import EarlyStopping, Ema
+from autoglm.training.memory import is_out_of_memory
 
 
 def algorithms(training: Mapping[str, Any]) -> list[Any]:
@@ -35,14 +37,37 @@ def _made(kind: str, name: str, training: Mapping[str, Any]) -> Any:
     return part(training) if takes else part()
 
 
+def own_parts(config: Any) -> str:
+    """The project's own attention and head in a model of this config; empty where it has none."""
+    said = (("attention", config.attention), ("head", config.head))
+    own = [f"{k}:{n}" for k, n in said if n in registry.names(k) and not registry.is_ours(k, n)]
+    return " or ".join(own)
+
+
+def schedule(name: str) -> Callable[[int, int], float]:
+    """By name; what is no number is told as its fault."""
+    part = registry.get("schedule", name)
+
+    def factor(step: int, num_steps: int) -> float:
+        with speaking_for(f"schedule:{name}"):
+            found = float(part(step, num_steps))
+            if not math.isfinite(found):
+                raise ValueError(f"step {step} of {num_steps} has the factor {found}")
+        return found
+
+    return factor
+
+
 @contextmanager
 def speaking_for(part: str) -> Iterator[None]:
-    """What a project's own part raises is told as its fault."""
+    """What a project's own part raises is told as its fault; want of memory is nobody's."""
     try:
         yield
     except (PluginError, CancelledError, TrainingError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise PluginError(
             f"{part}: {type(error).__name__}: {error}.",
             code="plugin.failed",

@@ -37,11 +37,16 @@ class Record:
         # Steps that were skipped since the last one that was not.
         self.skipped = self._rows_since = 0
 
+    def begin(self) -> None:
+        """Scoring between epochs is no time of training."""
+        if not self._rows_since:
+            self._told = time.monotonic()
+
     def add(self, state: TrainingState) -> None:
         assert state.loss is not None
         assert state.norms is not None
         norms = state.norms
-        numbers = (state.loss, norms.total, norms.scale)
+        numbers = (state.loss, norms.total, norms.is_clipped)
         self._pending.append((state.step, list(state.rows), norms.may_skip, *numbers))
         self._rows_since += len(state.rows)
 
@@ -54,7 +59,7 @@ class Record:
             return None
         numbers = torch.stack([torch.stack([x.float() for x in p[3:]]) for p in self._pending])
         pending, self._pending = self._pending, []
-        for (step, rows, may_skip, *_), (loss, norm, scale) in zip(
+        for (step, rows, may_skip, *_), (loss, norm, is_clipped) in zip(
             pending, numbers.tolist(), strict=True
         ):
             is_skipped = may_skip and not math.isfinite(norm)
@@ -63,7 +68,7 @@ class Record:
             if not is_good or self.skipped > MOST_SKIPPED:
                 return step, rows
             if not is_skipped:
-                self.steps.append([loss, norm, float(scale < 1)])
+                self.steps.append([loss, norm, float(is_clipped)])
         return None
 
     def tell(self, state: TrainingState) -> None:

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,24 @@ WITHOUT_EFFECT = {
 
 # What decides nothing but the rates of the steps.
 TOLD_BY_RATES = {"epochs", "warmup", "warmup_steps"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredStage:
+    """The first `depth` stages of a chain, as they lie on disk."""
+
+    depth: int
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def is_stopped(self) -> bool:
+        """Training ended itself here: there are no stages behind it."""
+        return bool(self.manifest["is_stopped"])
+
+
+def is_reached(known: StoredStage | None, depth: int) -> bool:
+    return known is not None and (known.depth == depth or known.is_stopped)
 
 
 def settings_of(spec: RunSpec, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,8 +57,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
         for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{index}/{name}"] = value
-            else:
+            elif _is_plain(value):
                 plain[str(index)][name] = value
+            else:
+                raise TypeError(f"its state {name!r} is neither a tensor nor a plain value")
     groups = [
         {k: v for k, v in group.items() if not isinstance(v, Tensor)}
         for group in document["param_groups"]
@@ -68,6 +70,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
             if isinstance(value, Tensor):
                 tensors[f"group{number}/{name}"] = value
     return tensors, {"state": plain, "param_groups": groups}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives it back."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def load_optimizer(
@@ -88,3 +97,10 @@ def load_optimizer(
             if isinstance(own.get(name), tuple) and isinstance(value, list):
                 group[name] = tuple(value)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # Torch gives floating state the parameter's format: what was stored in another keeps it.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, values in state.items():
+        for name, value in values.items():
+            held = optimizer.state[parameters[index]]
+            if isinstance(value, Tensor) and held[name].dtype != value.dtype:
+                held[name] = value.to(held[name].device)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from autoglm.contracts.task import TextScore
 from autoglm.evaluation.metrics import OF_TEXT, metrics_of
 from autoglm.training.closed_form import ridge_head
-from autoglm.training.data import IGNORED, deviation_of
+from autoglm.training.data import IGNORED, Encoded, deviation_of
 
 
 class _Task(ABC):
@@ -63,6 +63,15 @@ class Classification(_Labelled):
             known = targets[targets != IGNORED]
             counts = torch.bincount(known.flatten(), minlength=len(self.label_names))
             self._weights = known.numel() / (counts.clamp(min=1) * len(self.label_names))
+
+    def row_weights(self, data: Encoded) -> Sequence[float]:
+        """What each row's loss weighs in a batch's mean: by its labels where these have weights."""
+        if self._weights is None:
+            return data.num_answers
+        weights = self._weights
+        if isinstance(data.targets, Tensor):
+            return [float(weight) for weight in weights[data.targets].tolist()]
+        return [float(weights[row[row != IGNORED]].sum()) for row in data.targets]
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(
@@ -158,13 +167,20 @@ class Tagging(Classification):
     is_per_token = True
 
     def loss(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(
+        """0 where no token is answered for: a mean over none would be no number."""
+        labels = batch["labels"]
+        total = nn.functional.cross_entropy(
             outputs,
-            batch["labels"],
+            labels,
             weight=self._weights,
             label_smoothing=self._smoothing,
             ignore_index=IGNORED,
+            reduction="sum",
         )
+        is_known = (labels != IGNORED).to(total.dtype)
+        each = 1.0 if self._weights is None else self._weights[labels.clamp(min=0)]
+        weighs = (is_known * each).sum()
+        return total / torch.where(weighs > 0, weighs, torch.ones_like(weighs))
 
     def predict(self, outputs: Tensor, batch: Mapping[str, Tensor]) -> list[Any]:
         return self._rows(outputs.argmax(-1), batch)

@@ -32,7 +32,7 @@ import gc
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from autoglm.errors import CancelledError, ModelError
 from autoglm.modeling.adapters import adapt
-from autoglm.modeling.auto_model import freeze_below, layers_of
+from autoglm.modeling.auto_model import freeze_below
 from autoglm.modeling.dropout import FastDropout, quicken
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.surgery.config import StructureConfig
@@ -51,16 +51,17 @@ from autoglm.plugins import registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache, RowStates
 from autoglm.training import checkpoint, devices, gradients, memory, precision
-from autoglm.training.data import Encoded, batches, pieces
+from autoglm.training.data import Encoded, batches, pieces, share
 from autoglm.training.decisions import Decisions
-from autoglm.training.diagnosis import diverged
+from autoglm.training.diagnosis import diverged, first_bad_weight
 from autoglm.training.forward import Forward, set_training_mode
 from autoglm.training.head_start import start_head
+from autoglm.training.memory_plan import memory_plan, planned_for
 from autoglm.training.parameter_groups import parameter_groups
-from autoglm.training.parts import speaking_for
+from autoglm.training.parts import own_parts, schedule, speaking_for
 from autoglm.training.record import Record
 from autoglm.training.schedules import rate_at
-from autoglm.training.scoring import Scorer
+from autoglm.training.scoring import Scorer, rank
 from autoglm.training.state import TrainingState
 from autoglm.training.vocabulary import cut_vocabulary
 
@@ -163,7 +164,8 @@ class Trainer:
         self._vocabulary = cut_vocabulary(self._model, rows, optimizer=self._optimizer)
         if self._vocabulary is not None:
             self._forward.renumber(self._vocabulary)
-        self._schedule = registry.get("schedule", str(settings["schedule"]))
+        self._schedule = schedule(str(settings["schedule"]))
+        self._own_parts = own_parts(self._model.config)
         self._accumulation = int(settings["accumulation"])
         self._precision, self._decisions = "fp32", decisions
         self._scaler = precision.Scaler("fp32", self._device.type)
@@ -233,6 +235,10 @@ class Trainer:
         )
         with speaking_for(f"optimizer:{self._settings['optimizer']}"):
             optimizer = self._optimizer(groups, lr=float(self._settings["lr"]))
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise TypeError(f"it makes {type(optimizer).__name__}, no torch.optim.Optimizer")
+        weights_of = getattr(self._task, "row_weights", lambda data: data.num_answers)
+        self._row_weights = weights_of(self._data)
         if not self._reads_backbone() and not self._task.is_per_token:
             self._forward.keep_features()
         per_epoch = math.ceil(self._data.num_train / int(self._settings["batch_size"]))
@@ -249,12 +255,14 @@ class Trainer:
         order = batches(lengths, size, seed=self._seed, epoch=state.epoch)
         set_training_mode(self._model)
         _set_mode(state.optimizer, is_training=True)
+        record.begin()
         for rows in order[state.batch :]:
             if self._cancel.is_set():
                 self._save(state, record, timer)
             self._stop_if_asked()
             state.rows = rows
-            self._step(state)
+            with memory.told_of(len(rows)):
+                self._step(state)
             record.add(state)
             if record.is_due(state):
                 self._write_down(state, record)
@@ -305,11 +313,16 @@ class Trainer:
         whole = torch.zeros((), device=self._device)
         for part in parts:
             with precision.computing_in(self._precision, self._device.type):
-                loss = self._task.loss(self._forward.outputs(part), self._data.batch(part))
-            loss = loss if len(parts) == 1 else loss * self._data.share(part, rows)
+                loss = self._task.loss(self._outputs(part), self._data.batch(part))
+            loss = loss if len(parts) == 1 else loss * share(part, rows, self._row_weights)
             self._scaler.backward(loss)
             whole = whole + loss.detach()
         return whole
+
+    def _outputs(self, rows: Sequence[int]) -> Tensor:
+        """A project's own attention or head that breaks is named."""
+        with speaking_for(self._own_parts) if self._own_parts else nullcontext():
+            return self._forward.outputs(rows)
 
     def _rate(self, step: int, num_steps: int) -> float:
         return rate_at(step, num_steps, self._settings, self._schedule)
@@ -327,16 +340,22 @@ class Trainer:
         return any(not name.startswith("classifier.") for name in learning)
 
     def _score(self, state: TrainingState, *, epoch: int) -> None:
-        """The validation rows, with averaged weights where there are any."""
+        """The validation rows, with averaged weights where there are any; in smaller batches when
+        memory does not do for those.
+        """
         self._model.eval()
         _set_mode(state.optimizer, is_training=False)
         with ExitStack() as stack:
             for algorithm in self._algorithms:
                 if epoch and hasattr(algorithm, "scored"):
                     stack.enter_context(algorithm.scored(state))
-            state.metrics = self._evaluate()
-            now = self._rank(state.metrics, epoch)
-            best = self._rank(state.best_metrics, state.best_epoch)
+            state.metrics = self._evaluated()
+            now, best = (
+                rank(metrics, self._metric, has_learnt=number > 0 or not self._model.known_outputs)
+                for metrics, number in (
+                    (state.metrics, epoch), (state.best_metrics, state.best_epoch)
+                )
+            )  # fmt: skip
             if now[0] > best[0]:
                 state.improved_epoch = epoch
             if now > best:
@@ -346,19 +365,17 @@ class Trainer:
         scores = {f"eval_{name}": value for name, value in state.metrics.items()}
         self._tell({"kind": "evaluation", "step": state.step, "epoch": epoch, **scores})
 
-    def _rank(self, metrics: Mapping[str, float], epoch: int) -> tuple[float, float, float]:
-        """What is better compares greater: any number than an undefined score (NaN), that than
-        none. Of equal scores (few rows have few of them) one that has learnt from these rows beats
-        the model version it started from, then the lower loss wins.
-        """
-        if not metrics:
-            return (-math.inf, -math.inf, -math.inf)
-        score, loss = metrics[self._metric], metrics["loss"]
-        return (
-            -math.inf if math.isnan(score) else score,
-            float(epoch > 0 or not self._model.known_outputs),
-            -math.inf if math.isnan(loss) else -loss,
-        )
+    def _evaluated(self) -> dict[str, float]:
+        while True:
+            try:
+                return self._evaluate()
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                if self._forward.eval_rows == 1:
+                    raise memory.out_of_memory(1, error) from error
+            self._forward.eval_rows //= 2
+            devices.free_unused(self._device)
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
@@ -367,7 +384,7 @@ class Trainer:
         for rows in self._forward.in_batches(self._data.validation):
             self._stop_if_asked()
             if judge is None:
-                outputs.append(self._forward.outputs(rows))
+                outputs.append(self._outputs(rows))
             else:
                 labels = self._data.batch(rows)["labels"]
                 outputs.append(self._forward.judged(rows, labels, judge))
@@ -381,10 +398,27 @@ class Trainer:
         return {**self._scorer.add(self._task.scores(said, batch), said, batch), **loss}
 
     def _save(self, state: TrainingState, record: Record, timer: checkpoint.Due) -> None:
-        if self._checkpoints is not None:
-            self._write_down(state, record, is_told=False)
-            with timer.measured():
-                checkpoint.save(self._checkpoints, state, record, self._algorithms, self._scaler)
+        if self._checkpoints is None:
+            return
+        self._write_down(state, record, is_told=False)
+        self._check_weights(state)
+        with timer.measured():
+            self._stored(self._checkpoints, state, record)
+
+    def _check_weights(self, state: TrainingState) -> None:
+        """What is kept can be gone on from: the last step may have broken the weights."""
+        if first_bad_weight(state):
+            bad = state.step, list(state.rows)
+            raise diverged(state, self._forward, self._task, self._data, bad)
+
+    def _stored(self, place: Checkpoints, state: TrainingState, record: Record) -> bool:
+        """Without room on disk training goes on: what is not kept is trained again."""
+        try:
+            checkpoint.save(place, state, record, self._algorithms, self._scaler)
+        except (OSError, SafetensorError) as error:
+            get_logger().warning("a state of training is not kept", cause=str(error))
+            return False
+        return True
 
     def _resume(self, state: TrainingState, record: Record, pause: Pause | None) -> bool:
         """From a checkpoint of this very piece of work, else from the stage before it."""
@@ -403,12 +437,9 @@ class Trainer:
         is_over = state.step >= state.num_steps and self._rate(state.step, state.num_steps) == 0
         if pause.keep is None or state.should_stop or is_over:
             return
-        try:
-            checkpoint.save(pause.keep, state, record, self._algorithms, self._scaler)
-        except (OSError, SafetensorError) as error:
-            # It is trained again when something is to follow: no reason to lose what is there.
+        self._check_weights(state)
+        if not self._stored(pause.keep, state, record):
             pause.keep.clear()
-            get_logger().warning("the state behind a stage is not kept", cause=str(error))
 
     def _saved(self, state: TrainingState) -> dict[str, float]:
         """CPU-seconds that kept states saved: each epoch would have asked for them again."""
@@ -434,43 +465,15 @@ class Trainer:
         is_checkpointed = bool(self._settings["gradient_checkpointing"])
         budget = int(self._settings["memory_budget"])
         if budget:
-            planned = f"memory {budget} {self._settings['batch_size']} {is_checkpointed}"
-            name = devices.name_on(self._device.type, planned)
-            chosen = decided(name, lambda: asdict(self._memory_plan(budget, is_checkpointed)))
+            asked = self._model, self._forward, self._task, self._data, self._settings
+            name = f"memory {planned_for(self._model, self._settings, self._precision)}"
+            name = devices.name_on(self._device.type, name)
+            chosen = decided(name, lambda: asdict(memory_plan(*asked)))
             self._accumulation = max(self._accumulation, int(chosen["accumulation"]))
             is_checkpointed = bool(chosen["gradient_checkpointing"])
             rows = -(-int(self._settings["batch_size"]) // self._accumulation)
             self._forward.eval_rows = min(self._forward.eval_rows, rows)
         self._forward.set_gradient_checkpointing(is_checkpointed)
-
-    def _memory_plan(self, budget: int, is_checkpointed: bool) -> memory.MemoryPlan:
-        learning = sum(p.nbytes for p in self._model.parameters() if p.requires_grad)
-        # Gradients, two moments, the best weights, and those with their whole word table at the
-        # end; the average, and what it takes the place of.
-        copies = 7 if self._settings["ema"] else 5
-        longest = sorted(self._data.train, key=lambda i: -self._data.lengths[i])
-
-        def kept(rows: Sequence[int], checkpointing: bool) -> int:
-            self._forward.set_gradient_checkpointing(checkpointing)
-            with memory.KeptForBackward(list(self._model.parameters())) as counted:
-                self._task.loss(self._forward.outputs(rows), self._data.batch(rows))
-            return counted.num_bytes
-
-        def activations(rows: Sequence[int], checkpointing: bool) -> int:
-            set_training_mode(self._model)
-            whole = kept(rows, False)
-            if not checkpointing:
-                return whole
-            # One layer at a time is there as a whole.
-            return kept(rows, True) + whole // len(layers_of(self._model.backbone))
-
-        return memory.plan(
-            budget,
-            fixed=devices.used_bytes(self._device) + copies * learning,
-            largest=longest[: int(self._settings["batch_size"])],
-            activations=activations,
-            is_checkpointed=is_checkpointed,
-        )
 
     def _at(self, moment: str, state: TrainingState) -> None:
         for algorithm in self._algorithms:
@@ -482,7 +485,7 @@ class Trainer:
         self._on_event(event)
         for callback in self._callbacks:
             with speaking_for(f"callback:{type(callback).__name__}"):
-                callback.on_event(event)
+                callback.on_event(copy.deepcopy(dict(event)))
 
     def _stop_if_asked(self) -> None:
         if self._cancel.is_set():

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -63,20 +63,6 @@ MODELS_KEPT = 3
 CHECKPOINTS_KEPT = 2
 # Rows by which pruning judges what is important.
 SAMPLE_ROWS = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredStage:
-    """The first `depth` stages of a chain, as they lie on disk."""
-
-    depth: int
-    folder: Path
-    manifest: Mapping[str, Any]
-
-    @property
-    def is_stopped(self) -> bool:
-        """Training ended itself here: there are no stages behind it."""
-        return bool(self.manifest["is_stopped"])
 
 
 class Worker:
@@ -142,6 +128,7 @@ class Worker:
             unit=self._data.unit if task.problem_type == "regression" else (0.0, 1.0),
             sample=self._sample(),
             max_length=max_length,
+            head_seed=self._spec.seed,
         )
 
     def _model_of(self, settings: Mapping[str, Any]) -> AutoGLMForSequenceClassification:
@@ -201,7 +188,14 @@ class Worker:
         form = spec.dataset.form
         read = (folder / "tokenizer.json").read_bytes(), json.dumps(inputs).encode()
         shas = [hashlib.sha256(each).hexdigest() for each in read]
-        key = digest(form.reads, prefix_of(folder), max_length, version("tokenizers"), *shas)
+        key = digest(
+            "no row is empty",
+            form.reads,
+            prefix_of(folder),
+            max_length,
+            version("tokenizers"),
+            *shas,
+        )
         kept = self._cache_folder / "tokens" if spec.config["cache"]["tokens"] else None
         tokenizer = open_tokenizer(folder, max_length, form)
         return tokenised(kept, key, lambda: encode(tokenizer, inputs))
@@ -211,7 +205,7 @@ class Worker:
 
     def _plan(self, params: Mapping[str, Any]) -> StageChain:
         name = str(stages.settings_of(self._spec, params)["training"]["schedule"])
-        schedule = registry.get("schedule", name)
+        schedule = parts.schedule(name)
         training = stages.settings_of(self._spec, params)["training"]
         said, device = str(training["precision"]), devices.choose(str(training["device"])).type
         if said == "auto":
@@ -259,7 +253,7 @@ class Worker:
         depth = 1 + chain.boundaries.index(request["to_step"])
         known = self._deepest(chain, depth)
         reached = known
-        if not _is_reached(known, depth):
+        if not stages.is_reached(known, depth):
             known, reached = self._advanced(chain, depth)
         assert reached is not None
         paid = reached.manifest["paid"]
@@ -277,7 +271,9 @@ class Worker:
             "peak": reached.manifest.get("peak", {}),
         }
 
-    def _advanced(self, chain: StageChain, depth: int) -> tuple[StoredStage | None, StoredStage]:
+    def _advanced(
+        self, chain: StageChain, depth: int
+    ) -> tuple[stages.StoredStage | None, stages.StoredStage]:
         """From what was stored, what is. A stage that another worker trains is waited for: ours, or
         one that ours goes on from; and what we go on from is not let go.
         """
@@ -291,11 +287,11 @@ class Worker:
             if known is not None and known.depth < depth:
                 held.enter_context(beside(lock_of(chain.stages[known.depth - 1]), stop=stop))
                 known = self._deepest(chain, depth)  # it may have gone before we held it
-            if known is not None and _is_reached(known, depth):
+            if known is not None and stages.is_reached(known, depth):
                 return known, known
             return known, self._train(chain, depth, known)
 
-    def _deepest(self, chain: StageChain, depth: int) -> StoredStage | None:
+    def _deepest(self, chain: StageChain, depth: int) -> stages.StoredStage | None:
         """The deepest of the first `depth` stages from which one can go on: the last of them, one
         whose training ended itself, or one with the state that the next begins in.
         """
@@ -304,12 +300,14 @@ class Worker:
             manifest = stages.stored(folder)
             if manifest is None:
                 continue
-            found = StoredStage(depth=number, folder=folder, manifest=manifest)
+            found = stages.StoredStage(depth=number, folder=folder, manifest=manifest)
             if number == depth or found.is_stopped or stages.states_of(folder).newest() is not None:
                 return found
         return None
 
-    def _train(self, chain: StageChain, depth: int, known: StoredStage | None) -> StoredStage:
+    def _train(
+        self, chain: StageChain, depth: int, known: stages.StoredStage | None
+    ) -> stages.StoredStage:
         """Train to the end of a stage from its newest checkpoint, the stage before or the start,
         and store it.
         """
@@ -372,7 +370,7 @@ class Worker:
         stages.store(staging, folder, manifest)
         checkpoints.clear()
         stages.prune(folder.parent, int(self._spec.config["cache"]["bytes"]), but={stage.key})
-        return StoredStage(depth=depth, folder=folder, manifest=manifest)
+        return stages.StoredStage(depth=depth, folder=folder, manifest=manifest)
 
     def _boundaries(self, num_layers: int) -> list[int]:
         """The first layers that learn in the study's other trials, where its space lists them."""
@@ -441,10 +439,6 @@ class Worker:
     def _stop_if_asked(self) -> None:
         if self._cancel.is_set():
             raise CancelledError("it was stopped.", next_step="Start it again.")
-
-
-def _is_reached(known: StoredStage | None, depth: int) -> bool:
-    return known is not None and (known.depth == depth or known.is_stopped)
 
 
 def more_metrics(spec: RunSpec) -> list[str]:

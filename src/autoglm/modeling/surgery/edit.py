@@ -35,7 +35,7 @@ def edit(
 ) -> Any:
     """A backbone of the declared structure, in eval mode; the same one when nothing is declared.
 
-    `sample` are rows of token ids, no longer than the positions there are: pruning reads them once.
+    `sample` are rows of token ids: pruning reads them once, as far as there are positions.
     `max_length` is the longest text that will come. A grown hidden width gives out the former
     states repeated side by side. LoRA is not applied here (`lora.py`): it has weights of its own.
     Raises: ModelError model.structure, model.too_long.
@@ -49,7 +49,9 @@ def edit(
     check_length(max_length, limit)
     config = _config(backbone, agreed, structure, limit)
     backbone.eval()
-    scores = measure(backbone, family, agreed.old, sample) if agreed.is_pruning else None
+    most = positions.limit_of(backbone) or None
+    read = [row[:most] for row in sample]
+    scores = measure(backbone, family, agreed.old, read) if agreed.is_pruning else None
     weights = _resized(backbone.state_dict(), family, widths(agreed, scores))
     table = "embeddings.position_embeddings.weight"
     if table in weights:
