@@ -158,6 +158,26 @@ def test_the_step_loop_waits_for_no_number_outside_of_the_record() -> None:
     assert counts.read == 0
 
 
+def test_the_step_loop_reads_no_settings() -> None:
+    reads: list[str] = []
+
+    class Counted(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            reads.append(key)
+            return super().__getitem__(key)
+
+    class Notes:
+        def apply(self, moment: str, state: Any) -> None:
+            if moment in {"batch", "step"}:
+                at.append(len(reads))
+
+    at: list[int] = []
+    trainer = toy.trainer(epochs=1, algorithms=[Notes()], clip_norm=1.0, schedule="cosine")
+    trainer._settings = Counted(trainer._settings)
+    trainer.train(threading.Event())
+    assert len(reads) > at[-1] - at[0] == 0
+
+
 def test_a_batch_computed_in_parts_is_the_same_step() -> None:
     whole, parts = toy.train(dropout=0.0), toy.train(dropout=0.0, accumulation=3)
     for name, tensor in whole.weights.items():

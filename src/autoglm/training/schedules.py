@@ -48,9 +48,20 @@ def rate_at(
     schedule: Callable[[int, int], float],
 ) -> float:
     """The learning rate of one optimizer step (counted from 0) under the section `training`."""
-    peak = float(settings["lr"])
-    share = round(float(settings["warmup"]) * num_steps)
-    warm = max(1, int(settings.get("warmup_steps") or share))
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * float(schedule(step - warm, max(1, num_steps - warm)))
+    return rates(settings, schedule)(step, num_steps)
+
+
+def rates(
+    settings: Mapping[str, Any], schedule: Callable[[int, int], float]
+) -> Callable[[int, int], float]:
+    """`rate_at` of a step and their number; the settings are read once."""
+    peak, share = float(settings["lr"]), float(settings["warmup"])
+    warmup_steps = int(settings.get("warmup_steps") or 0)
+
+    def rate(step: int, num_steps: int) -> float:
+        warm = max(1, warmup_steps or round(share * num_steps))
+        if step < warm:
+            return peak * (step + 1) / warm
+        return peak * float(schedule(step - warm, max(1, num_steps - warm)))
+
+    return rate

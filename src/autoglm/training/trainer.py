@@ -60,7 +60,7 @@ from autoglm.training.memory_plan import memory_plan, planned_for
 from autoglm.training.parameter_groups import parameter_groups
 from autoglm.training.parts import own_parts, schedule, speaking_for
 from autoglm.training.record import Record
-from autoglm.training.schedules import rate_at
+from autoglm.training.schedules import rates
 from autoglm.training.scoring import Scorer, rank
 from autoglm.training.state import TrainingState
 from autoglm.training.vocabulary import cut_vocabulary
@@ -164,7 +164,10 @@ class Trainer:
         self._vocabulary = cut_vocabulary(self._model, rows, optimizer=self._optimizer)
         if self._vocabulary is not None:
             self._forward.renumber(self._vocabulary)
-        self._schedule = schedule(str(settings["schedule"]))
+        # Read once: the step loop reads no settings.
+        self._rate = rates(settings, schedule(str(settings["schedule"])))
+        self._clip = {"norm": float(settings["clip_norm"]), "value": float(settings["clip_value"])}
+        self._optimizer_name = f"optimizer:{settings['optimizer']}"
         self._own_parts = own_parts(self._model.config)
         self._accumulation = int(settings["accumulation"])
         self._precision, self._decisions = "fp32", decisions
@@ -233,7 +236,7 @@ class Trainer:
             weight_decay=float(self._settings["weight_decay"]),
             layer_decay=float(self._settings["layer_decay"]),
         )
-        with speaking_for(f"optimizer:{self._settings['optimizer']}"):
+        with speaking_for(self._optimizer_name):
             optimizer = self._optimizer(groups, lr=float(self._settings["lr"]))
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise TypeError(f"it makes {type(optimizer).__name__}, no torch.optim.Optimizer")
@@ -274,7 +277,7 @@ class Trainer:
         state.epoch, state.batch = state.epoch + 1, 0
 
     def _step(self, state: TrainingState) -> None:
-        optimizer, settings = state.optimizer, self._settings
+        optimizer = state.optimizer
         for group in optimizer.param_groups:
             group["lr"] = self._rate(state.step, state.num_steps) * group.get("lr_scale", 1.0)
         self._at("batch", state)
@@ -282,10 +285,8 @@ class Trainer:
         state.loss = self._backward_or_halved(state)
         self._at("gradients", state)
         self._scaler.unscale(optimizer)
-        norm, value = float(settings["clip_norm"]), float(settings["clip_value"])
-        may_skip = self._scaler.is_on
-        state.norms = gradients.clip(optimizer, norm=norm, value=value, may_skip=may_skip)
-        with speaking_for(f"optimizer:{settings['optimizer']}"):
+        state.norms = gradients.clip(optimizer, **self._clip, may_skip=self._scaler.is_on)
+        with speaking_for(self._optimizer_name):
             self._scaler.step(optimizer, state.norms.total)
         state.step, state.batch = state.step + 1, state.batch + 1
         self._at("step", state)
@@ -323,9 +324,6 @@ class Trainer:
         """A project's own attention or head that breaks is named."""
         with speaking_for(self._own_parts) if self._own_parts else nullcontext():
             return self._forward.outputs(rows)
-
-    def _rate(self, step: int, num_steps: int) -> float:
-        return rate_at(step, num_steps, self._settings, self._schedule)
 
     def _write_down(self, state: TrainingState, record: Record, *, is_told: bool = True) -> None:
         """The record's next line; the one place where the loop waits for numbers."""
