@@ -76,6 +76,19 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path: Path) -> N
     assert all(torch.equal(again.weights[n], t) for n, t in wanted.weights.items())
 
 
+def test_a_checkpoint_of_another_version_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1, max_bytes=2**30)
+    wanted = toy.train(checkpoints=checkpoints, checkpoint_steps=5)
+    manifest = next(tmp_path.iterdir()) / "manifest.json"
+    kept = json.loads(manifest.read_text())
+    del kept["facts"]["scaler"]
+    manifest.write_text(json.dumps(kept))
+    events: list[Any] = []
+    again = toy.train(checkpoints=checkpoints, events=events)
+    assert kinds(events, "trial_resumed") == []
+    assert all(torch.equal(again.weights[n], t) for n, t in wanted.weights.items())
+
+
 def test_checkpoints_keep_to_their_bytes(tmp_path: Path) -> None:
     toy.train(checkpoints=Checkpoints(tmp_path, keep=9, max_bytes=1), checkpoint_steps=5)
     assert [p.name for p in tmp_path.iterdir()] == ["30"]

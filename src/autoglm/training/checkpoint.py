@@ -108,7 +108,7 @@ def load(
     if is_another or not {"scaler", "skipped", "parts"} <= facts.keys():
         raise CheckpointCorruptError(
             f"{found.content.parent} is of another model or version.",
-            next_step="Remove it; training begins anew.",
+            next_step="Nothing: training goes on from what is before it.",
         )
     with torch.no_grad():
         for name, value in weights.items():

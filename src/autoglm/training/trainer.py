@@ -40,7 +40,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from autoglm.errors import CancelledError, ModelError
+from autoglm.errors import CancelledError, CheckpointCorruptError, ModelError
 from autoglm.modeling.adapters import adapt
 from autoglm.modeling.auto_model import freeze_below
 from autoglm.modeling.dropout import FastDropout, quicken
@@ -222,9 +222,9 @@ class Trainer:
             if reason := self._forward.why_not_kept:
                 self._tell({"kind": "prefix", "boundary": 0, "reason": reason})
             return
-        facts = {"rows": len(self._known.parts), "encoded": self._known.encoded}
-        spent = {"cpu_seconds": round(self._known.cpu_seconds, 3)}
-        self._tell({"kind": "prefix", "boundary": self._forward.boundary, **facts, **spent})
+        spent, facts = round(self._known.cpu_seconds, 3), {"encoded": self._known.encoded}
+        facts |= {"rows": len(self._known.parts), "boundary": self._forward.boundary}
+        self._tell({"kind": "prefix", **facts, "cpu_seconds": spent})
 
     def _begin(self) -> TrainingState:
         if isinstance(self._data.targets, Tensor):
@@ -327,8 +327,7 @@ class Trainer:
 
     def _write_down(self, state: TrainingState, record: Record, *, is_told: bool = True) -> None:
         """The record's next line; the one place where the loop waits for numbers."""
-        bad = record.gather()
-        if bad is not None:
+        if (bad := record.gather()) is not None:
             raise diverged(state, self._forward, self._task, self._data, bad)
         if is_told:
             record.tell(state)
@@ -424,7 +423,11 @@ class Trainer:
         for place in [*places, *(pause.starts if pause is not None else ())]:
             found = place.newest()
             if found is not None:
-                checkpoint.load(found, state, record, self._algorithms, self._scaler)
+                try:
+                    checkpoint.load(found, state, record, self._algorithms, self._scaler)
+                except CheckpointCorruptError as error:
+                    get_logger().warning("a checkpoint is passed over", cause=error.message)
+                    continue
                 self._resumed_steps = state.step if place is not self._checkpoints else 0
                 self._tell({"kind": "trial_resumed", "step": state.step, "epoch": state.epoch})
                 return True
