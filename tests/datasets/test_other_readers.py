@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -153,3 +157,20 @@ def test_a_compaction_writes_small_compressed_groups_so_that_it_holds_few_rows_a
     groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
     assert max(group.num_rows for group in groups) <= COMPACTED_ROWS
     assert {group.column(0).compression for group in groups} == {"ZSTD"}
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+def test_a_compaction_that_is_killed_changes_no_row_and_hinders_no_other(
+    table: DeltaFeatureTable, tmp_path: Path, point: str
+) -> None:
+    child = [sys.executable, str(Path(__file__).with_name("kill_child.py")), tmp_path / "table"]
+    arming = {**os.environ, "AUTOGLM_FAILPOINT": f"hop6.{point}_compaction:kill"}
+    killed = subprocess.run([*child, "5"], env=arming, check=False, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(by_ours(tmp_path / "table")) == 10
+    subprocess.run([*child, "1"], check=True, timeout=300)
+    assert len(by_ours(tmp_path / "table")) == 12
+    (part,) = {file.parent for file in (tmp_path / "table").rglob("*.parquet")}
+    assert part.name == "_op=upsert"
+    assert len(table.open().file_uris()) == 1
+    assert table.next_offset(PARTITION) == 12

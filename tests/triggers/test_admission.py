@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from autoglm import fail_points
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trigger_event import Decision, TriggerEvent, TriggerKind
@@ -75,3 +76,17 @@ def test_a_living_run_is_known_and_a_failed_one_may_be_tried_again(admission: Ad
     assert second.outcome == "admitted"
     assert second.run_id != first.run_id
     assert admission.unfinished() == [second.run_id]
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+def test_a_change_makes_one_run_also_when_admission_breaks_off(
+    admission: Admission, point: str
+) -> None:
+    fail_points.arm(f"hop7.{point}_commit:raise")
+    with pytest.raises(OSError, match="fail point"):
+        admission.decide(event("A", "data_changed"), spec_of("A"))
+    assert len(admission.rows()) == (0 if point == "before" else 1)
+    again = admission.decide(event("A", "data_changed"), spec_of("A"))
+    assert again.outcome == ("admitted" if point == "before" else "known")
+    assert [row["run_id"] for row in admission.rows()] == [again.run_id]
+    assert admission.unfinished() == [again.run_id]

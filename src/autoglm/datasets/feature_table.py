@@ -45,6 +45,8 @@ _before_commit = fail_points.declare(
 _after_commit = fail_points.declare(
     "hop4.after_commit", "rows and offsets are in the table, the consumer does not know"
 )
+_before_compaction = fail_points.declare("hop6.before_compaction", "nothing is rewritten")
+_after_compaction = fail_points.declare("hop6.after_compaction", "files are rewritten, nobody told")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -409,6 +411,7 @@ class DeltaFeatureTable:
     def _compact(self) -> None:
         try:
             with self.store.turn():
+                _before_compaction()
                 # By default a writer per core holds a million rows. Without a codec there is none.
                 self.store.open().optimize.compact(
                     target_size=COMPACTED_BYTES,
@@ -417,6 +420,7 @@ class DeltaFeatureTable:
                         max_row_group_size=COMPACTED_ROWS, compression="ZSTD"
                     ),
                 )
+                _after_compaction()
         except Exception as error:
             # Deltalake raises plain `Exception` too. The table is as it was; the next one does it.
             get_logger(project=self.project).warning(

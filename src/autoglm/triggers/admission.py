@@ -15,11 +15,14 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, text
 
+from autoglm import fail_points
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trigger_event import Decision, TriggerEvent
 from autoglm.errors import StorageError
 
+_before_commit = fail_points.declare("hop7.before_commit", "a run's row is written, not committed")
+_after_commit = fail_points.declare("hop7.after_commit", "a run is admitted, nobody has begun it")
 Status = Literal["admitted", "running", "succeeded", "failed", "cancelled"]
 UNFINISHED = ("admitted", "running")
 # Triggers whose cause is the data: the same cause may come back.
@@ -59,6 +62,8 @@ class Admission:
                     "at": datetime.now(UTC).isoformat(),
                 },
             )
+            _before_commit()
+        _after_commit()
         return self._decision(event, "admitted", run_id, event.reason)
 
     def find(self, event: TriggerEvent) -> Decision | None:
