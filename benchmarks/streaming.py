@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
+from autoglm.contracts.change_event import ChangeBatch, ChangeEvent, Partition
 from autoglm.contracts.event_columns import EventColumns
 from autoglm.datasets.feature_table import DeltaFeatureTable
 from autoglm.plugins.kinds import Broker, FetchedBatch, Processed
@@ -39,6 +39,7 @@ from autoglm.streaming.processor import ProcessorChain, RowProcessor
 from benchmarks.parts import machine
 
 NUM_EVENTS, NUM_KEYS, BATCH = 100_000, 5_000, 10_000
+NUM_STOPPED = 600_000
 NUM_LONG, NUM_COMMITS, ROWS_PER_COMMIT = 5_000_000, 1_000, 100
 TOPIC = "changes"
 PEER_ATTEMPTS = 3
@@ -231,6 +232,26 @@ def commits(folder: Path, _rounds: int) -> dict[str, Any]:
     }
 
 
+def stopped(folder: Path, _rounds: int) -> dict[str, Any]:
+    """Processors that were away for ten minutes of 1,000 events a second, and what catching up
+    took; MiB are the most that was resident.
+    """
+    with closing(SqliteBroker(folder / "broker.db", partitions=4)) as broker:
+        for _ in range(NUM_STOPPED // NUM_EVENTS):
+            fill(broker, NUM_EVENTS)
+        waited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        found = drained(broker, folder / "table", NUM_STOPPED)
+        table = DeltaFeatureTable(
+            folder / "table", project="bench", key="id", text="text", label="label"
+        )
+        places = [Partition(group="bench", topic=TOPIC, number=number) for number in range(4)]
+        left = sum(
+            broker.end_offset(TOPIC, place.number) - table.next_offset(place) for place in places
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"events": NUM_STOPPED, "left": left, "waiting_mib": waited, "peak_mib": peak, **found}
+
+
 def memory(folder: Path, _rounds: int) -> dict[str, Any]:
     """The most that was resident while 5 million events went through the log to the table."""
     peaks = []
@@ -249,10 +270,12 @@ def memory(folder: Path, _rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--long", action="store_true", help="also 5 million events")
-    parser.add_argument("--only", default="", help="one part: sqlite, kafka, commits, memory")
+    parser.add_argument(
+        "--only", default="", help="one part: sqlite, kafka, commits, stopped, memory"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     said = parser.parse_args()
-    parts = ["sqlite", "kafka", "commits", *(["memory"] if said.long else [])]
+    parts = ["sqlite", "kafka", "commits", "stopped", *(["memory"] if said.long else [])]
     found: dict[str, Any] = {}
     for part in [said.only] if said.only else parts:
         with tempfile.TemporaryDirectory() as folder:
