@@ -20,6 +20,7 @@ from autoglm.streaming.broker import SqliteBroker
 from autoglm.streaming.collector import collect
 from autoglm.streaming.collectors.sql_poll import SqlPollSource
 from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.version_floor import RaisedPosition
 from servers import Postgres, until
 
 
@@ -179,8 +180,9 @@ def test_following_ends_when_cancelled_and_moves_the_slot(
     )
     # Other tables' changes move it too: else an idle table would hold the server's log back.
     until(lambda: connection.execute(moved, (before, source.status()["slot"])).fetchone()[0])
+    known = RaisedPosition.read(broker.position("t", source.name))
     with pytest.raises(SourceError) as caught:
-        list(source_of(postgres, name).read(broker.position("t", source.name)))
+        list(source_of(postgres, name).read(known.position))
     assert caught.value.code == "source.slot_in_use"
     cancel.set()
     thread.join(60)
