@@ -21,7 +21,7 @@ from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
 from autoglm.contracts.record import digest
 from autoglm.errors import SourceError
 from autoglm.streaming.collectors.events import Maker
-from autoglm.streaming.collectors.file_rows import read_found
+from autoglm.streaming.collectors.file_rows import Found, no_key, read_found
 from autoglm.streaming.config import SourceConfig
 
 LOOK_MILLISECONDS = 5_000  # even without a hint
@@ -198,24 +198,35 @@ class FolderSource:
 
     def _parse(self, path: str, before: _File, known: _Position, dead: list[_Dead]) -> _File:
         file, now = self._folder / path, _File(stat=[1])
-        for found in read_found(file):
+        letters: list[tuple[Found, str]] = []
+        columns: set[str] = set()
+        for found in read_found(file, key=self._key):
             if found.is_cut and _is_growing(file):
                 now.stat = []
                 return now
-            row, code, cause, raw = found.row, found.code, found.cause, found.raw
-            if row is not None and row.get(self._key) is None:
-                code, cause, raw = "source.null_key", f"no {self._key}", json.dumps(row)
-            if row is not None and not code:
-                key = str(row[self._key])
-                now.rows[key], now.lines[key] = digest(row, size=8), found.line
+            row = found.row
+            if row is None:
+                letters.append((found, found.raw))
                 continue
-            if found.line == 0:  # the rest of the file is unknown, not gone
-                now.rows = before.rows | now.rows
-            name = digest([path, code, raw or cause], size=8)
+            columns |= row.keys()
+            if row.get(self._key) in (None, ""):
+                nameless = Found(found.line, code="source.null_key", cause=f"no {self._key}")
+                letters.append((nameless, json.dumps(row)))
+                continue
+            key = str(row[self._key])
+            now.rows[key], now.lines[key] = digest(row, size=8), found.line
+        if columns and self._key not in columns:
+            cause = no_key(self._key, sorted(columns))
+            letters = [(Found(0, code="source.no_column", cause=cause), "")]
+        is_whole = now.rows and not any(f.line == 0 or f.hides_rows for f, _raw in letters)
+        if letters and not is_whole:  # what cannot be told is not gone
+            now.rows = before.rows | now.rows
+        for found, raw in letters:
+            name = digest([path, found.code, raw or found.cause], size=8)
             now.bad.append(name)
             if name not in before.bad and f"\0{name}" not in known.done:
                 where = f"{path}:{found.line}" if found.line else path
-                dead.append(_Dead(name, where, raw, code, cause))
+                dead.append(_Dead(name, where, raw, found.code, found.cause))
         return now
 
     def _changes(
