@@ -189,6 +189,66 @@ def test_a_clock_that_ran_ahead_stops_the_poll_before_anything_is_passed_by(tmp_
     assert keys(list(source.read(""))) == ["1", "2"]
 
 
+@pytest.mark.parametrize("mode", ["full_diff", "lag_window", "snapshot_cursor"])
+@pytest.mark.parametrize("batch_rows", [1, 100])
+def test_two_rows_of_one_key_stop_every_mode_before_either_arrives(
+    mode: Any, batch_rows: int, postgres: Postgres
+) -> None:
+    with make_table(postgres, "twins") as connection:
+        connection.execute("alter table twins add column part int, add column at int")
+        said = {"full_diff": {}, "lag_window": {"cursor": "at"}}.get(mode)
+        source = (
+            by_transaction(postgres, "twins", batch_rows=batch_rows)
+            if said is None
+            else source_of(postgres, table="twins", mode=mode, batch_rows=batch_rows, **said)
+        )
+        if source.setup_sql:
+            connection.execute(source.setup_sql)
+        connection.execute(
+            "alter table twins drop constraint twins_pkey, add primary key (id, part)"
+        )
+        connection.execute("insert into twins (id, part, at) values (1, 1, 1), (2, 1, 2)")
+        batches = list(source.read(""))
+        assert keys(batches) == ["1", "2"], "a key that the table does not hold, but the rows do"
+        connection.execute("insert into twins (id, part, at) values (1, 2, 3)")
+        for _poll in range(2):
+            with pytest.raises(SourceError, match=r"two rows with id = 1") as caught:
+                list(source.read(batches[-1].position))
+            assert caught.value.code == "source.duplicate_key"
+        connection.execute("delete from twins where id = 1 and part = 1")
+        assert keys(list(source.read(batches[-1].position))) == ["1"]
+
+
+def test_an_empty_key_stops_the_poll_as_a_missing_one_does(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("create table rows (id text primary key)")
+        connection.execute("insert into rows values ('')")
+    connection.close()
+    config = SourceConfig(url="sqlite:///a.db", table="rows", key="id")
+    with pytest.raises(SourceError) as caught:
+        list(SqlPollSource(config, project="p", base=tmp_path, batch_rows=10).read(""))
+    assert caught.value.code == "source.null_key"
+
+
+@pytest.mark.parametrize("mode", ["full_diff", "lag_window", "snapshot_cursor"])
+def test_a_table_of_another_schema_is_named_with_it(mode: Any, postgres: Postgres) -> None:
+    with postgres.connect() as connection:
+        connection.execute("drop schema if exists shop cascade")
+        connection.execute("create schema shop")
+        connection.execute("create table shop.items (id int primary key, at int)")
+        cursor = {"lag_window": "at", "snapshot_cursor": "changed_in"}.get(mode, "")
+        source = source_of(postgres, table="shop.items", mode=mode, cursor=cursor)
+        if source.setup_sql:
+            connection.execute(source.setup_sql)
+        connection.execute("insert into shop.items (id, at) values (1, 1)")
+        batches = list(source.read(""))
+        connection.execute("insert into shop.items (id, at) values (2, 2)")
+        assert keys([*batches, *source.read(batches[-1].position)]) == ["1", "2"]
+        with pytest.raises(SourceError, match="Did you mean 'items'") as caught:
+            list(source_of(postgres, table="shop.item").read(""))
+    assert caught.value.code == "source.no_table"
+
+
 STAMPS = {
     "text": lambda moment: moment.strftime("%Y-%m-%d %H:%M:%S.%f"),
     "text with a zone": lambda moment: moment.strftime("%Y-%m-%dT%H:%M:%SZ"),

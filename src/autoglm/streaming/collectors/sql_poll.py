@@ -20,8 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Select, column, func, select
-from sqlalchemy import table as sql_table
+from sqlalchemy import Connection, Select, func, select
 
 from autoglm.contracts.change_event import ChangeBatch, ChangeEvent, Op
 from autoglm.contracts.record import digest
@@ -31,10 +30,14 @@ from autoglm.streaming.collectors import cursor as cursors
 from autoglm.streaming.collectors import snapshot_cursor
 from autoglm.streaming.collectors.database import (
     column_names,
+    duplicate_key,
+    is_unique,
     open_database,
     plain,
     readable,
+    refuse_twins,
     require_columns,
+    table_clause,
 )
 from autoglm.streaming.config import SourceConfig
 
@@ -141,9 +144,14 @@ class SqlPollSource:
             require_columns(wanted, columns, self._where)
             with readable(self._where), engine.connect() as connection:
                 if config.polls_by == "snapshot_cursor":
-                    yield from self._by_transaction(connection, columns, position)
+                    found = self._by_transaction(connection, columns, position)
                 else:
-                    yield from self._by_content(connection, columns, position)
+                    found = self._by_content(connection, columns, position)
+                # Looked for when there is something new: a poll that finds nothing stays cheap.
+                for number, batch in enumerate(found):
+                    if number == 0 and not is_unique(engine, config.table, config.key):
+                        refuse_twins(engine, config.table, config.key, self._where)
+                    yield batch
         finally:
             engine.dispose()
 
@@ -197,7 +205,7 @@ class SqlPollSource:
             yield from self._batches(events, known)
 
     def _query(self, columns: list[str], known: _Position) -> Select[Any]:
-        source = sql_table(self._config.table, *(column(name) for name in columns))
+        source = table_clause(self._config.table, columns)
         query = select(*source.c)
         if not self._cursor:
             return query.order_by(source.c[self._config.key])
@@ -207,7 +215,7 @@ class SqlPollSource:
         return query.order_by(cursor, source.c[self._config.key])
 
     def _refuse_null_cursors(self, connection: Connection) -> None:
-        source = sql_table(self._config.table, column(self._config.cursor))
+        source = table_clause(self._config.table, [self._config.cursor])
         missing = source.c[self._config.cursor].is_(None)
         count = connection.execute(
             select(func.count()).select_from(source).where(missing)
@@ -248,11 +256,7 @@ class SqlPollSource:
         for row in rows:
             key, content = self._key(row), {name: plain(v) for name, v in row.items()}
             if key in present:
-                raise SourceError(
-                    f"{self._where} has two rows with {self._config.key} = {key}.",
-                    code="source.duplicate_key",
-                    next_step="Choose a key column that names one row.",
-                )
+                raise duplicate_key(self._where, self._config.key, key)
             present.add(key)
             row_digest = digest(content, size=8)
             if before.get(key) != row_digest:
@@ -306,7 +310,7 @@ class SqlPollSource:
 
     def _key(self, row: Mapping[str, Any]) -> str:
         value = row[self._config.key]
-        if value is None:
+        if value is None or value == "":
             raise SourceError(
                 f"{self._where} has a row without {self._config.key}.",
                 code="source.null_key",
