@@ -220,6 +220,34 @@ def test_a_file_whose_rows_all_lost_the_key_column_is_one_dead_letter(
     assert "identity" in dead.row["cause"]
 
 
+def test_a_pipe_and_a_link_to_nowhere_are_dead_letters_and_hold_nobody_up(
+    watched: Watched, tmp_path: Path
+) -> None:
+    target = tmp_path / "target.csv"
+    target.write_text("id\n2\n")
+    (watched.folder / "link.csv").symlink_to(target)
+    (watched.folder / "loop.csv").symlink_to("loop.csv")
+    watched.put("a.csv", "id\n1\n")
+    os.mkfifo(watched.folder / "pipe.csv")
+    assert ops(watched.look()) == [
+        ("upsert", "1"), ("upsert", "2"), ("dead", "loop.csv"), ("dead", "pipe.csv"),
+    ]  # fmt: skip
+    assert watched.look() == []
+    target.unlink()
+    assert ops(watched.look()) == [("dead", "link.csv")]
+    assert watched.look() == []
+    target.write_text("id\n2\n3\n")
+    assert ops(watched.look()) == [("upsert", "3")]
+    for name in ("pipe.csv", "loop.csv"):
+        (watched.folder / name).unlink()
+    assert watched.look() == []
+
+
+def test_an_empty_key_is_no_key(watched: Watched) -> None:
+    watched.put("a.jsonl", lines({"id": "", "text": "x"}, {"id": "1", "text": "y"}))
+    assert ops(watched.look()) == [("upsert", "1"), ("dead", "a.jsonl:1")]
+
+
 def test_utf_16_lists_parquet_and_gzip_are_read(watched: Watched) -> None:
     watched.put("a.jsonl", '{"id": 1, "text": "ü"}\n'.encode("utf-16"))
     watched.put("b.json", json.dumps([{"id": 2, "text": "x"}]))

@@ -7,9 +7,11 @@ counts. What the file system reports is a hint when to look; what changed is tol
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
+import stat as modes
 import threading
 import time
 import zlib
@@ -181,6 +183,11 @@ class FolderSource:
         """The file as it is now; `dead` gets what is no row and was not told before."""
         file, before = self._folder / path, known.files.get(path, _File())
         try:
+            if cause := _no_file(file):
+                found = Found(0, code="source.unreadable", cause=cause)
+                now = _File(before.sha, [], before.rows)  # looked at again, nothing is gone
+                self._tell(path, now, [(found, "")], before, known, dead)
+                return now
             stat = _stat(file)
             if before.stat == stat:
                 return before
@@ -221,13 +228,25 @@ class FolderSource:
         is_whole = now.rows and not any(f.line == 0 or f.hides_rows for f, _raw in letters)
         if letters and not is_whole:  # what cannot be told is not gone
             now.rows = before.rows | now.rows
+        self._tell(path, now, letters, before, known, dead)
+        return now
+
+    def _tell(
+        self,
+        path: str,
+        now: _File,
+        letters: list[tuple[Found, str]],
+        before: _File,
+        known: _Position,
+        dead: list[_Dead],
+    ) -> None:
+        """Note the letters of a file; `dead` gets those that are new."""
         for found, raw in letters:
             name = digest([path, found.code, raw or found.cause], size=8)
             now.bad.append(name)
             if name not in before.bad and f"\0{name}" not in known.done:
                 where = f"{path}:{found.line}" if found.line else path
                 dead.append(_Dead(name, where, raw, found.code, found.cause))
-        return now
 
     def _changes(
         self, known: _Position, files: dict[str, _File], dead: list[_Dead]
@@ -271,6 +290,17 @@ class FolderSource:
 def _target(files: dict[str, _File]) -> dict[str, tuple[str, str]]:
     """Key → the file that holds it last by name, and the row's digest."""
     return {key: (path, name) for path in sorted(files) for key, name in files[path].rows.items()}
+
+
+def _no_file(file: Path) -> str:
+    """Why it cannot be opened as a file, `""` if it can: a pipe would never end."""
+    try:
+        mode = file.stat().st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP) or not file.is_symlink():
+            raise
+        return "the link leads nowhere"
+    return "" if modes.S_ISREG(mode) else "it is no regular file"
 
 
 def _stat(file: Path) -> list[int]:
