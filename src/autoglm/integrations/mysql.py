@@ -9,7 +9,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -109,12 +109,13 @@ class MysqlSource:
                 for batch in self._snapshot(known, server):
                     known = LogPosition.read(batch.position)
                     yield batch
-            for batch in self._changes(known, file.rpartition(".")[0], cancel):
-                keys = [event.key for event in batch.events if event.op == "upsert"]
-                if keys and not is_unique:
-                    with self._asking() as cursor:
-                        self._refuse_twins(cursor, keys)
-                yield batch
+            with closing(self._changes(known, file.rpartition(".")[0], cancel)) as found:
+                for batch in found:
+                    keys = [event.key for event in batch.events if event.op == "upsert"]
+                    if keys and not is_unique:
+                        with self._asking() as cursor:
+                            self._refuse_twins(cursor, keys)
+                    yield batch
 
     # The snapshot, and the place in the log that it is of.
 
@@ -175,7 +176,7 @@ class MysqlSource:
 
     def _changes(
         self, known: LogPosition, base: str, cancel: threading.Event | None
-    ) -> Iterator[ChangeBatch]:
+    ) -> Generator[ChangeBatch, None, None]:
         reader = self._open_log(known, base, is_waiting=cancel is not None)
         log = _Log(known, self._make, self._config, self._dead)
         try:

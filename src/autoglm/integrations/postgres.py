@@ -9,7 +9,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,11 @@ class PostgresSource:
                 for batch in self._snapshot(known, server, listening):
                     known = LogPosition.read(batch.position)
                     yield batch
-            for batch in self._changes(known, listening, number, cancel):
-                if not is_unique:
-                    self._refuse_twins_of(batch)
-                yield batch
+            with closing(self._changes(known, listening, number, cancel)) as found:
+                for batch in found:
+                    if not is_unique:
+                        self._refuse_twins_of(batch)
+                    yield batch
 
     def _refuse_twins_of(self, batch: ChangeBatch) -> None:
         keys = [event.key for event in batch.events if event.op == "upsert"]
@@ -248,7 +249,7 @@ class PostgresSource:
 
     def _changes(
         self, known: LogPosition, listening: Any, number: int, cancel: threading.Event | None
-    ) -> Iterator[ChangeBatch]:
+    ) -> Generator[ChangeBatch, None, None]:
         cursor = listening.cursor()
         with self._asking() as asking:
             start = self._slot_start(asking)

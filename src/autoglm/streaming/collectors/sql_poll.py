@@ -14,7 +14,8 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -148,10 +149,11 @@ class SqlPollSource:
                 else:
                     found = self._by_content(connection, columns, position)
                 # Looked for when there is something new: a poll that finds nothing stays cheap.
-                for number, batch in enumerate(found):
-                    if number == 0 and not is_unique(engine, config.table, config.key):
-                        refuse_twins(engine, config.table, config.key, self._where)
-                    yield batch
+                with closing(found):  # whoever stops reading leaves no statement open
+                    for number, batch in enumerate(found):
+                        if number == 0 and not is_unique(engine, config.table, config.key):
+                            refuse_twins(engine, config.table, config.key, self._where)
+                        yield batch
         finally:
             engine.dispose()
 
@@ -164,7 +166,7 @@ class SqlPollSource:
 
     def _by_transaction(
         self, connection: Connection, columns: list[str], position: str
-    ) -> Iterator[ChangeBatch]:
+    ) -> Generator[ChangeBatch, None, None]:
         if snapshot_cursor.XidPosition.is_one(position):
             known = snapshot_cursor.XidPosition.read(position)
         else:
@@ -188,7 +190,7 @@ class SqlPollSource:
 
     def _by_content(
         self, connection: Connection, columns: list[str], position: str
-    ) -> Iterator[ChangeBatch]:
+    ) -> Generator[ChangeBatch, None, None]:
         known = _Position.read(position)
         known.poll += 1
         now = None
