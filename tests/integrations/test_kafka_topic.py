@@ -115,13 +115,13 @@ def test_rows_and_tombstones_arrive_once_and_in_order_per_key(kafka: Noida) -> N
 def test_what_is_no_row_is_a_dead_letter_and_the_next_one_arrives(kafka: Noida) -> None:
     topic = Topic(kafka, "bad", partitions=1)
     topic.send(
-        (None, {"text": "x"}), ("a", b"{no json"), ("b", b"[1]"), ("c", b'"\xff"'), ("d", b""),
-        ("big", {"text": "x" * 900_000}), ("ok", {"text": "y", "tags": ["p"]}),
+        (None, {"text": "x"}), ("", {"text": "x"}), ("a", b"{no json"), ("b", b"[1]"),
+        ("c", b'"\xff"'), ("d", b""), ("big", {"text": "x" * 900_000}), ("ok", {"text": "y", "tags": ["p"]}),
     )  # fmt: skip
     events = topic.read()
     assert [event.row["code"] for event in events if event.op == "dead"] == [
-        "source.null_key", "source.bad_json", "source.bad_json", "source.not_utf8",
-        "source.bad_json",
+        "source.null_key", "source.null_key", "source.bad_json", "source.bad_json",
+        "source.not_utf8", "source.bad_json",
     ]  # fmt: skip
     assert [event.key for event in events if event.op == "upsert"] == ["big", "ok"]
     assert events[0].key == "bad/0@0"

@@ -237,3 +237,30 @@ def test_a_row_without_a_key_is_a_dead_letter(mariadb: MariaDb) -> None:
     assert sorted(event.op for event in table.read()) == ["dead", "upsert"]
     table.do("insert into {t} values (null, 'c')")
     assert [event.op for event in table.read()] == ["dead"]
+
+
+def test_a_key_that_two_rows_have_stops_the_snapshot_and_the_log(mariadb: MariaDb) -> None:
+    table = Listened(mariadb, "halves")
+    table.do(
+        "create table {t} (id int, part int, primary key (id, part))",
+        "insert into {t} values (1, 1), (1, 2)",
+    )
+    with pytest.raises(SourceError, match="two rows with id = 1") as caught:
+        table.read()
+    assert (caught.value.code, table.events) == ("source.duplicate_key", [])
+    table.do("delete from {t} where part = 2")
+    assert [event.key for event in table.read()] == ["1"]
+    table.do("insert into {t} values (2, 1), (1, 3)")
+    for _attempt in range(2):
+        with pytest.raises(SourceError, match="two rows with id = 1"):
+            table.read()
+    table.do("delete from {t} where part = 1 and id = 1")
+    assert [(e.op, e.key) for e in table.read()][:2] == [("upsert", "2"), ("upsert", "1")]
+
+
+def test_an_empty_key_is_a_dead_letter_in_the_snapshot_and_in_the_log(mariadb: MariaDb) -> None:
+    table = Listened(mariadb, "blank")
+    table.do("create table {t} (id varchar(9) primary key)", "insert into {t} values (''), ('a')")
+    assert sorted(event.op for event in table.read()) == ["dead", "upsert"]
+    table.do("delete from {t} where id = ''", "insert into {t} values ('')")
+    assert [event.row.get("code") for event in table.read()] == ["source.null_key"] * 2

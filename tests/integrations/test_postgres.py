@@ -20,6 +20,7 @@ from autoglm.streaming.broker import SqliteBroker
 from autoglm.streaming.collector import collect
 from autoglm.streaming.collectors.sql_poll import SqlPollSource
 from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.version_floor import RaisedPosition
 from servers import Postgres, until
 
 
@@ -179,8 +180,9 @@ def test_following_ends_when_cancelled_and_moves_the_slot(
     )
     # Other tables' changes move it too: else an idle table would hold the server's log back.
     until(lambda: connection.execute(moved, (before, source.status()["slot"])).fetchone()[0])
+    known = RaisedPosition.read(broker.position("t", source.name))
     with pytest.raises(SourceError) as caught:
-        list(source_of(postgres, name).read(broker.position("t", source.name)))
+        list(source_of(postgres, name).read(known.position))
     assert caught.value.code == "source.slot_in_use"
     cancel.set()
     thread.join(60)
@@ -373,6 +375,92 @@ def test_a_row_without_a_key_and_a_huge_value_are_events_not_stops(postgres: Pos
         dead, big = reader.read()
     assert (dead.op, dead.row["code"]) == ("dead", "source.null_key")
     assert len(big.row["text"]) == 20_000_000
+
+
+def test_a_key_that_two_rows_have_stops_the_snapshot_and_the_log(postgres: Postgres) -> None:
+    connection = postgres.connect()
+    connection.execute("create table halves (id int, part int, primary key (id, part))")
+    connection.execute(source_of(postgres, "halves").setup_sql)
+    connection.execute("insert into halves values (1, 1), (1, 2)")
+    reader = Reader(postgres, "halves")
+    with pytest.raises(SourceError, match="two rows with id = 1") as caught:
+        reader.read()
+    assert (caught.value.code, reader.events) == ("source.duplicate_key", [])
+    connection.execute("delete from halves where part = 2")
+    assert [event.key for event in reader.read()] == ["1"]
+    connection.execute("insert into halves values (2, 1), (1, 3)")
+    for _attempt in range(2):
+        with pytest.raises(SourceError, match="two rows with id = 1"):
+            reader.read()
+    connection.execute("delete from halves where part = 1 and id = 1")
+    assert [(e.op, e.key) for e in reader.read()][:2] == [("upsert", "2"), ("upsert", "1")]
+    reader.open().drop()
+    connection.close()
+
+
+def test_a_partitioned_table_is_listened_to_by_its_own_name(postgres: Postgres) -> None:
+    connection = postgres.connect()
+    connection.execute("create table parts (id int primary key, text text) partition by range (id)")
+    for low in (0, 10):
+        connection.execute(
+            f"create table parts_{low} partition of parts for values from ({low}) to ({low + 10})"
+        )
+    connection.execute("create publication autoglm_p_parts for table parts")
+    connection.execute("insert into parts values (1, 'a')")
+    reader = Reader(postgres, "parts")
+    with pytest.raises(SourceError, match="publish_via_partition_root") as caught:
+        reader.read()
+    assert caught.value.code == "source.no_publication"
+    connection.execute("drop publication autoglm_p_parts")
+    connection.execute(source_of(postgres, "parts").setup_sql)
+    assert [event.key for event in reader.read()] == ["1"]
+    connection.execute("insert into parts values (2, 'b'), (12, 'c')")
+    connection.execute("update parts set id = 11, text = 'moved' where id = 1")
+    connection.execute("delete from parts where id = 2")
+    assert {(e.op, e.key) for e in reader.read()} == {
+        ("upsert", "2"), ("upsert", "12"), ("delete", "1"), ("upsert", "11"), ("delete", "2"),
+    }  # fmt: skip
+    reader.open().drop()
+    connection.close()
+
+
+def test_a_column_that_is_renamed_stops_by_name_and_its_rows_come_when_it_is_back(
+    postgres: Postgres, table: Any
+) -> None:
+    name, connection = table
+    config = SourceConfig(kind="postgres", url=postgres.url, table=name, key="id")
+    reader = Reader(postgres, name)
+    reader.open = lambda: PostgresSource(
+        config, project="p", base=Path(), batch_rows=100, columns=("text",)
+    )
+    reader.read()
+    connection.execute(f"alter table {name} rename column text to content")
+    connection.execute(f"insert into {name} values (11, 'in between'), (12, 'gone')")
+    connection.execute(f"delete from {name} where id = 12")
+    for _attempt in range(2):
+        with pytest.raises(SourceError, match="no column 'text'") as caught:
+            reader.read()
+        assert caught.value.code == "source.no_column"
+    connection.execute(f"alter table {name} rename column content to text")
+    events = reader.read()
+    assert [(e.op, e.key) for e in events if e.op != "dead"] == [("upsert", "11"), ("delete", "12")]
+    assert events[0].row["text"] == "in between"
+    assert [e.row["code"] for e in events if e.op == "dead"] == ["source.unchanged_lost"]
+
+
+def test_an_empty_key_is_a_dead_letter_in_the_snapshot_and_in_the_log(postgres: Postgres) -> None:
+    connection = postgres.connect()
+    connection.execute("create table blank (id text primary key)")
+    connection.execute(source_of(postgres, "blank").setup_sql)
+    connection.execute("insert into blank values (''), ('a')")
+    reader = Reader(postgres, "blank")
+    assert [event.op for event in reader.read()] == ["dead", "upsert"]
+    connection.execute("update blank set id = '' where id = 'none'")
+    connection.execute("delete from blank where id = ''")
+    connection.execute("insert into blank values ('')")
+    assert [event.row.get("code") for event in reader.read()] == ["source.null_key"] * 2
+    reader.open().drop()
+    connection.close()
 
 
 def test_status_tells_lag_and_advises_a_limit(postgres: Postgres, table: Any) -> None:

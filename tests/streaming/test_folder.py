@@ -169,6 +169,85 @@ def test_a_file_that_cannot_be_read_is_one_dead_letter_and_takes_no_row_away(
     assert watched.look() == []
 
 
+GOOD = "id,text\n" + "".join(f"{n},text {n}\n" for n in range(1, 10))
+UNREADABLE = [
+    (GOOD.replace("text 4", '"text 4'), "a.csv:10", "source.bad_csv"),
+    (GOOD.replace("text 4", '"text 4').replace("text 7", 'text "7"'), "a.csv:8", "source.bad_csv"),
+    (GOOD.replace("id,", "ident,"), "a.csv", "source.no_column"),
+    (GOOD.replace(",", ";"), "a.csv", "source.no_column"),
+    (GOOD.replace(",", ";").replace("text", "a, b"), "a.csv", "source.no_column"),
+    ("id,text\n1,2,3\n", "a.csv:2", "source.bad_csv"),
+]
+
+
+@pytest.mark.parametrize(("content", "where", "code"), UNREADABLE)
+def test_rows_that_a_stray_quote_or_another_header_hides_are_not_taken_for_removed(
+    content: str, where: str, code: str, watched: Watched
+) -> None:
+    watched.put("a.csv", GOOD)
+    watched.look()
+    watched.put("a.csv", content)
+    assert [(e.op, e.key, e.row["code"]) for e in watched.look()] == [("dead", where, code)]
+    watched.put("a.csv", GOOD.replace("9,text 9\n", ""))
+    assert ops(watched.look()) == [("delete", "9")], "mended, it says again what is gone"
+
+
+def test_rows_behind_a_quote_that_is_closed_again_arrive(watched: Watched) -> None:
+    watched.put("a.csv", GOOD)
+    watched.look()
+    watched.put(
+        "a.csv", GOOD.replace("text 4", '"text 4').replace("text 7", '"7').replace("9", "x")
+    )
+    assert ops(watched.look()) == [("upsert", "x"), ("dead", "a.csv:8")]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_file_whose_rows_all_lost_the_key_column_is_one_dead_letter(
+    name: str, watched: Watched
+) -> None:
+    def put(**columns: list[Any]) -> None:
+        if name == "a.parquet":
+            pq.write_table(pa.table(columns), watched.folder / name)
+        else:
+            rows = zip(*columns.values(), strict=True)
+            watched.put(name, lines(*(dict(zip(columns, row, strict=True)) for row in rows)))
+
+    put(id=["a", "b"], text=["x", "y"])
+    assert ops(watched.look()) == [("upsert", "a"), ("upsert", "b")]
+    put(identity=["a", "b"], text=["x", "y"])
+    (dead,) = watched.look()
+    assert (dead.op, dead.key, dead.row["code"]) == ("dead", name, "source.no_column")
+    assert "identity" in dead.row["cause"]
+
+
+def test_a_pipe_and_a_link_to_nowhere_are_dead_letters_and_hold_nobody_up(
+    watched: Watched, tmp_path: Path
+) -> None:
+    target = tmp_path / "target.csv"
+    target.write_text("id\n2\n")
+    (watched.folder / "link.csv").symlink_to(target)
+    (watched.folder / "loop.csv").symlink_to("loop.csv")
+    watched.put("a.csv", "id\n1\n")
+    os.mkfifo(watched.folder / "pipe.csv")
+    assert ops(watched.look()) == [
+        ("upsert", "1"), ("upsert", "2"), ("dead", "loop.csv"), ("dead", "pipe.csv"),
+    ]  # fmt: skip
+    assert watched.look() == []
+    target.unlink()
+    assert ops(watched.look()) == [("dead", "link.csv")]
+    assert watched.look() == []
+    target.write_text("id\n2\n3\n")
+    assert ops(watched.look()) == [("upsert", "3")]
+    for name in ("pipe.csv", "loop.csv"):
+        (watched.folder / name).unlink()
+    assert watched.look() == []
+
+
+def test_an_empty_key_is_no_key(watched: Watched) -> None:
+    watched.put("a.jsonl", lines({"id": "", "text": "x"}, {"id": "1", "text": "y"}))
+    assert ops(watched.look()) == [("upsert", "1"), ("dead", "a.jsonl:1")]
+
+
 def test_utf_16_lists_parquet_and_gzip_are_read(watched: Watched) -> None:
     watched.put("a.jsonl", '{"id": 1, "text": "ü"}\n'.encode("utf-16"))
     watched.put("b.json", json.dumps([{"id": 2, "text": "x"}]))

@@ -189,6 +189,150 @@ def test_a_clock_that_ran_ahead_stops_the_poll_before_anything_is_passed_by(tmp_
     assert keys(list(source.read(""))) == ["1", "2"]
 
 
+@pytest.mark.parametrize("mode", ["full_diff", "lag_window", "snapshot_cursor"])
+@pytest.mark.parametrize("batch_rows", [1, 100])
+def test_two_rows_of_one_key_stop_every_mode_before_either_arrives(
+    mode: Any, batch_rows: int, postgres: Postgres
+) -> None:
+    with make_table(postgres, "twins") as connection:
+        connection.execute("alter table twins add column part int, add column at int")
+        said = {"full_diff": {}, "lag_window": {"cursor": "at"}}.get(mode)
+        source = (
+            by_transaction(postgres, "twins", batch_rows=batch_rows)
+            if said is None
+            else source_of(postgres, table="twins", mode=mode, batch_rows=batch_rows, **said)
+        )
+        if source.setup_sql:
+            connection.execute(source.setup_sql)
+        connection.execute(
+            "alter table twins drop constraint twins_pkey, add primary key (id, part)"
+        )
+        connection.execute("insert into twins (id, part, at) values (1, 1, 1), (2, 1, 2)")
+        batches = list(source.read(""))
+        assert keys(batches) == ["1", "2"], "a key that the table does not hold, but the rows do"
+        connection.execute("insert into twins (id, part, at) values (1, 2, 3)")
+        for _poll in range(2):
+            with pytest.raises(SourceError, match=r"two rows with id = 1") as caught:
+                list(source.read(batches[-1].position))
+            assert caught.value.code == "source.duplicate_key"
+        connection.execute("delete from twins where id = 1 and part = 1")
+        assert keys(list(source.read(batches[-1].position))) == ["1"]
+
+
+def test_an_empty_key_stops_the_poll_as_a_missing_one_does(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("create table rows (id text primary key)")
+        connection.execute("insert into rows values ('')")
+    connection.close()
+    config = SourceConfig(url="sqlite:///a.db", table="rows", key="id")
+    with pytest.raises(SourceError) as caught:
+        list(SqlPollSource(config, project="p", base=tmp_path, batch_rows=10).read(""))
+    assert caught.value.code == "source.null_key"
+
+
+@pytest.mark.parametrize("mode", ["full_diff", "lag_window", "snapshot_cursor"])
+def test_a_table_of_another_schema_is_named_with_it(mode: Any, postgres: Postgres) -> None:
+    with postgres.connect() as connection:
+        connection.execute("drop schema if exists shop cascade")
+        connection.execute("create schema shop")
+        connection.execute("create table shop.items (id int primary key, at int)")
+        cursor = {"lag_window": "at", "snapshot_cursor": "changed_in"}.get(mode, "")
+        source = source_of(postgres, table="shop.items", mode=mode, cursor=cursor)
+        if source.setup_sql:
+            connection.execute(source.setup_sql)
+        connection.execute("insert into shop.items (id, at) values (1, 1)")
+        batches = list(source.read(""))
+        connection.execute("insert into shop.items (id, at) values (2, 2)")
+        assert keys([*batches, *source.read(batches[-1].position)]) == ["1", "2"]
+        with pytest.raises(SourceError, match="Did you mean 'items'") as caught:
+            list(source_of(postgres, table="shop.item").read(""))
+    assert caught.value.code == "source.no_table"
+
+
+STAMPS = {
+    "text": lambda moment: moment.strftime("%Y-%m-%d %H:%M:%S.%f"),
+    "text with a zone": lambda moment: moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    "seconds": lambda moment: int(moment.timestamp()),
+    "milliseconds": lambda moment: int(moment.timestamp() * 1000),
+    "fractions": lambda moment: moment.timestamp(),
+}
+
+
+def stamped(folder: Path, *stamps: Any, lag: float = 0) -> SqlPollSource:
+    with sqlite3.connect(folder / "s.db") as connection:
+        connection.execute("create table if not exists rows (id integer primary key, at)")
+        connection.executemany("insert into rows (at) values (?)", [(stamp,) for stamp in stamps])
+    connection.close()
+    config = SourceConfig(
+        url="sqlite:///s.db", table="rows", key="id", cursor="at", lag_window=timedelta(seconds=lag)
+    )
+    return SqlPollSource(config, project="p", base=folder, batch_rows=10)
+
+
+@pytest.mark.parametrize("form", STAMPS)
+@pytest.mark.parametrize("lag", [0, 60])
+def test_a_row_from_a_clock_some_hours_ahead_arrives_once_and_hides_none_behind_it(
+    form: str, lag: float, tmp_path: Path
+) -> None:
+    now, write = datetime.now(UTC), STAMPS[form]
+    source = stamped(tmp_path, write(now - timedelta(minutes=5)), lag=lag)
+    stamped(tmp_path, write(now + timedelta(hours=3)))
+    first = list(source.read(""))
+    assert keys(first) == ["1", "2"]
+    assert list(source.read(first[-1].position)) == []
+    stamped(tmp_path, write(now + timedelta(minutes=1)))
+    second = list(source.read(first[-1].position))
+    assert keys(second) == ["3"]
+    stamped(tmp_path, write(now + timedelta(seconds=30)))
+    assert keys(list(source.read(second[-1].position))) == ["4"]
+
+
+def test_a_first_row_ahead_of_the_clock_hides_none(tmp_path: Path) -> None:
+    now = datetime.now(UTC).timestamp()
+    source = stamped(tmp_path, int(now) + 10_000)
+    position = list(source.read(""))[-1].position
+    stamped(tmp_path, int(now) + 60)
+    assert keys(list(source.read(position))) == ["2"]
+
+
+def test_numbers_that_are_no_times_move_the_cursor_as_they_are(tmp_path: Path) -> None:
+    for numbers in ([0, 5, 1 << 33], [1 << 61, (1 << 61) + 1], [0.5, 1e12]):
+        folder = tmp_path / str(numbers[1])
+        folder.mkdir()
+        source = stamped(folder, *numbers)
+        position = list(source.read(""))[-1].position
+        stamped(folder, numbers[-1] - 1, numbers[-1] + 1)
+        assert keys(list(source.read(position)))[-1:] == [str(len(numbers) + 2)]
+        assert str(len(numbers) + 1) not in keys(list(source.read(position)))
+
+
+@pytest.mark.parametrize("kind", ["numeric(20, 3)", "timestamptz", "timestamp", "date", "bytea"])
+def test_every_type_of_cursor_goes_on_where_it_was(kind: str, postgres: Postgres) -> None:
+    values = {"numeric(20, 3)": ["1.5", "2.25", "2.26"], "bytea": ["a", "b", "c"]}
+    early, late, later = values.get(kind, ["2026-01-01", "2026-01-02", "2026-01-03"])
+    with make_table(postgres, "typed") as connection:
+        connection.execute(f"alter table typed add column at {kind}")
+        insert = f"insert into typed (text, at) values ('x', %s::text::{kind})"
+        for value in (early, late):
+            connection.execute(insert, (value,))
+        source = source_of(postgres, table="typed", cursor="at", lag_window=timedelta(seconds=1))
+        position = list(source.read(""))[-1].position
+        connection.execute(insert, (later,))
+        assert keys(list(source.read(position))) == ["3"]
+
+
+@pytest.mark.parametrize("value", ["'NaN'::numeric", "'Infinity'::float8", "interval '1 day'"])
+def test_what_cannot_be_a_cursor_is_named(value: str, postgres: Postgres) -> None:
+    with make_table(postgres, "odd_cursor") as connection:
+        connection.execute("insert into odd_cursor (text) values ('x')")
+        kind = value.partition("::")[2] or "interval"
+        connection.execute(f"alter table odd_cursor add column at {kind}")
+        connection.execute(f"update odd_cursor set at = {value}")
+        with pytest.raises(SourceError) as caught:
+            list(source_of(postgres, table="odd_cursor", cursor="at").read(""))
+    assert caught.value.code == "source.bad_cursor"
+
+
 @pytest.mark.parametrize("mode", ["snapshot_cursor", "lag_window"])
 def test_a_mode_that_needs_a_cursor_says_so(mode: Any) -> None:
     with pytest.raises(ValueError, match="needs a cursor"):

@@ -227,6 +227,23 @@ class DeltaFeatureTable:
         pairs = zip(newest["_key"].to_pylist(), newest["_version_max"].to_pylist(), strict=True)
         return dict(pairs)
 
+    def newest_version(self) -> int:
+        """The highest `_version` of any entry, -1 without one. Read from Delta's own statistics;
+        files that another program wrote without them are looked into.
+        """
+        handle = self._refreshed()
+        if handle is None:
+            return -1
+        with self.in_our_words():
+            files = pa.table(handle.get_add_actions(flatten=True))
+        if files.num_rows == 0:
+            return -1
+        name = "max._version"
+        if name in files.schema.names and files[name].null_count == 0:
+            return int(pc.max(files[name]).as_py())
+        found = pc.max(self._scanned(handle, ["_version"], None)["_version"]).as_py()
+        return -1 if found is None else int(found)
+
     def num_dead(self, version: int | None = None) -> int:
         handle = self._at(version)
         if handle is None:

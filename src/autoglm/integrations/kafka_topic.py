@@ -133,7 +133,7 @@ class KafkaTopicSource:
         def dead(code: str, cause: str) -> ChangeEvent:
             return self._make.dead(where, shown, code=code, cause=cause, version=version, at=at)
 
-        if key is None:
+        if not key:
             return dead("source.null_key", "the message has no key")
         try:
             name = key.decode("utf-8")

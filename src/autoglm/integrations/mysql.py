@@ -9,7 +9,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from pymysqlreplication.row_event import DeleteRowsEvent, UpdateRowsEvent, Write
 
 from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
 from autoglm.errors import SourceError
-from autoglm.streaming.collectors.database import plain
+from autoglm.streaming.collectors.database import duplicate_key, plain
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
 from autoglm.streaming.config import SourceConfig
@@ -98,6 +98,9 @@ class MysqlSource:
             with self._asking() as cursor:
                 self._check(cursor)
                 server, (file, end) = self._server(cursor), self._end(cursor)
+                is_unique = self._is_unique(cursor)
+                if known.after is not None and not is_unique:
+                    self._refuse_twins(cursor)
             if known.server not in ("", server):
                 raise self._log_lost("this is another server")
             if known.lsn > _place(file, end):
@@ -106,7 +109,13 @@ class MysqlSource:
                 for batch in self._snapshot(known, server):
                     known = LogPosition.read(batch.position)
                     yield batch
-            yield from self._changes(known, file.rpartition(".")[0], cancel)
+            with closing(self._changes(known, file.rpartition(".")[0], cancel)) as found:
+                for batch in found:
+                    keys = [event.key for event in batch.events if event.op == "upsert"]
+                    if keys and not is_unique:
+                        with self._asking() as cursor:
+                            self._refuse_twins(cursor, keys)
+                    yield batch
 
     # The snapshot, and the place in the log that it is of.
 
@@ -153,7 +162,7 @@ class MysqlSource:
             rows.execute(query, (after,) if after else None)
             for place, *values in rows:
                 row = {name: plain(value) for name, value in zip(columns, values, strict=True)}
-                if place is None:
+                if not place:
                     batch.append(self._dead(row, known.version, datetime.now(UTC)))
                 else:
                     after = bytes(place).decode("utf-8", "surrogateescape")
@@ -167,7 +176,7 @@ class MysqlSource:
 
     def _changes(
         self, known: LogPosition, base: str, cancel: threading.Event | None
-    ) -> Iterator[ChangeBatch]:
+    ) -> Generator[ChangeBatch, None, None]:
         reader = self._open_log(known, base, is_waiting=cancel is not None)
         log = _Log(known, self._make, self._config, self._dead)
         try:
@@ -233,6 +242,31 @@ class MysqlSource:
                     code="source.no_column",
                     next_step=f"There are: {', '.join(columns)}.",
                 )
+
+    def _is_unique(self, cursor: Any) -> bool:
+        """Whether an index holds that the key alone names a row."""
+        cursor.execute(f"show index from {_quoted(self._config.table)}")
+        fields = [column[0] for column in cursor.description]
+        parts: dict[str, list[Any]] = {}
+        for row in (dict(zip(fields, values, strict=True)) for values in cursor.fetchall()):
+            is_whole = not row["Non_unique"] and row["Sub_part"] is None
+            parts.setdefault(row["Key_name"], []).append(row["Column_name"] if is_whole else None)
+        return [self._config.key] in parts.values()
+
+    def _refuse_twins(self, cursor: Any, keys: Sequence[str] | None = None) -> None:
+        """Two rows of one key would be one row here, and each overwrite the other.
+
+        Raises: SourceError source.duplicate_key.
+        """
+        key = _quoted(self._config.key)
+        only = f"{key} is not null" if keys is None else f"cast({key} as char) in %s"
+        query = (
+            f"select {key} from {_quoted(self._config.table)} where {only} group by {key}"
+            " having count(*) > 1 limit 1"
+        )
+        cursor.execute(query, None if keys is None else (tuple(keys),))
+        if (twice := cursor.fetchone()) is not None:
+            raise duplicate_key(self._where, self._config.key, plain(twice[0]))
 
     def _column_names(self, cursor: Any) -> list[str]:
         cursor.execute(f"select * from {_quoted(self._config.table)} limit 0")
@@ -347,7 +381,7 @@ class _Log:
         self._version = max(self._version + 1, self._known.lsn)
         if not self.events:
             self._since = time.monotonic()
-        if named.get(self._config.key) is None:
+        if named.get(self._config.key) in (None, ""):
             shown = {name: plain(value) for name, value in named.items()}
             self.events.append(self._dead(shown, self._version, at))
             return

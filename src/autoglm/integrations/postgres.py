@@ -9,7 +9,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from autoglm.errors import SourceError
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
 from autoglm.streaming.collectors.log_reader import LogReader
+from autoglm.streaming.collectors.log_table import BY_ROOT, LogTable
 from autoglm.streaming.collectors.pgoutput import Decoder, converter
 from autoglm.streaming.config import SourceConfig
 
@@ -34,7 +35,7 @@ SESSION = (
 )
 LINGER_SECONDS, WAIT_SECONDS, LOOK_SECONDS, FREE_SECONDS = 0.02, 0.2, 10.0, 5.0
 SETUP = """\
-create publication {publication} for table {table};
+create publication {publication} for table {table}{options};
 -- An update that leaves a large value (over 2 kB) alone does not send it, unless the whole row is
 -- kept in the log. Without this it is read again by its key:
 -- alter table {table} replica identity full;
@@ -59,7 +60,8 @@ class PostgresSource:
     ) -> None:
         del base
         self._config, self._batch_rows, self._columns = config, batch_rows, columns
-        self._table = _Table(config.table)
+        self._table = LogTable(config.table, key=config.key, columns=columns)
+        self._quoted = sql.Identifier(self._table.schema, self._table.name)
         plain = re.sub(r"[^a-z0-9_]", "_", f"autoglm_{project}_{self._table.name}".lower())
         self._slot = config.slot or plain[:63]
         self.name = f"postgres/{self._slot}"
@@ -78,9 +80,11 @@ class PostgresSource:
     def setup_sql(self) -> str:
         """What the table's owner runs once. The slot is made by the first read."""
         with closing(self._connect()) as connection, connection.cursor() as cursor:
-            names = {"publication": sql.Identifier(self._slot), "table": self._table.quoted}
-            text = sql.SQL(SETUP)
-            return str(text.format(**names).as_string(cursor))
+            options = f" with ({BY_ROOT})" if self._table.is_partitioned(cursor) else ""
+            text = sql.SQL(SETUP).format(
+                publication=sql.Identifier(self._slot), table=self._quoted, options=sql.SQL(options)
+            )
+            return str(text.as_string(cursor))
 
     def read(self, position: str) -> Iterator[ChangeBatch]:
         """The snapshot if it is not finished, then what was committed before this call.
@@ -110,7 +114,7 @@ class PostgresSource:
                 (self._slot,),
             )
             row = cursor.fetchone()
-            self._check_table(cursor)
+            self._table.check(cursor, self._slot)
         if row is None:
             return {"slot": self._slot, "state": "not made yet", "advice": ""}
         active, state, lag, kept, limit = row
@@ -135,18 +139,32 @@ class PostgresSource:
 
     @property
     def _where(self) -> str:
-        return f"table {self._config.table}"
+        return self._table.where
 
     def _stream(self, known: LogPosition, cancel: threading.Event | None) -> Iterator[ChangeBatch]:
         with self._asking() as cursor:
-            number = self._check_table(cursor)
+            number = self._table.check(cursor, self._slot)
+            self._table.columns(cursor)
+            is_unique = self._table.is_unique(cursor)
+            if known.after is not None and not is_unique:
+                self._table.refuse_twins(cursor)
         with self._translated(), closing(self._connect(LogicalReplicationConnection)) as listening:
             server = self._server(listening, known)
             if known.after is not None:
                 for batch in self._snapshot(known, server, listening):
                     known = LogPosition.read(batch.position)
                     yield batch
-            yield from self._changes(known, listening, number, cancel)
+            with closing(self._changes(known, listening, number, cancel)) as found:
+                for batch in found:
+                    if not is_unique:
+                        self._refuse_twins_of(batch)
+                    yield batch
+
+    def _refuse_twins_of(self, batch: ChangeBatch) -> None:
+        keys = [event.key for event in batch.events if event.op == "upsert"]
+        if keys:
+            with self._asking() as cursor:
+                self._table.refuse_twins(cursor, keys)
 
     def _server(self, listening: Any, known: LogPosition) -> str:
         cursor = listening.cursor()
@@ -195,7 +213,7 @@ class PostgresSource:
             yield from self._rows(connection, cursor, known)
 
     def _rows(self, connection: Any, cursor: Any, known: LogPosition) -> Iterator[ChangeBatch]:
-        columns = self._check_columns(cursor)
+        columns = self._table.columns(cursor)
         names = [name for name, _type in columns]
         converters = [converter(type_oid) for _name, type_oid in columns]
         key = sql.SQL('{}::text collate "C"').format(sql.Identifier(self._config.key))
@@ -203,7 +221,7 @@ class PostgresSource:
         # Once begun it goes on behind the last key; "" is before all keys, and a key itself.
         rest = sql.SQL("where {0} > %s or {0} is null").format(key) if known.after else sql.SQL("")
         query = sql.SQL("select {} from {} {} order by {}")
-        query = query.format(values, self._table.quoted, rest, key)
+        query = query.format(values, self._quoted, rest, key)
         place = names.index(self._config.key)
         after, batch = known.after or "", []
         with connection.cursor(name="snapshot") as rows:
@@ -214,7 +232,7 @@ class PostgresSource:
                     name: text if convert is None or text is None else convert(text)
                     for name, convert, text in zip(names, converters, texts, strict=True)
                 }
-                if texts[place] is None:
+                if not texts[place]:
                     batch.append(
                         self._make.dead("a row without a key", row, code="source.null_key",
                                         cause=f"no {self._config.key}", version=known.version)
@@ -231,7 +249,7 @@ class PostgresSource:
 
     def _changes(
         self, known: LogPosition, listening: Any, number: int, cancel: threading.Event | None
-    ) -> Iterator[ChangeBatch]:
+    ) -> Generator[ChangeBatch, None, None]:
         cursor = listening.cursor()
         with self._asking() as asking:
             start = self._slot_start(asking)
@@ -247,7 +265,7 @@ class PostgresSource:
         )  # fmt: skip
         reader = LogReader(
             known, self._make, key=self._config.key, table=self._table.name, number=number,
-            truncate=self._config.truncate, look_up=self._current,
+            truncate=self._config.truncate, look_up=self._current, columns=self._columns,
         )  # fmt: skip
         decoder = Decoder()
         self._confirmed = known.lsn
@@ -284,16 +302,16 @@ class PostgresSource:
             if now - looked >= LOOK_SECONDS:
                 looked = now
                 with self._asking() as asking:
-                    self._check_table(asking)
+                    self._table.check(asking, self._slot)
             select.select([cursor], [], [], WAIT_SECONDS)
         cursor.send_feedback(flush_lsn=self._confirmed, force=True)
 
     def _current(self, column: str, key: object) -> tuple[Any] | None:
         """A value that the log left out, as it is now; None when the row is gone."""
         with self._asking() as cursor:
-            columns = dict(self._check_columns(cursor))
+            columns = dict(self._table.columns(cursor))
             query = sql.SQL("select {}::text from {} where {}::text = %s").format(
-                sql.Identifier(column), self._table.quoted, sql.Identifier(self._config.key)
+                sql.Identifier(column), self._quoted, sql.Identifier(self._config.key)
             )
             cursor.execute(query, (str(key),))
             row = cursor.fetchone()
@@ -338,69 +356,6 @@ class PostgresSource:
         if state == "lost":
             raise self._slot_lost("the server has dropped what it had kept for it")
         return _lsn(start)
-
-    def _check_table(self, cursor: Any) -> int:
-        """The table's number.
-
-        Raises: SourceError source.no_table, source.no_publication, source.no_identity.
-        """
-        cursor.execute(
-            "select c.oid, c.relreplident, exists (select from pg_publication_tables p where"
-            " p.pubname = %s and p.schemaname = n.nspname and p.tablename = c.relname)"
-            " from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " where c.relname = %s and n.nspname = %s",
-            (self._slot, self._table.name, self._table.schema),
-        )
-        row = cursor.fetchone()
-        if row is None:
-            raise SourceError(
-                f"the database has no {self._where}: dropped or renamed.",
-                code="source.no_table",
-                next_step="Bring it back, or change data.source.table and, to go on with the same"
-                f" slot, set data.source.slot: {self._slot}.",
-            )
-        oid, identity, is_published = row
-        if not is_published:
-            raise SourceError(
-                f"{self._where} is not in a publication {self._slot}.",
-                code="source.no_publication",
-                next_step="`autoglm source setup` prints the SQL for the table's owner.",
-            )
-        if identity == "f":
-            return int(oid)
-        cursor.execute(
-            "select exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid"
-            " and a.attnum = any(i.indkey) where i.indrelid = %s and a.attname = %s and"
-            " case when %s = 'd' then i.indisprimary else i.indisreplident end)",
-            (oid, self._config.key, identity),
-        )
-        if not cursor.fetchone()[0]:
-            self._check_columns(cursor)
-            raise SourceError(
-                f"{self._where}: a delete does not say {self._config.key}, which is not in the"
-                " table's replica identity.",
-                code="source.no_identity",
-                next_step=f"alter table {self._config.table} replica identity full;",
-            )
-        return int(oid)
-
-    def _check_columns(self, cursor: Any) -> list[tuple[str, int]]:
-        """(name, type) of every column. Raises: SourceError source.no_column."""
-        cursor.execute(
-            "select attname, atttypid::int8 from pg_attribute where attrelid = %s::regclass and"
-            " attnum > 0 and not attisdropped order by attnum",
-            (self._table.text,),
-        )
-        columns = [(str(name), int(kind)) for name, kind in cursor.fetchall()]
-        names = [name for name, _kind in columns]
-        for wanted in (self._config.key, *self._columns):
-            if wanted not in names:
-                raise SourceError(
-                    f"{self._where} has no column {wanted!r}.",
-                    code="source.no_column",
-                    next_step=f"There are: {', '.join(names)}.",
-                )
-        return columns
 
     def _slot_lost(self, why: str) -> SourceError:
         return SourceError(
@@ -471,17 +426,6 @@ class PostgresSource:
             if is_passing
             else "wal_level must be logical, the user one with the right of replication.",
         )
-
-
-class _Table:
-    def __init__(self, text: str) -> None:
-        schema, _, self.name = text.rpartition(".")
-        self.schema = schema or "public"
-        self.quoted = sql.Identifier(self.schema, self.name)
-
-    @property
-    def text(self) -> str:
-        return ".".join('"' + part.replace('"', '""') + '"' for part in (self.schema, self.name))
 
 
 def _moved(known: LogPosition, *, after: str | None) -> LogPosition:

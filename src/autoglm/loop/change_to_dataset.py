@@ -71,24 +71,41 @@ def collect_once(
     *,
     on_batch: Callable[[int], None] | None = None,
     follow: bool = False,
+    is_again: bool = False,
 ) -> int:
     """Source ─► broker: what it shows now, and with `follow`, where the source can, what it will
-    show until cancelled. Says how many events there were. Raises: StorageError broker.offset_gone
-    for a log that is not the table's; SourceError.
+    show until cancelled. Says how many events there were. `is_again`: this process has done so
+    before, so nobody else has given rows since. Raises: StorageError broker.offset_gone for a log
+    that is not the table's; SourceError.
     """
     from autoglm.streaming.collector import collect
-    from autoglm.streaming.consumer_group import seek
 
     source = open_source(project)
     on_event({"kind": "source", "promise": source.promise})
     topic = topic_of(project)
-    if broker.position(topic, source.name) == "":
-        # A new log in place of the table's: once filled it would look like the old one, and the
-        # changes at the offsets that the table has would be passed by.
-        numbers = range(broker.num_partitions(topic))
-        seek(broker, project.table(), group=GROUP, topic=topic, numbers=numbers)
-    found = collect(source, broker, topic=topic, cancel=cancel, on_batch=on_batch, follow=follow)
+    newest = -1
+    if not is_again or broker.position(topic, source.name) == "":
+        newest = newest_version(project, broker)
+    found = collect(
+        source, broker, topic=topic, cancel=cancel, on_batch=on_batch, follow=follow, newest=newest
+    )
     return found.events
+
+
+def newest_version(project: Project, broker: Broker) -> int:
+    """The highest version in the table and in what waits for it, -1 without any.
+
+    Raises: StorageError broker.offset_gone.
+    """
+    from autoglm.streaming.consumer_group import seek
+    from autoglm.streaming.version_floor import newest_waiting
+
+    table, topic = project.table(), topic_of(project)
+    # Also refuses a new log in place of the table's: once filled it would look like the old one,
+    # and the changes at the offsets that the table has would be passed by.
+    numbers = range(broker.num_partitions(topic))
+    offsets = seek(broker, table, group=GROUP, topic=topic, numbers=numbers)
+    return max(newest_waiting(broker, offsets), table.newest_version())
 
 
 def hold_back(project: Project, broker: Broker, cancel: threading.Event, clock: Clock) -> None:

@@ -65,8 +65,10 @@ def stream(project: Project, cancel: threading.Event) -> None:
 def collect_forever(project: Project, cancel: threading.Event) -> None:
     """Source ─► broker: follow a source that can be listened to, poll any other."""
     clock, logger = SystemClock(), logs.get_logger()
+    trips = 0
 
     def once() -> None:
+        nonlocal trips
         with closing(open_broker(project)) as broker:
             events = collect_once(
                 project,
@@ -75,7 +77,9 @@ def collect_forever(project: Project, cancel: threading.Event) -> None:
                 lambda event: logger.debug("collector", **event),
                 on_batch=lambda _events: hold_back(project, broker, cancel, clock),
                 follow=True,
+                is_again=trips > 0,
             )
+        trips += 1
         if events:
             logger.info("collected", events=events)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from autoglm.contracts.change_event import ChangeBatch
 from autoglm.errors import CancelledError
 from autoglm.plugins.kinds import Broker, Source
+from autoglm.streaming.version_floor import RaisedPosition
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,20 +26,24 @@ def collect(
     cancel: threading.Event,
     on_batch: Callable[[int], None] | None = None,
     follow: bool = False,
+    newest: int = -1,
 ) -> Collected:
     """Append what the source shows now, batch by batch, each with its position; with `follow` also
     what changes later, until cancelled, where the source can listen (else it reads once).
 
-    The source is told what is stored. `on_batch` is told the number of events so far. Raises:
-    SourceError, StorageError, CancelledError (what was appended stays).
+    The source is told what is stored. `on_batch` is told the number of events so far. `newest` is
+    the highest version that anybody gave: what comes is newer, also under a new name of the source.
+    Raises: SourceError, StorageError, CancelledError (what was appended stays).
     """
     acknowledge = getattr(source, "acknowledge", None)
     epoch = broker.new_epoch(topic, source.name)
     events = batches = 0
-    for batch in _batches(source, broker.position(topic, source.name), cancel, follow):
+    known = RaisedPosition.read(broker.position(topic, source.name)).above(newest)
+    for batch in _batches(source, known.position, cancel, follow):
         if cancel.is_set():
             raise CancelledError("collecting was stopped.", next_step="The next call goes on.")
-        broker.append(topic, batch, producer=source.name, epoch=epoch)
+        known, raised = known.after(batch)
+        broker.append(topic, raised, producer=source.name, epoch=epoch)
         if acknowledge is not None:
             acknowledge(batch.position)
         events, batches = events + len(batch.events), batches + 1

@@ -16,17 +16,18 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import column, inspect, select
-from sqlalchemy import table as sql_table
+from sqlalchemy import inspect, select
 
 from autoglm.contracts.task import TASKS, TaskForm
 from autoglm.errors import DataError, SourceError
 from autoglm.streaming.collectors.database import (
     column_names,
     open_database,
+    place_of,
     plain,
     readable,
     require_columns,
+    table_clause,
 )
 
 SAMPLE_ROWS = 2000
@@ -411,9 +412,9 @@ def inspect_source(
         names = column_names(engine, table, where)
         if cursor:
             require_columns([cursor], names, where)
-        source = sql_table(table, *(column(name) for name in names))
+        source = table_clause(table, names)
         with readable(where), engine.connect() as connection:
-            primary = inspect(connection).get_pk_constraint(table)["constrained_columns"]
+            primary = inspect(connection).get_pk_constraint(*place_of(table))["constrained_columns"]
             rows = connection.execute(select(*source.c).limit(SAMPLE_ROWS)).all()
     finally:
         engine.dispose()

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Engine, create_engine, event, false, inspect, select, text
+from sqlalchemy import (
+    Engine,
+    TableClause,
+    column,
+    create_engine,
+    event,
+    false,
+    func,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy import table as sql_table
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -77,21 +88,81 @@ def readable(where: str) -> Iterator[None]:
         raise SourceError(f"{where} cannot be read: {cause}.", code="source.unreadable") from error
 
 
+def place_of(table: str) -> tuple[str, str | None]:
+    """(name, schema) of `name` or `schema.name`."""
+    schema, _, name = table.rpartition(".")
+    return name, schema or None
+
+
+def table_clause(table: str, columns: Sequence[str]) -> TableClause:
+    """To ask for these columns of `name` or `schema.name`."""
+    name, schema = place_of(table)
+    return sql_table(name, *(column(found) for found in columns), schema=schema)
+
+
 def column_names(engine: Engine, table: str, where: str) -> list[str]:
     """Raises: SourceError source.no_table with the nearest table's name."""
+    name, schema = place_of(table)
     with readable(where):
         inspector = inspect(engine)
-        tables = [*inspector.get_table_names(), *inspector.get_view_names()]
-        if table not in tables:
+        if not inspector.has_table(name, schema=schema):
+            tables = [*inspector.get_table_names(schema), *inspector.get_view_names(schema)]
             raise SourceError(
                 f"{where} has no table {table!r}.",
                 code="source.no_table",
-                next_step=_nearest(table, tables),
+                next_step=_nearest(name, tables),
             )
         # Asked by a query: the inspector warns of each type that it does not know.
-        query = select(text("*")).select_from(sql_table(table)).where(false())
+        query = select(text("*")).select_from(table_clause(table, ())).where(false())
         with engine.connect() as connection:
             return list(map(str, connection.execute(query).keys()))
+
+
+def is_unique(engine: Engine, table: str, key: str) -> bool:
+    """Whether the database itself holds that `key` alone names a row."""
+    name, schema = place_of(table)
+    inspector = inspect(engine)
+    try:
+        held = [
+            inspector.get_pk_constraint(name, schema)["constrained_columns"],
+            *(found["column_names"] for found in inspector.get_unique_constraints(name, schema)),
+            *(
+                found["column_names"]
+                for found in inspector.get_indexes(name, schema)
+                if found["unique"]
+                and not any("where" in o for o in found.get("dialect_options", {}))
+            ),
+        ]
+    except (SQLAlchemyError, NotImplementedError):  # a view holds nothing
+        return False
+    return [key] in held
+
+
+def refuse_twins(engine: Engine, table: str, key: str, where: str) -> None:
+    """Two rows of one key would be one row here, and each overwrite the other.
+
+    Raises: SourceError source.duplicate_key.
+    """
+    found = table_clause(table, [key]).c[key]
+    with readable(where), engine.connect() as connection:
+        twice = connection.execute(
+            select(found)
+            .where(found.is_not(None))
+            .group_by(found)
+            .having(func.count() > 1)
+            .limit(1)
+        ).first()
+    if twice is not None:
+        raise duplicate_key(where, key, plain(twice[0]))
+
+
+def duplicate_key(where: str, key: str, value: object) -> SourceError:
+    return SourceError(
+        f"{where} has two rows with {key} = {value}.",
+        code="source.duplicate_key",
+        next_step="Choose a column for data.source.key that names one row (a view or a generated"
+        " column can make one of several), and give it a unique index.",
+    )
 
 
 def require_columns(wanted: Sequence[str], columns: Sequence[str], where: str) -> None:

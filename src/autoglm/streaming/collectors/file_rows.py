@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,8 @@ ENDINGS = {".csv", ".tsv", ".jsonl", ".json", ".parquet"}
 class Found:
     """A row, or raw text with the reason why it is none. `line` is 0 for the file as a whole.
 
-    `is_cut`: it is the last line and has no end; somebody may still be writing it.
+    `is_cut`: it is the last line and has no end; somebody may still be writing it. `hides_rows`:
+    behind the bad text there may be rows that nobody can tell now.
     """
 
     line: int
@@ -38,17 +39,21 @@ class Found:
     code: str = ""
     cause: str = ""
     is_cut: bool = False
+    hides_rows: bool = False
 
 
-def read_found(path: Path) -> Iterator[Found]:
-    """Everything in `path`. Raises: OSError for a file that cannot be opened."""
+def read_found(path: Path, *, key: str = "") -> Iterator[Found]:
+    """Everything in `path`; of a header without the column `key` only that.
+
+    Raises: OSError for a file that cannot be opened.
+    """
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix not in ENDINGS:
         yield Found(0, code="source.unknown_format", cause=f"{suffix or 'no'} ending is not known")
         return
     line = 0
     try:
-        for found in _read(path, suffix):
+        for found in _read(path, suffix, key):
             line = found.line
             row = found.row
             if row is not None:
@@ -61,14 +66,14 @@ def read_found(path: Path) -> Iterator[Found]:
         yield Found(0, code="source.unreadable", cause=f"behind line {line}: {error}")
 
 
-def _read(path: Path, suffix: str) -> Iterator[Found]:
+def _read(path: Path, suffix: str, key: str) -> Iterator[Found]:
     if suffix == ".parquet":
         yield from (Found(n, row) for n, row in enumerate(parquet_rows(path), start=1))
         return
     with opened(path) as stream:
         lines = _lines(stream)
         if suffix in (".csv", ".tsv"):
-            yield from _csv(lines, "\t" if suffix == ".tsv" else ",")
+            yield from _csv(lines, "\t" if suffix == ".tsv" else ",", key)
         elif suffix == ".json":
             yield from _json(lines)
         else:
@@ -140,7 +145,7 @@ def _object(row: Any, number: int, raw: str) -> Found:
     return Found(number, raw=raw, code="source.bad_json", cause="a row must be an object")
 
 
-def _csv(lines: Iterator[str], delimiter: str) -> Iterator[Found]:
+def _csv(lines: Iterator[str], delimiter: str, key: str) -> Iterator[Found]:
     csv.field_size_limit(sys.maxsize)
     used: list[str] = []
 
@@ -156,9 +161,7 @@ def _csv(lines: Iterator[str], delimiter: str) -> Iterator[Found]:
         try:
             values = next(reader, None)
         except csv.Error as error:
-            is_cut = not used or not used[-1].endswith("\n")
-            raw = "".join(used)
-            yield Found(reader.line_num, None, raw, "source.bad_csv", str(error), is_cut)
+            yield _bad_record(reader.line_num, used, str(error))
             continue
         if values is None:
             return
@@ -168,11 +171,23 @@ def _csv(lines: Iterator[str], delimiter: str) -> Iterator[Found]:
                 cause = "the header names a column twice"
                 yield Found(0, raw="".join(used), code="source.bad_csv", cause=cause)
                 return
+            if key and key not in names:
+                yield Found(0, raw="".join(used), code="source.no_column", cause=no_key(key, names))
+                return
         elif len(values) == len(names):
             row = {n: v if v != "" else None for n, v in zip(names, values, strict=True)}
             yield Found(reader.line_num, row, is_cut=not used[-1].endswith("\n"))
         elif values:
             cause = f"{len(values)} fields, the header has {len(names)}"
-            is_cut = not used[-1].endswith("\n")
-            raw = "".join(used)
-            yield Found(reader.line_num, None, raw, "source.bad_csv", cause, is_cut)
+            yield _bad_record(reader.line_num, used, cause)
+
+
+def _bad_record(line: int, used: list[str], cause: str) -> Found:
+    """A quote that is never closed, or closed by the next one, takes the lines between along."""
+    is_cut = not used or not used[-1].endswith("\n")
+    raw, hides_rows = "".join(used), len(used) > 1
+    return Found(line, None, raw, "source.bad_csv", cause, is_cut, hides_rows)
+
+
+def no_key(key: str, names: Iterable[str]) -> str:
+    return f"no column {key!r}; there are: {', '.join(names)}"

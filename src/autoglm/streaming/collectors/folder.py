@@ -7,9 +7,11 @@ counts. What the file system reports is a hint when to look; what changed is tol
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
+import stat as modes
 import threading
 import time
 import zlib
@@ -21,7 +23,7 @@ from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
 from autoglm.contracts.record import digest
 from autoglm.errors import SourceError
 from autoglm.streaming.collectors.events import Maker
-from autoglm.streaming.collectors.file_rows import read_found
+from autoglm.streaming.collectors.file_rows import Found, no_key, read_found
 from autoglm.streaming.config import SourceConfig
 
 LOOK_MILLISECONDS = 5_000  # even without a hint
@@ -181,6 +183,11 @@ class FolderSource:
         """The file as it is now; `dead` gets what is no row and was not told before."""
         file, before = self._folder / path, known.files.get(path, _File())
         try:
+            if cause := _no_file(file):
+                found = Found(0, code="source.unreadable", cause=cause)
+                now = _File(before.sha, [], before.rows)  # looked at again, nothing is gone
+                self._tell(path, now, [(found, "")], before, known, dead)
+                return now
             stat = _stat(file)
             if before.stat == stat:
                 return before
@@ -198,25 +205,48 @@ class FolderSource:
 
     def _parse(self, path: str, before: _File, known: _Position, dead: list[_Dead]) -> _File:
         file, now = self._folder / path, _File(stat=[1])
-        for found in read_found(file):
+        letters: list[tuple[Found, str]] = []
+        columns: set[str] = set()
+        for found in read_found(file, key=self._key):
             if found.is_cut and _is_growing(file):
                 now.stat = []
                 return now
-            row, code, cause, raw = found.row, found.code, found.cause, found.raw
-            if row is not None and row.get(self._key) is None:
-                code, cause, raw = "source.null_key", f"no {self._key}", json.dumps(row)
-            if row is not None and not code:
-                key = str(row[self._key])
-                now.rows[key], now.lines[key] = digest(row, size=8), found.line
+            row = found.row
+            if row is None:
+                letters.append((found, found.raw))
                 continue
-            if found.line == 0:  # the rest of the file is unknown, not gone
-                now.rows = before.rows | now.rows
-            name = digest([path, code, raw or cause], size=8)
+            columns |= row.keys()
+            if row.get(self._key) in (None, ""):
+                nameless = Found(found.line, code="source.null_key", cause=f"no {self._key}")
+                letters.append((nameless, json.dumps(row)))
+                continue
+            key = str(row[self._key])
+            now.rows[key], now.lines[key] = digest(row, size=8), found.line
+        if columns and self._key not in columns:
+            cause = no_key(self._key, sorted(columns))
+            letters = [(Found(0, code="source.no_column", cause=cause), "")]
+        is_whole = now.rows and not any(f.line == 0 or f.hides_rows for f, _raw in letters)
+        if letters and not is_whole:  # what cannot be told is not gone
+            now.rows = before.rows | now.rows
+        self._tell(path, now, letters, before, known, dead)
+        return now
+
+    def _tell(
+        self,
+        path: str,
+        now: _File,
+        letters: list[tuple[Found, str]],
+        before: _File,
+        known: _Position,
+        dead: list[_Dead],
+    ) -> None:
+        """Note the letters of a file; `dead` gets those that are new."""
+        for found, raw in letters:
+            name = digest([path, found.code, raw or found.cause], size=8)
             now.bad.append(name)
             if name not in before.bad and f"\0{name}" not in known.done:
                 where = f"{path}:{found.line}" if found.line else path
-                dead.append(_Dead(name, where, raw, code, cause))
-        return now
+                dead.append(_Dead(name, where, raw, found.code, found.cause))
 
     def _changes(
         self, known: _Position, files: dict[str, _File], dead: list[_Dead]
@@ -260,6 +290,17 @@ class FolderSource:
 def _target(files: dict[str, _File]) -> dict[str, tuple[str, str]]:
     """Key → the file that holds it last by name, and the row's digest."""
     return {key: (path, name) for path in sorted(files) for key, name in files[path].rows.items()}
+
+
+def _no_file(file: Path) -> str:
+    """Why it cannot be opened as a file, `""` if it can: a pipe would never end."""
+    try:
+        mode = file.stat().st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP) or not file.is_symlink():
+            raise
+        return "the link leads nowhere"
+    return "" if modes.S_ISREG(mode) else "it is no regular file"
 
 
 def _stat(file: Path) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -29,7 +29,9 @@ BATCH_BYTES = 64 << 20  # of values; few rows of megabytes fill a batch too
 
 
 class LogReader:
-    """`look_up(column, key)` reads a value that the log left out: a tuple of it, None if gone."""
+    """`look_up(column, key)` reads a value that the log left out: a tuple of it, None if gone. It
+    is asked for `columns` too that the table lacked when the log was written.
+    """
 
     def __init__(
         self,
@@ -41,10 +43,12 @@ class LogReader:
         number: int,
         truncate: str,
         look_up: Callable[[str, object], tuple[Any] | None],
+        columns: Sequence[str] = (),
     ) -> None:
         self.events: list[ChangeEvent] = []
         self.is_inside = False  # of a transaction
         self._known, self._make, self._key, self._table = known, make, key, table
+        self._columns = columns
         self._truncate, self._look_up = truncate, look_up
         self._version, self._skip, self._count = known.version, 0, 0
         self._within = self._xid = 0
@@ -141,31 +145,42 @@ class LogReader:
 
     def _upsert(self, row: Row) -> None:
         value = row.get(self._key)
-        if value is None:
+        if value is None or value == "":
             return self._dead(row, "source.null_key", f"the row has no {self._key}")
         key = str(value)
         if self._known.parts and self._known.has_seen(key, self._xid):
+            return None
+        if not self._completed(row, (n for n in self._columns if n not in row)):
             return None
         return self._add(self._make.upsert(key, row, self._next_version(), self._at))
 
     def _update(self, message: Update) -> None:
         row, before = message.row, message.before or {}
-        for name in [name for name, value in row.items() if value is UNCHANGED]:
-            found = self._look_up(name, row.get(self._key))
-            if found is None:
-                row[name] = None
-                self._dead(row, "source.unchanged_lost",
-                           f"the log does not hold {name}, and the row is gone")  # fmt: skip
-                return
-            row[name] = found[0]
+        if not self._completed(row, [name for name, value in row.items() if value is UNCHANGED]):
+            return
         old = before.get(self._key)
         if old is not None and old != row.get(self._key):
             self._delete(before)
         self._upsert(row)
 
+    def _completed(self, row: Row, names: Iterable[str]) -> bool:
+        """What the log does not hold is as it is now; a dead letter and False if the row is gone.
+
+        Raises: SourceError source.no_column for a column that is not there now either.
+        """
+        for name in names:
+            found = self._look_up(name, row.get(self._key))
+            if found is None:
+                row[name] = None
+                self._dead(row, "source.unchanged_lost",
+                           f"the log does not hold {name}, and the row is gone")  # fmt: skip
+                return False
+            row[name] = found[0]
+        return True
+
     def _delete(self, before: Row) -> None:
         value = before.get(self._key)
-        if value is None:
+        if value is None or value == "":
             return self._dead(before, "source.null_key", f"a deleted row has no {self._key}")
         key = str(value)
         if self._known.parts and self._known.has_seen(key, self._xid):

@@ -18,7 +18,6 @@ from sqlalchemy import (
     Connection,
     Text,
     cast,
-    column,
     exists,
     func,
     literal,
@@ -27,10 +26,10 @@ from sqlalchemy import (
     text,
     tuple_,
 )
-from sqlalchemy import table as sql_table
 from sqlalchemy.types import UserDefinedType
 
 from autoglm.errors import SourceError
+from autoglm.streaming.collectors.database import place_of, table_clause
 from autoglm.streaming.config import SourceConfig
 
 SETUP = """\
@@ -73,9 +72,9 @@ class XidPosition:
 
 def setup_sql(config: SourceConfig) -> str:
     """The statements that a table needs once; whoever owns it runs them."""
-    name = config.table
+    name, _schema = place_of(config.table)
     return SETUP.format(
-        table=_quoted(config.table),
+        table=_quoted_table(config.table),
         cursor=_quoted(config.cursor),
         function=_quoted(f"{name}_{config.cursor}"[:63]),
         trigger=_quoted(f"{name}_{config.cursor}"[:63]),
@@ -97,7 +96,7 @@ def read_rows(
     Raises: SourceError source.no_snapshot_cursor, source.cursor_ahead.
     """
     _check_cursor(connection, config, known, where)
-    source = sql_table(config.table, *(column(name) for name in columns))
+    source = table_clause(config.table, columns)
     cursor, key = source.c[config.cursor], cast(source.c[config.key], Text)
     after = _xid8(known.xid)
     # One statement is one snapshot: rows and the bound are of the same moment.
@@ -129,7 +128,7 @@ def _check_cursor(
         text(
             "select format_type(atttypid, atttypmod) from pg_attribute where attrelid ="
             " cast(:name as regclass) and attname = :column and attnum > 0"
-        ).bindparams(name=_quoted(config.table), column=config.cursor)
+        ).bindparams(name=_quoted_table(config.table), column=config.cursor)
     ).scalar()
     if found != "xid8":
         raise SourceError(
@@ -137,7 +136,7 @@ def _check_cursor(
             code="source.no_snapshot_cursor",
             next_step="`autoglm source setup` prints the SQL that adds it.",
         )
-    source = sql_table(config.table, column(config.cursor))
+    source = table_clause(config.table, [config.cursor])
     # A dump that was restored elsewhere brings the ids of the other server along.
     newest = func.pg_snapshot_xmax(func.pg_current_snapshot())
     ahead = exists(select(source).where(source.c[config.cursor] >= newest))
@@ -165,3 +164,8 @@ def _xid8(number: int) -> Any:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _quoted_table(table: str) -> str:
+    name, schema = place_of(table)
+    return ".".join(_quoted(part) for part in (schema, name) if part)

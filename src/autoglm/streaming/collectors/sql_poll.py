@@ -14,44 +14,48 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Select, column, func, select
-from sqlalchemy import table as sql_table
+from sqlalchemy import Connection, Select, func, select
 
 from autoglm.contracts.change_event import ChangeBatch, ChangeEvent, Op
 from autoglm.contracts.record import digest
 from autoglm.errors import SourceError
 from autoglm.observability.tracing import new_traceparent
+from autoglm.streaming.collectors import cursor as cursors
 from autoglm.streaming.collectors import snapshot_cursor
 from autoglm.streaming.collectors.database import (
     column_names,
+    duplicate_key,
+    is_unique,
     open_database,
     plain,
     readable,
+    refuse_twins,
     require_columns,
+    table_clause,
 )
 from autoglm.streaming.config import SourceConfig
 
 # Versions of one poll: poll number in the upper bits, row order in the lower 32.
 POLL_SHIFT = 32
-# A cursor this far ahead of our clock is no time zone (14 hours at most) but a wrong clock.
-CLOCK_TOLERANCE = timedelta(days=1)
 
 
 @dataclass
 class _Position:
     """`seen` maps key → row digest: of the rows at the cursor's edge, or of all rows. `window`
-    holds the same of this poll, with the cursor's value.
+    holds the same of this poll, with the cursor's value. `unit` is None until a number was seen.
     """
 
     poll: int = 0
     cursor: Any = None
     cursor_type: str = ""
+    unit: int | None = None
     seen: dict[str, str] = field(default_factory=dict)
     window: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
@@ -63,19 +67,29 @@ class _Position:
             xid = snapshot_cursor.XidPosition.read(text)
             return cls(poll=((xid.base + xid.xid) >> POLL_SHIFT) + 1)
         data = json.loads(zlib.decompress(base64.b64decode(text)))
-        return cls(data["poll"], data["cursor"], data["type"], data["seen"])
+        unit = data.get("unit")  # an older release did not ask
+        return cls(data["poll"], data["cursor"], data["type"], unit, data["seen"])
 
     def write(self) -> str:
         data = {
-            "poll": self.poll, "cursor": self.cursor, "type": self.cursor_type, "seen": self.seen,
+            "poll": self.poll, "cursor": self.cursor, "type": self.cursor_type, "unit": self.unit,
+            "seen": self.seen,
         }  # fmt: skip
         return base64.b64encode(zlib.compress(json.dumps(data).encode(), 1)).decode()
 
-    def bound(self) -> Any:
-        """The cursor as the driver wants to compare it."""
-        if self.cursor_type == "datetime":
-            return datetime.fromisoformat(self.cursor)
-        return date.fromisoformat(self.cursor) if self.cursor_type == "date" else self.cursor
+    def bound(self, lag: timedelta) -> Any:
+        """Where the next poll begins, as the driver wants to compare it."""
+        value = cursors.restored(self.cursor, self.cursor_type)
+        return cursors.earlier(value, lag, self.unit or 0)
+
+    def move(self, value: Any, now: cursors.Now, where: str) -> None:
+        """On to the row with `value`, but never past `now`."""
+        self.cursor, self.cursor_type = cursors.stored(value, where)
+        if self.unit is None and isinstance(value, cursors.NUMBERS) and value > 0:
+            self.unit = now.unit_of(value)
+        kept = now.behind(value, self.unit or 0)
+        if kept is not value:
+            self.cursor, self.cursor_type = cursors.stored(kept, where)
 
 
 class SqlPollSource:
@@ -131,9 +145,15 @@ class SqlPollSource:
             require_columns(wanted, columns, self._where)
             with readable(self._where), engine.connect() as connection:
                 if config.polls_by == "snapshot_cursor":
-                    yield from self._by_transaction(connection, columns, position)
+                    found = self._by_transaction(connection, columns, position)
                 else:
-                    yield from self._by_content(connection, columns, position)
+                    found = self._by_content(connection, columns, position)
+                # Looked for when there is something new: a poll that finds nothing stays cheap.
+                with closing(found):  # whoever stops reading leaves no statement open
+                    for number, batch in enumerate(found):
+                        if number == 0 and not is_unique(engine, config.table, config.key):
+                            refuse_twins(engine, config.table, config.key, self._where)
+                        yield batch
         finally:
             engine.dispose()
 
@@ -146,7 +166,7 @@ class SqlPollSource:
 
     def _by_transaction(
         self, connection: Connection, columns: list[str], position: str
-    ) -> Iterator[ChangeBatch]:
+    ) -> Generator[ChangeBatch, None, None]:
         if snapshot_cursor.XidPosition.is_one(position):
             known = snapshot_cursor.XidPosition.read(position)
         else:
@@ -170,44 +190,34 @@ class SqlPollSource:
 
     def _by_content(
         self, connection: Connection, columns: list[str], position: str
-    ) -> Iterator[ChangeBatch]:
+    ) -> Generator[ChangeBatch, None, None]:
         known = _Position.read(position)
         known.poll += 1
+        now = None
         if self._cursor:
             self._refuse_null_cursors(connection)
+            now = cursors.Now.at(connection)
+            if known.cursor is not None:  # the clock may have been ahead until now
+                known.move(cursors.restored(known.cursor, known.cursor_type), now, self._where)
         options = {"stream_results": True, "yield_per": self._batch_rows}
         query = self._query(columns, known)
         with connection.execution_options(**options).execute(query) as found:
             rows = (dict(zip(columns, row, strict=True)) for row in found)
-            events = self._by_cursor(rows, known) if self._cursor else self._diff(rows, known)
+            events = self._by_cursor(rows, known, now) if now else self._diff(rows, known)
             yield from self._batches(events, known)
 
     def _query(self, columns: list[str], known: _Position) -> Select[Any]:
-        source = sql_table(self._config.table, *(column(name) for name in columns))
+        source = table_clause(self._config.table, columns)
         query = select(*source.c)
         if not self._cursor:
             return query.order_by(source.c[self._config.key])
         cursor = source.c[self._config.cursor]
         if known.cursor is not None:
-            query = query.where(cursor >= self._lower_bound(known))
+            query = query.where(cursor >= known.bound(self._config.lag_window))
         return query.order_by(cursor, source.c[self._config.key])
 
-    def _lower_bound(self, known: _Position) -> Any:
-        bound, lag = known.bound(), self._config.lag_window
-        if not lag:
-            return bound
-        if isinstance(bound, datetime):
-            return bound - lag
-        if isinstance(bound, str):  # SQLite keeps times as text
-            try:
-                moment = datetime.fromisoformat(bound)
-            except ValueError:
-                return bound
-            return (moment - lag).isoformat(sep=bound[10:11] or "T")
-        return bound - lag.total_seconds() if isinstance(bound, (int, float)) else bound
-
     def _refuse_null_cursors(self, connection: Connection) -> None:
-        source = sql_table(self._config.table, column(self._config.cursor))
+        source = table_clause(self._config.table, [self._config.cursor])
         missing = source.c[self._config.cursor].is_(None)
         count = connection.execute(
             select(func.count()).select_from(source).where(missing)
@@ -219,33 +229,26 @@ class SqlPollSource:
                 next_step="Fill the column, or leave data.source.cursor out.",
             )
 
-    def _refuse_future(
-        self, value: Any, row: Mapping[str, Any], limits: tuple[datetime, datetime, str]
-    ) -> None:
-        """The cursor would follow a row from a clock that ran ahead, past all rows to come."""
-        if isinstance(value, datetime):
-            is_ahead = value > (limits[0] if value.tzinfo else limits[1])
-        else:  # SQLite keeps times as text
-            is_time = isinstance(value, str) and value[4:5] == value[7:8] == "-"
-            is_ahead = is_time and value[:4].isdigit() and value > limits[2]
-        if is_ahead:
+    def _refuse_future(self, value: Any, row: Mapping[str, Any], now: cursors.Now) -> None:
+        if now.refuses(value):
             raise SourceError(
                 f"{self._where}: {self._config.cursor} of the row {self._key(row)} is {value},"
-                " more than a day ahead of this machine's clock.",
+                " more than a day ahead of the clock.",
                 code="source.clock_ahead",
-                next_step="Correct the row, or this machine's clock; nothing was passed by.",
+                next_step="Correct the row, or the clock of this machine or the database's;"
+                " nothing was passed by.",
             )
 
     def _by_cursor(
-        self, rows: Iterator[Mapping[str, Any]], known: _Position
+        self, rows: Iterator[Mapping[str, Any]], known: _Position, now: cursors.Now
     ) -> Iterator[ChangeEvent]:
-        limits = _limits()
+        where = f"{self._where}: {self._config.cursor}"
         for index, row in enumerate(rows):
             value = row[self._config.cursor]
-            self._refuse_future(value, row, limits)
+            self._refuse_future(value, row, now)
             key, content = self._key(row), {name: plain(v) for name, v in row.items()}
             row_digest = digest(content, size=8)
-            known.cursor, known.cursor_type = plain(value), _type_of(value)
+            known.move(value, now, where)
             known.window[key] = (value, row_digest)
             if known.seen.get(key) != row_digest:
                 yield self._event(key, "upsert", content, _version(known, index))
@@ -255,11 +258,7 @@ class SqlPollSource:
         for row in rows:
             key, content = self._key(row), {name: plain(v) for name, v in row.items()}
             if key in present:
-                raise SourceError(
-                    f"{self._where} has two rows with {self._config.key} = {key}.",
-                    code="source.duplicate_key",
-                    next_step="Choose a key column that names one row.",
-                )
+                raise duplicate_key(self._where, self._config.key, key)
             present.add(key)
             row_digest = digest(content, size=8)
             if before.get(key) != row_digest:
@@ -285,7 +284,7 @@ class SqlPollSource:
     def _position(self, known: _Position) -> str:
         """With a cursor, the edge is what the next poll will read again."""
         if self._cursor:
-            floor = self._lower_bound(known)
+            floor = known.bound(self._config.lag_window)
             known.window = {k: v for k, v in known.window.items() if not v[0] < floor}
             edge = {k: row_digest for k, (_, row_digest) in known.window.items()}
             return replace(known, seen=edge).write()
@@ -313,7 +312,7 @@ class SqlPollSource:
 
     def _key(self, row: Mapping[str, Any]) -> str:
         value = row[self._config.key]
-        if value is None:
+        if value is None or value == "":
             raise SourceError(
                 f"{self._where} has a row without {self._config.key}.",
                 code="source.null_key",
@@ -324,16 +323,3 @@ class SqlPollSource:
 
 def _version(known: _Position, index: int) -> int:
     return (known.poll << POLL_SHIFT) + index
-
-
-def _limits() -> tuple[datetime, datetime, str]:
-    """The latest moment a cursor may name: with a zone, without one, as text."""
-    limit = datetime.now(UTC) + CLOCK_TOLERANCE
-    naive = limit.replace(tzinfo=None)
-    return limit, naive, naive.isoformat(sep=" ")
-
-
-def _type_of(value: Any) -> str:
-    if isinstance(value, datetime):
-        return "datetime"
-    return "date" if isinstance(value, date) else ""

@@ -1,0 +1,127 @@
+"""A PostgreSQL table that is listened to: what must be there, asked through a cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from autoglm.errors import SourceError
+from autoglm.streaming.collectors.database import duplicate_key
+
+# Else the log names the partition that a row lies in, and not the table.
+BY_ROOT = "publish_via_partition_root = true"
+
+
+class LogTable:
+    """`table` is `name` or `schema.name`; `columns` must be there beside the key."""
+
+    def __init__(self, table: str, *, key: str, columns: Sequence[str]) -> None:
+        schema, _, self.name = table.rpartition(".")
+        self.schema, self.where = schema or "public", f"table {table}"
+        self._said, self._key, self._columns = table, key, columns
+        self._text = f"{_quoted(self.schema)}.{_quoted(self.name)}"
+
+    def check(self, cursor: Any, slot: str) -> int:
+        """The table's number. `slot` is the publication's name too.
+
+        Raises: SourceError source.no_table, source.no_publication, source.no_identity.
+        """
+        cursor.execute(
+            "select c.oid, c.relreplident, exists (select from pg_publication_tables p where"
+            " p.pubname = %s and p.schemaname = n.nspname and p.tablename = c.relname),"
+            " exists (select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid"
+            " where p.pubname = %s and r.prrelid = c.oid)"
+            " from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where c.relname = %s and n.nspname = %s",
+            (slot, slot, self.name, self.schema),
+        )
+        row = cursor.fetchone()
+        if row is None:
+            raise SourceError(
+                f"the database has no {self.where}: dropped or renamed.",
+                code="source.no_table",
+                next_step="Bring it back, or change data.source.table and, to go on with the same"
+                f" slot, set data.source.slot: {slot}.",
+            )
+        oid, identity, is_published, is_named = row
+        if not is_published:
+            raise SourceError(
+                f"{self.where} is not in a publication {slot}"
+                + (f" under its own name: it lacks {BY_ROOT}." if is_named else "."),
+                code="source.no_publication",
+                next_step=f"alter publication {_quoted(slot)} set ({BY_ROOT});"
+                if is_named
+                else "`autoglm source setup` prints the SQL for the table's owner.",
+            )
+        if identity != "f":
+            self._check_identity(cursor, oid, identity)
+        return int(oid)
+
+    def _check_identity(self, cursor: Any, oid: int, identity: str) -> None:
+        cursor.execute(
+            "select exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid"
+            " and a.attnum = any(i.indkey) where i.indrelid = %s and a.attname = %s and"
+            " case when %s = 'd' then i.indisprimary else i.indisreplident end)",
+            (oid, self._key, identity),
+        )
+        if not cursor.fetchone()[0]:
+            self.columns(cursor)
+            raise SourceError(
+                f"{self.where}: a delete does not say {self._key}, which is not in the table's"
+                " replica identity.",
+                code="source.no_identity",
+                next_step=f"alter table {self._said} replica identity full;",
+            )
+
+    def columns(self, cursor: Any) -> list[tuple[str, int]]:
+        """(name, type) of every column. Raises: SourceError source.no_column."""
+        cursor.execute(
+            "select attname, atttypid::int8 from pg_attribute where attrelid = %s::regclass and"
+            " attnum > 0 and not attisdropped order by attnum",
+            (self._text,),
+        )
+        columns = [(str(name), int(kind)) for name, kind in cursor.fetchall()]
+        names = [name for name, _kind in columns]
+        for wanted in (self._key, *self._columns):
+            if wanted not in names:
+                raise SourceError(
+                    f"{self.where} has no column {wanted!r}.",
+                    code="source.no_column",
+                    next_step=f"Bring it back: reading goes on where it was. There are:"
+                    f" {', '.join(names)}.",
+                )
+        return columns
+
+    def is_partitioned(self, cursor: Any) -> bool:
+        cursor.execute("select relkind = 'p' from pg_class where oid = to_regclass(%s)",
+                       (self._text,))  # fmt: skip
+        return bool((cursor.fetchone() or (False,))[0])
+
+    def is_unique(self, cursor: Any) -> bool:
+        """Whether an index holds that the key alone names a row."""
+        cursor.execute(
+            "select exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid"
+            " and a.attnum = i.indkey[0] where i.indrelid = %s::regclass and a.attname = %s"
+            " and i.indisunique and i.indisvalid and i.indnkeyatts = 1 and i.indpred is null)",
+            (self._text, self._key),
+        )
+        return bool(cursor.fetchone()[0])
+
+    def refuse_twins(self, cursor: Any, keys: Sequence[str] | None = None) -> None:
+        """Two rows of one key would be one row here, and each overwrite the other.
+
+        Raises: SourceError source.duplicate_key.
+        """
+        key = f"{_quoted(self._key)}::text".replace("%", "%%")
+        table = self._text.replace("%", "%%")
+        only = f"{key} is not null" if keys is None else f"{key} = any(%s)"
+        cursor.execute(
+            f"select {key} from {table} where {only} group by 1 having count(*) > 1 limit 1",
+            None if keys is None else (list(keys),),
+        )
+        if (twice := cursor.fetchone()) is not None:
+            raise duplicate_key(self.where, self._key, twice[0])
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
