@@ -30,6 +30,7 @@ from autoglm.modeling.modeling_autoglm import (
 )
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.modeling.surgery.edit import edit
+from autoglm.modeling.surgery.plan import left_to_do
 from autoglm.plugins import registry
 
 # The head that a decoder brings along (modeling.causal_lm); others are a plugin's.
@@ -49,12 +50,13 @@ def load_model(
     sample: Sequence[Sequence[int]] = (),
     max_length: int = 0,
     seed: int | None = None,
+    made_by: Mapping[str, Any] | None = None,
 ) -> AutoGLMForSequenceClassification:
     """A backbone with a new head, in eval mode. `folder` is a backbone or an exported version;
     `settings` the section `model`. `unit` is where numbers to be answered lie: their mean and
     deviation. `sample` are rows of token ids by which pruning judges; `max_length` is the longest
     row that will come. `seed` draws the weights of a backbone that begins at random (its folder's
-    seed when None).
+    seed when None). `made_by`: the edits that made `folder`, which are not done again.
 
     Attention dropout is 0: it would switch the fast attention kernel off.
     Raises: ModelError model.no_backbone when the weights cannot be opened, model.broken_part, and
@@ -67,7 +69,7 @@ def load_model(
         backbone, old_head = _opened(folder, attentions.use(said), settings, seed)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: {error}.", code="model.no_backbone") from error
-    structure = from_json(StructureConfig, settings.get("structure", {}))
+    structure = left_to_do(from_json(StructureConfig, settings.get("structure", {})), made_by or {})
     backbone = edit(backbone, structure, sample=sample, max_length=max_length)
     probe(backbone, said)
     pooling = str(settings["pooling"])

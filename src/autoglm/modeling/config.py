@@ -44,7 +44,7 @@ class ModelConfig:
     start_from: Annotated[
         Literal["auto", "backbone", "stable"],
         live(
-            "Where training starts. `auto`: from stable when labels and backbone are the same;"
-            " `stable` keeps what its head knows of labels that are still there."
+            "Where training starts. `auto`: from stable when labels, backbone and its edits are the"
+            " same; `stable` keeps what its head knows of labels that are still there."
         ),
     ] = "auto"
