@@ -95,7 +95,7 @@ def test_what_has_no_part_in_writing_is_refused(tmp_path: Path, said: str) -> No
 
     key = said.partition("=")[0]
     plain = [
-        "project=p", "model.backbone=x", "model.task=causal-lm", "data.text=t", "data.label=l",
+        "project=p", "model.backbone=package:x", "model.task=causal-lm", "data.text=t", "data.label=l",
         "data.source.url=sqlite:///x.db", "data.source.table=t", "data.source.key=id",
         "search.space={lr: {loguniform: [1e-5, 1e-3]}}",
     ]  # fmt: skip

@@ -15,8 +15,8 @@ class ModelConfig:
     backbone: Annotated[
         str,
         live(
-            "A folder, `package:NAME[/FILE]` (weights of a package), `conv` or `recurrent` "
-            "(docs/backbones.md)."
+            "A folder, a hub id that lies in Hugging Face's local cache, `package:NAME[/FILE]` "
+            "(weights of a package), `conv` or `recurrent` (docs/backbones.md)."
         ),
     ]
     task: Annotated[TaskName, live("What the model learns to do (docs/tasks.md).")] = (
