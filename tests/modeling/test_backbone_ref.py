@@ -11,14 +11,23 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from transformers import AutoModel, MPNetConfig, T5Config, XLNetConfig
 
 from autoglm.config.config_loader import bind
 from autoglm.config.layers import command_line_layer
 from autoglm.errors import ModelError, PluginError
 from autoglm.loop.names import check_names
+from autoglm.modeling.auto_model import load_model
 from autoglm.modeling.backbone_ref import resolve_backbone
 from autoglm.settings import Layers, schema
 
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 60,
+}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -103,3 +112,26 @@ def test_config_check_refuses_what_it_can_tell(
     layer = command_line_layer([*kept, said])
     with pytest.raises(error, match=words):
         check_names(bind(schema(), [layer]).settings, Layers(folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "code", "words"),
+    [
+        (T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=60),
+         "sdpa", "model.cannot_read", "an encoder or a decoder alone"),
+        (MPNetConfig(**SIZES), "sdpa", "model.attention_not_called", "attention: eager"),
+        (XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=48, vocab_size=60),
+         "top_k", "model.attention_not_called", "attention: eager"),
+    ],
+)  # fmt: skip
+def test_an_architecture_that_cannot_be_trained_so_is_refused_when_it_is_opened(
+    tmp_path: Path, config: Any, attention: str, code: str, words: str
+) -> None:
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    settings = {"attention": attention, "head": "linear", "pooling": "mean"}
+    with pytest.raises(ModelError, match=words) as caught:
+        load_model(tmp_path, settings, labels=("a", "b"), max_length=16)
+    assert caught.value.code == code
+    if code == "model.attention_not_called":
+        eager = {**settings, "attention": "eager"}
+        load_model(tmp_path, eager, labels=("a", "b"), max_length=16)

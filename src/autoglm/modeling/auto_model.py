@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from autoglm.contracts.record import from_json
 from autoglm.errors import ModelError
 from autoglm.modeling.attention import registry as attentions
-from autoglm.modeling.attention.probe import probe
+from autoglm.modeling.attention.probe import check_reading, probe
 from autoglm.modeling.backbones import own_models
 from autoglm.modeling.modeling_autoglm import (
     AutoGLMConfig,
@@ -59,7 +59,8 @@ def load_model(
     seed when None). `made_by`: the edits that made `folder`, which are not done again.
 
     Attention dropout is 0: it would switch the fast attention kernel off.
-    Raises: ModelError model.no_backbone when the weights cannot be opened, model.broken_part, and
+    Raises: ModelError model.no_backbone when the weights cannot be opened, model.cannot_read when
+    they are no encoder or decoder alone, model.broken_part, and
     model.attention_… when the attention does not do what its name says (see `probe`), and
     model.structure, model.too_long (see `surgery.edit`).
     """
@@ -68,10 +69,18 @@ def load_model(
     try:
         backbone, old_head = _opened(folder, attentions.use(said), settings, seed)
     except (OSError, ValueError, KeyError) as error:
+        if "does not support an attention implementation" in str(error):
+            raise ModelError(
+                f"{folder}: attention {chosen.name!r} is none that this architecture calls: it"
+                " computes its own.",
+                code="model.attention_not_called",
+                next_step="Set model.attention: eager, or take another backbone.",
+            ) from error
         raise ModelError(f"{folder}: {error}.", code="model.no_backbone") from error
     structure = left_to_do(from_json(StructureConfig, settings.get("structure", {})), made_by or {})
     backbone = edit(backbone, structure, sample=sample, max_length=max_length)
     probe(backbone, said)
+    check_reading(backbone)
     pooling = str(settings["pooling"])
     if is_per_token:
         pooling = "none"

@@ -185,7 +185,7 @@ def _hidden(old: Sizes, wanted: int) -> int:
 
 def check_length(max_length: int, limit: int) -> None:
     """Raises: ModelError model.too_long."""
-    if max_length > limit:
+    if max_length > limit > 0:  # XLNet says -1: it has no table
         raise ModelError(
             f"texts of {max_length} tokens: the backbone has {limit} positions.",
             code="model.too_long",
