@@ -66,8 +66,7 @@ def check_names(
         next_tick(settings.trigger.cron, settings.trigger.time_zone, datetime.now(UTC))
     searched = _check_space(settings, kinds)
     _check_task(settings)
-    if TASKS[settings.model.task].answers == "text":
-        _check_writing(settings, searched)
+    _check_unused(settings, searched)
     _sound("evaluator", metric_of(settings), "evaluate.metric", kinds)
     for name in settings.search.objectives:
         _sound("evaluator", name, "search.objectives", kinds)
@@ -200,25 +199,34 @@ def _check_metric(settings: Settings, metric: str, key: str) -> None:
         )
 
 
-# What means nothing where the head is the backbone's own, with the value that says so.
-UNUSED_IN_WRITING = {
-    "model.head": "linear",
-    "model.pooling": "auto",
-    "model.structure.hidden_size": 0,
-    "training.class_weights": "none",
+# What means nothing for answers of a form, with the value that says so; and why.
+UNUSED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "text": (
+        "answers by the backbone's own lm_head, at each token",
+        {
+            "model.head": "linear",
+            "model.pooling": "auto",
+            "model.structure.hidden_size": 0,
+            "training.class_weights": "none",
+        },
+    ),
+    "number": (
+        "answers a number, there are no labels",
+        {"training.class_weights": "none", "training.label_smoothing": 0.0},
+    ),
 }
 
 
-def _check_writing(settings: Settings, searched: Collection[str]) -> None:
-    for key, unused in UNUSED_IN_WRITING.items():
+def _check_unused(settings: Settings, searched: Collection[str]) -> None:
+    why, keys = UNUSED.get(TASKS[settings.model.task].answers, ("", {}))
+    for key, unused in keys.items():
         said: Any = settings
         for name in key.split("."):
             said = getattr(said, name)
         if said != unused or key in searched:
             where = "search.space names it" if key in searched else f"{key} = {said!r}"
             raise ConfigError(
-                f"{where}: {settings.model.task} answers by the backbone's own lm_head, at each"
-                f" token, and {key} has no part in it.",
+                f"{where}: {settings.model.task} {why}, and {key} has no part in it.",
                 code="config.wrong_value",
                 next_step=f"Leave {key} out.",
             )

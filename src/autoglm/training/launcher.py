@@ -253,6 +253,8 @@ class TrainingWorker:
             f"the training worker died (exit code {code}). {tail}",
             code="training.worker_died",
             retryable=True,
+            next_step="The same command goes on from the last checkpoint; killed for want of memory"
+            " (exit code -9), it wants a smaller training.memory_budget or training.batch_size.",
         )
 
 
