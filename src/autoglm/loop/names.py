@@ -95,7 +95,8 @@ def check_names(
             )
         for name in names:
             _sound("step", str(name), f"plugins.steps.{after}", kinds)
-    _check_backbone(settings.model.backbone, where)
+    if "backbone" in kinds:
+        _check_backbone(settings.model.backbone, where)
 
 
 def _check_space(settings: Settings, kinds: Collection[str]) -> set[str]:
