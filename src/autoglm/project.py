@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import fcntl
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from autoglm.config.centre import private_folder
 from autoglm.config.config_loader import Config
@@ -97,6 +98,16 @@ class Project:
         registry.allow(self.settings.plugins.allow)
         connect_table(self.settings.storage.table, self.settings.storage.options)
         self.state = self.layers.state
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """The same project and owner, with config keys set over every layer.
+
+        A child process does not hear of them. Raises: ConfigError, PluginError.
+        """
+        made = copy.copy(self)
+        made.layers = replace(self.layers, values={**self.layers.values, **values})
+        made.config = read_settings(made.layers)
+        return made
 
     @property
     def arguments(self) -> list[str]:

@@ -57,6 +57,8 @@ DEFAULT_PROFILE = "default"
 # What `autoglm search apply` writes: a layer of its own, between the files and the profile's.
 TUNED_NAME = "autoglm.tuned.yaml"
 COPY = "remote_config.json"
+# The layer of values that a program gives by `Project.with_values`.
+PROGRAM = "Python"
 # What changes which model comes out; the other sections only change how it is run and released.
 LEARNING_SECTIONS = ("model", "data", "search", "training", "evaluate")
 
@@ -117,6 +119,7 @@ class Layers:
     profile: str = DEFAULT_PROFILE
     more_files: tuple[Path, ...] = ()
     assignments: tuple[str, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)  # a Python program's, the strongest
 
     @property
     def state(self) -> Path:
@@ -138,6 +141,11 @@ class Layers:
             )
         below = [path for path in (plain, self.tuned) if path.exists()]
         return [main, *below, *self.more_files, *there]
+
+    def above(self) -> list[Layer]:
+        """What is stronger than the environment and the centre."""
+        said = [tree_layer(PROGRAM, self.values, place=PROGRAM)] if self.values else []
+        return [command_line_layer(self.assignments), *said]
 
     def possible_files(self) -> list[Path]:
         """Every file that counts, or would if it were there."""
@@ -194,8 +202,8 @@ def read_settings(where: Layers) -> Config[Settings]:
 
     Raises: ConfigError, PluginError from the project's own files.
     """
-    files, above = where.file_layers(), command_line_layer(where.assignments)
-    first = _first([*files, _environment(), above], where.folder)
+    files, above = where.file_layers(), where.above()
+    first = _first([*files, _environment(), *above], where.folder)
     problem: PluginError | None = None
     heard: Heard | None = None
     with registry.considering(first.plugins.allow):
@@ -203,12 +211,12 @@ def read_settings(where: Layers) -> Config[Settings]:
         heard = _ask_centre(where, first.config.centre, problem)
     if heard is not None:
         before = first.imports
-        first = _first([*files, _environment(), heard.layer, above], where.folder)
+        first = _first([*files, _environment(), heard.layer, *above], where.folder)
         if first.imports != before:
             problem = _execute(where, first.imports)
     with registry.considering(first.plugins.allow):
         remote = [] if heard is None else [heard.layer]
-        config = _bound([*files, _environment(), *remote, above], where, problem)
+        config = _bound([*files, _environment(), *remote, *above], where, problem)
     if heard is not None:
         heard.keep(where.state / COPY)
     return config

@@ -85,9 +85,17 @@ def test_two_models_are_paired_on_the_same_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["model.pooling=mean", "model.head=mlp", "search.space={hidden_size: {choice: [8]}}"]
+    ("task", "said"),
+    [
+        ("causal-lm", "model.pooling=mean"),
+        ("causal-lm", "model.head=mlp"),
+        ("causal-lm", "search.space={hidden_size: {choice: [8]}}"),
+        ("regression", "training.class_weights=balanced"),
+        ("regression", "training.label_smoothing=0.1"),
+        ("regression", "search.space={label_smoothing: {choice: [0.1]}}"),
+    ],
 )
-def test_what_has_no_part_in_writing_is_refused(tmp_path: Path, said: str) -> None:
+def test_what_has_no_part_in_a_task_is_refused(tmp_path: Path, task: str, said: str) -> None:
     from autoglm.config.config_loader import bind
     from autoglm.config.layers import command_line_layer
     from autoglm.loop.names import check_names
@@ -95,7 +103,7 @@ def test_what_has_no_part_in_writing_is_refused(tmp_path: Path, said: str) -> No
 
     key = said.partition("=")[0]
     plain = [
-        "project=p", "model.backbone=x", "model.task=causal-lm", "data.text=t", "data.label=l",
+        "project=p", "model.backbone=package:x", f"model.task={task}", "data.text=t", "data.label=l",
         "data.source.url=sqlite:///x.db", "data.source.table=t", "data.source.key=id",
         "search.space={lr: {loguniform: [1e-5, 1e-3]}}",
     ]  # fmt: skip

@@ -101,6 +101,14 @@ def test_a_space_in_calls_is_kept_as_maps(tmp_path: Path) -> None:
         ("search: {space: their}\n", "there is no space of this name. Known: none"),
         ("search: {space: {optimizer: choice([adamw, muno])}}\n", "Did you mean muon"),
         ("search: {space: {conv.channels: choice([8])}}\n", "reads convolution"),
+        (
+            "search: {space: {lr: choice([1e-3]), backbone: choice([a, b])}}\n",
+            "model.backbone is one for all trials",
+        ),
+        (
+            "search: {space: {lr: choice([1e-3])}, prior: {training.seed: 3}}\n",
+            "training.seed is one for all trials",
+        ),
         ("search: {space: {lr: choice([1])}, constraints: ['lrr < 1']}\n", "Did you mean lr"),
         (
             "search: {space: {num_layers: choice([2])}, constraints: [num_layers*hidden_size<9]}\n",

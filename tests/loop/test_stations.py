@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.loop.test_tasks import autoglm as command
 
 import autoglm
-from autoglm.errors import ConfigError, ModelError, OwnerError, SearchError, StorageError
+from autoglm.errors import (
+    ConfigError,
+    ModelError,
+    OwnerError,
+    PluginError,
+    SearchError,
+    StorageError,
+)
 from autoglm.project import Project
 
 
@@ -54,6 +62,45 @@ def test_train_and_evaluate_need_no_run_and_leave_none(
     assert json.loads(command("runs", "list", "-C", project, "--json"))["runs"] == []
     shown = command("evaluate", project, tmp_path / "first")
     assert "floors for macro_f1" in shown
+
+
+def test_each_key_that_python_gives_is_trained_by_or_refused_by_name(
+    tmp_path: Path, rows_file: Path, tiny_backbone: Path
+) -> None:
+    project = tmp_path / "project"
+    command("init", project, "--from", rows_file, "--backbone", tiny_backbone)
+    quick: dict[str, Any] = {"epochs": 1, "threads": 1}
+    with autoglm.Trainer(project) as trainer:
+        first = trainer.train(tmp_path / "first", **quick)
+        for wrong, error, words in (
+            ({"backbone": "/nowhere"}, ModelError, "/nowhere"),
+            ({"start_from": "stable"}, ModelError, "no stable model version"),
+            ({"task": "token-classification"}, ConfigError, "needs data.tokens"),
+            ({"callbacks": ["x"]}, PluginError, "no callback of this name"),
+            ({"precision": "fp31"}, ConfigError, "training.precision"),
+            ({"memory_budget": "much"}, ConfigError, "a size like"),
+            ({"learning_rte": 1e-3}, SearchError, "Did you mean lr"),
+        ):
+            with pytest.raises(error, match=words):
+                trainer.train(tmp_path / "wrong", **quick, **wrong)
+        assert not (tmp_path / "wrong").exists()
+
+        said = {"precision": "fp32", "memory_budget": "8GiB", "checkpoint_every": "5s", "seed": 5}
+        trained = trainer.train(tmp_path / "said", pooling="attention", **quick, **said)
+        assert json.loads((tmp_path / "said" / "autoglm.json").read_text())["pooling"] == (
+            "attention"
+        )
+        own = trainer.train(tmp_path / "own", backbone="recurrent", hidden_size=8, **quick)
+        config = json.loads((Path(own.folder) / "config.json").read_text())["backbone_config"]
+        assert (config["model_type"], config["direction_size"]) == ("autoglm_recurrent", 8)
+        learning = {**quick, "head": "mlp", "trainable_layers": 9, "lr": 3e-3}
+        for seed in (5, 6):
+            trainer.train(tmp_path / f"seed{seed}", seed=seed, **learning)
+        weights = [(tmp_path / f"seed{n}" / "model.safetensors").read_bytes() for n in (5, 6)]
+        assert weights[0] != weights[1]
+        # What was asked once is not what the project says from then on.
+        again = trainer.train(tmp_path / "again", **quick)
+        assert again.metrics == first.metrics != trained.metrics
 
 
 def test_a_backbone_of_our_own_is_set_up_for_what_it_reads_and_refused_for_anything_else(

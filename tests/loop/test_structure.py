@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autoglm.errors import ModelError
+from autoglm.loop import stations
+from autoglm.loop.app import App
+from autoglm.project import Project
 
 
 def autoglm(*arguments: str | Path, code: int = 0) -> str:
@@ -51,3 +63,88 @@ def test_structure_adapters_and_attention_are_searched_and_exported(
                       "data.max_length=500", "--set", "training.seed=3",
                       "--set", "training.threads=1", code=1)  # fmt: skip
     assert "model.too_long" in refused or "search" in refused
+
+
+@pytest.fixture
+def app(tmp_path: Path, rows_file: Path, tiny_backbone: Path) -> Iterator[App]:
+    autoglm("init", tmp_path / "project", "--from", rows_file, "--backbone", tiny_backbone)
+    project = Project(tmp_path / "project")
+    with project.own("test"):
+        app = App(project=project)
+        yield app
+        app.close()
+
+
+def trained(app: App, out: Path, start: Path | None, **params: Any) -> bool:
+    """Train in a worker of its own from `start`, as a run does whose stable it is; whether it did
+    start there.
+    """
+    said = app.project.with_values({"training.epochs": 2, "training.threads": 1, **params})
+    other = App(project=said)
+    spec, worker = stations._spec(other), other.trainer()
+    try:
+        worker.open(spec, start_folder=start, base=said.folder)
+        chain = worker.plan({})
+        worker.advance(chain, chain.num_steps, cancel=other.cancel)
+        worker.export(chain, out)
+        return worker.starts_from_stable
+    finally:
+        other.close_trainer()
+
+
+@pytest.mark.parametrize("structure", [{"layers": [0, 0, 1]}, {"num_layers": 1, "num_heads": 1}])
+def test_a_version_that_was_edited_is_started_from_as_it_is(
+    tmp_path: Path, app: App, structure: dict[str, Any]
+) -> None:
+    edits = {f"model.structure.{name}": value for name, value in structure.items()}
+    stable, after = tmp_path / "stable", tmp_path / "after"
+    learning = {"training.trainable_layers": 9, "training.lr": 1e-2, "model.head": "mlp"}
+    assert not trained(app, stable, None, **edits, **learning)
+    assert trained(app, after, stable, **edits, **{"training.trainable_layers": 0})
+    weights = [load_file(folder / "model.safetensors") for folder in (stable, after)]
+    bodies = [{n: t for n, t in w.items() if n.startswith("backbone.")} for w in weights]
+    assert bodies[0].keys() == bodies[1].keys()
+    assert all(torch.equal(t, bodies[1][n]) for n, t in bodies[0].items())
+    facts = [json.loads((f / "autoglm.json").read_text())["made_of"] for f in (stable, after)]
+    assert facts[0] == facts[1]
+    assert facts[0]["structure"] == structure
+
+
+def test_a_version_of_other_edits_is_passed_over_or_refused_with_the_reason(
+    tmp_path: Path, app: App, tiny_backbone: Path
+) -> None:
+    stable = tmp_path / "stable"
+    trained(app, stable, None, **{"model.structure.feed_forward": 32})
+    strict = {"model.start_from": "stable"}
+    for params, words in (
+        ({"model.structure.feed_forward": 48}, r"made by \{'feed_forward': 32\}"),
+        ({}, "model.structure says nothing"),
+        (
+            {
+                "model.structure.feed_forward": 32,
+                "search.space": {"feed_forward": {"choice": [32, 64]}},
+            },
+            "feed_forward is searched for",
+        ),
+    ):
+        assert not trained(app, tmp_path / "auto", stable, **params), words
+        with pytest.raises(ModelError, match=words):
+            trained(app, tmp_path / "strict", stable, **params, **strict)
+
+    plain = tmp_path / "plain"
+    trained(app, plain, None)
+    # What nothing was edited of can be edited: once.
+    assert trained(app, tmp_path / "cut", plain, **{"model.structure.num_layers": 1}, **strict)
+    other = shutil.copytree(tiny_backbone, tmp_path / "other")
+    moved = {n: t + 0.1 for n, t in load_file(other / "model.safetensors").items()}
+    save_file(moved, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="its backbone is another"):
+        trained(app, tmp_path / "strict", plain, **{"model.backbone": str(other)}, **strict)
+
+    # As versions before this one were written.
+    facts = json.loads((plain / "autoglm.json").read_text())
+    del facts["made_of"]
+    (plain / "autoglm.json").write_text(json.dumps(facts))
+    assert trained(app, tmp_path / "old", plain, **strict)
+    with pytest.raises(ModelError, match="before versions said"):
+        trained(app, tmp_path / "strict", plain, **{"model.structure.num_layers": 1}, **strict)

@@ -51,7 +51,15 @@ class Trains:
     def __init__(self, folder: Path, spec: RunSpec, start: str, moments: Moments) -> None:
         self._moments = moments
         self._worker = Worker(folder / "work", self._told, cache=folder / "cache")
-        self._ask("open", spec=to_json(spec), start=start, start_name="s", base=start)
+        self._ask(
+            "open",
+            spec=to_json(spec),
+            start=start,
+            start_name="s",
+            origin="s",
+            made_by={},
+            base=start,
+        )
 
     def _told(self, event: Mapping[str, Any]) -> None:
         if event["kind"] in {"training", "progress", "evaluation"}:

@@ -20,7 +20,7 @@ from autoglm.config.layers import command_line_layer, file_layer
 from autoglm.config.schema import leaf_keys
 from autoglm.contracts.record import canonical, from_json
 from autoglm.errors import SearchError
-from autoglm.loop.run_to_candidate import SEARCHABLE, searchable_keys
+from autoglm.loop.run_to_candidate import OF_A_STUDY, SEARCHABLE, searchable_keys
 from autoglm.plugins import registry
 from autoglm.search.config import SearchConfig
 from autoglm.search.proposals import Proposals
@@ -319,14 +319,14 @@ BACKBONES = ("package:x", "conv", "recurrent")
 
 
 def test_no_key_of_model_and_training_is_left_out_of_every_space() -> None:
-    wanted = {key for key in leaf_keys(Settings) if key.split(".")[0] in SEARCHABLE}
+    wanted = {key for key in leaf_keys(Settings) if key.split(".")[0] in SEARCHABLE} - OF_A_STUDY
     assert {key for backbone in BACKBONES for key in searchable_keys(backbone)} == wanted
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_key_of_model_and_training_can_be_a_dimension(backbone: str) -> None:
     keys = searchable_keys(backbone)
-    assert len(keys) > 35
+    assert len(keys) > 30
     dimensions = read_space(
         {key: dimension_of(key, annotation) for key, annotation in keys.items()}, keys
     )

@@ -41,7 +41,15 @@ class Runner:
         self.events: list[Any] = []
         self.workspace = workspace
         self._worker = Worker(workspace, self.events.append, cache=workspace / "cache")
-        self._ask("open", spec=to_json(spec), start=str(start), start_name="s", base=str(start))
+        self._ask(
+            "open",
+            spec=to_json(spec),
+            start=str(start),
+            start_name="s",
+            origin="s",
+            made_by={},
+            base=str(start),
+        )
 
     def _ask(self, call: str, **arguments: Any) -> Any:
         return self._worker.answer({"id": 1, "call": call, **arguments})

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from autoglm.config.config_loader import Config
 from autoglm.contracts.task import METRICS_OF, TASKS
-from autoglm.errors import ConfigError, PluginError, SearchError
+from autoglm.errors import ConfigError, ModelError, PluginError, SearchError
 from autoglm.evaluation.roles import MEASURED, read_roles
 from autoglm.evaluation.slices import read_slices
 from autoglm.loop.run_to_candidate import pruned_space, searchable_keys
+from autoglm.modeling.attention.options import (
+    BUILT_IN,
+    check_options,
+    options_in_source,
+    options_of,
+)
+from autoglm.modeling.backbone_ref import resolve_backbone
 from autoglm.modeling.backbones.own import OWN
 from autoglm.plugins import project_files, registry
 from autoglm.plugins.kinds import KINDS
@@ -50,7 +57,7 @@ def check_names(
     """Whether every part that the configuration names is there and sound; those of others are
     loaded if their kind is one of `kinds`.
 
-    Raises: ConfigError, SearchError, PluginError.
+    Raises: ConfigError, SearchError, PluginError, ModelError of the backbone.
     """
     project_files.execute(
         project_files.read_files(where.folder, settings.imports), where.state / "code"
@@ -59,8 +66,7 @@ def check_names(
         next_tick(settings.trigger.cron, settings.trigger.time_zone, datetime.now(UTC))
     searched = _check_space(settings, kinds)
     _check_task(settings)
-    if TASKS[settings.model.task].answers == "text":
-        _check_writing(settings, searched)
+    _check_unused(settings, searched)
     _sound("evaluator", metric_of(settings), "evaluate.metric", kinds)
     for name in settings.search.objectives:
         _sound("evaluator", name, "search.objectives", kinds)
@@ -72,9 +78,7 @@ def check_names(
     for key, kind in NAMED.items():
         section, _, field = key.partition(".")
         _sound(kind, getattr(getattr(settings, section), field), key, kinds)
-    attention = settings.model.attention
-    name = attention if isinstance(attention, str) else str(attention.get("name", ""))
-    _sound("attention", name, "model.attention", kinds)
+    _check_attention(settings.model.attention, "model.attention", kinds)
     _sound("source", settings.data.source.kind, "data.source.kind", kinds)
     _sound("broker", settings.streaming.broker.kind, "streaming.broker.kind", kinds)
     for key, kind in LISTED.items():
@@ -91,6 +95,8 @@ def check_names(
             )
         for name in names:
             _sound("step", str(name), f"plugins.steps.{after}", kinds)
+    if "backbone" in kinds:
+        _check_backbone(settings.model.backbone, where)
 
 
 def _check_space(settings: Settings, kinds: Collection[str]) -> set[str]:
@@ -110,6 +116,9 @@ def _check_space(settings: Settings, kinds: Collection[str]) -> set[str]:
         if dimension.key in NAMED:
             for name in dimension.choices:
                 _sound(NAMED[dimension.key], str(name), f"search.space.{dimension.key}", kinds)
+        if dimension.key == "model.attention":
+            for choice in dimension.choices:
+                _check_attention(choice, f"search.space.{dimension.key}", kinds)
     return searched
 
 
@@ -145,6 +154,41 @@ def _check_task(settings: Settings) -> None:
     _check_metric(settings, metric_of(settings), "evaluate.metric")
 
 
+def _check_attention(said: str | Mapping[str, Any], key: str, kinds: Collection[str]) -> None:
+    """Whether its name and its options are known; of ours, without loading torch."""
+    name = said if isinstance(said, str) else str(said.get("name", ""))
+    options = {} if isinstance(said, str) else {k: v for k, v in said.items() if k != "name"}
+    _sound("attention", name, key, kinds)
+    if not options:
+        return
+    try:
+        if name in BUILT_IN:
+            check_options(name, options, ())
+        elif registry.is_ours("attention", name):
+            check_options(name, options, options_in_source(registry.place_of("attention", name)))
+        elif "attention" in kinds:
+            check_options(name, options, options_of(registry.get("attention", name)))
+    except PluginError as error:
+        raise _wrong(
+            f"{key}: {error.message}", code=error.code, next_step=error.next_step
+        ) from error
+
+
+def _check_backbone(ref: str, where: Layers) -> None:
+    """Whether its folder is there. A package's weights may have to be converted: not here."""
+    if ref in OWN or ref.startswith("package:"):
+        return
+    try:
+        resolve_backbone(ref, where.folder)
+    except ModelError as error:
+        raise ModelError(
+            f"model.backbone: {error.message}",
+            code=error.code,
+            next_step=error.next_step,
+            exit_code=2,
+        ) from error
+
+
 def _check_metric(settings: Settings, metric: str, key: str) -> None:
     """Whether it says something of the task's answers."""
     known = TASKS[settings.model.task].metrics
@@ -156,25 +200,34 @@ def _check_metric(settings: Settings, metric: str, key: str) -> None:
         )
 
 
-# What means nothing where the head is the backbone's own, with the value that says so.
-UNUSED_IN_WRITING = {
-    "model.head": "linear",
-    "model.pooling": "auto",
-    "model.structure.hidden_size": 0,
-    "training.class_weights": "none",
+# What means nothing for answers of a form, with the value that says so; and why.
+UNUSED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "text": (
+        "answers by the backbone's own lm_head, at each token",
+        {
+            "model.head": "linear",
+            "model.pooling": "auto",
+            "model.structure.hidden_size": 0,
+            "training.class_weights": "none",
+        },
+    ),
+    "number": (
+        "answers a number, there are no labels",
+        {"training.class_weights": "none", "training.label_smoothing": 0.0},
+    ),
 }
 
 
-def _check_writing(settings: Settings, searched: Collection[str]) -> None:
-    for key, unused in UNUSED_IN_WRITING.items():
+def _check_unused(settings: Settings, searched: Collection[str]) -> None:
+    why, keys = UNUSED.get(TASKS[settings.model.task].answers, ("", {}))
+    for key, unused in keys.items():
         said: Any = settings
         for name in key.split("."):
             said = getattr(said, name)
         if said != unused or key in searched:
             where = "search.space names it" if key in searched else f"{key} = {said!r}"
             raise ConfigError(
-                f"{where}: {settings.model.task} answers by the backbone's own lm_head, at each"
-                f" token, and {key} has no part in it.",
+                f"{where}: {settings.model.task} {why}, and {key} has no part in it.",
                 code="config.wrong_value",
                 next_step=f"Leave {key} out.",
             )

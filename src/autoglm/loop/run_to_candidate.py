@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from autoglm.contracts.model_version import ModelVersion
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trial import Removal, StudyResult
-from autoglm.errors import CancelledError, TrainingError
+from autoglm.errors import CancelledError, SearchError, TrainingError
 from autoglm.evaluation.roles import MEASURED, read_roles
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 WORKER_ATTEMPTS = 3
 # A space dimension is a key of one of these sections.
 SEARCHABLE = ("model", "training")
+# But these: rows, start and worker are opened once, for all trials of a study.
+OF_A_STUDY = {
+    "model.backbone",
+    "model.start_from",
+    "model.task",
+    "training.seed",
+    "training.threads",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +90,13 @@ def plugin_steps(after: str, spec: RunSpec, app: App, step: Step) -> None:
 
 
 def searchable_keys(backbone: str) -> Mapping[str, Any]:
-    """Config keys that a space may name, with their annotations: `hidden_size` of `recurrent` is
-    its own, of every other backbone it is the structure's.
+    """Config keys that a space may name, with their annotations."""
+    return {k: made for k, made in trained_keys(backbone).items() if k not in OF_A_STUDY}
+
+
+def trained_keys(backbone: str) -> Mapping[str, Any]:
+    """Config keys that say how one model is trained, with their annotations: `hidden_size` of
+    `recurrent` is its own, of every other backbone it is the structure's.
     """
     own = {"conv": "model.conv.", "recurrent": "model.recurrent."}
     shape = own.get(backbone, "model.structure.")
@@ -149,11 +162,13 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
 
 def pruned_space(settings: Settings, own: Mapping[str, Any]) -> Pruned:
     """The project's space without what its task and its prior take out. Raises: SearchError."""
+    from autoglm.search.space import space_said
     from autoglm.search.task_pruning import prune
 
     keys = searchable_keys(settings.model.backbone)
-    every = leaf_keys(Settings).items()
-    others = {k: note for k, note in every if k.split(".")[0] in SEARCHABLE and k not in keys}
+    every = {k: note for k, note in leaf_keys(Settings).items() if k.split(".")[0] in SEARCHABLE}
+    others = {k: note for k, note in every.items() if k not in {*keys, *OF_A_STUDY}}
+    _refuse_of_a_study([*space_said(settings.search.space), *settings.search.prior])
     return prune(
         settings.search.space,
         keys,
@@ -163,6 +178,18 @@ def pruned_space(settings: Settings, own: Mapping[str, Any]) -> Pruned:
         backbone=settings.model.backbone,
         own=own,
     )
+
+
+def _refuse_of_a_study(names: Sequence[str]) -> None:
+    for name in names:
+        for key in OF_A_STUDY:
+            if name in {key, key.partition(".")[2]}:
+                raise SearchError(
+                    f"search.space: {key} is one for all trials of a study.",
+                    code="search.unknown_key",
+                    next_step=f"Set {key} itself, and start a study for each value.",
+                    exit_code=2,
+                )
 
 
 def probed(asked: Pruned, spec: RunSpec, settings: Settings, runner: Any, app: App) -> Pruned:

@@ -26,9 +26,9 @@ from autoglm.loop.app import App, ignore
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import draft_spec, trigger_event
 from autoglm.loop.names import check_names
-from autoglm.loop.run_to_candidate import open_trainer, probe_evaluators, searchable_keys
+from autoglm.loop.run_to_candidate import open_trainer, probe_evaluators, trained_keys
 from autoglm.project import Project
-from autoglm.settings import from_snapshot, read_settings, unfreeze
+from autoglm.settings import from_snapshot, unfreeze
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -58,18 +58,17 @@ def train(app: App, target: Path, params: Mapping[str, Any]) -> TrainedModel:
     The newest dataset version is taken; a table without rows is filled first. Stopped and called
     again with the same settings it goes on from its last checkpoint.
     Raises: ConfigError, StorageError storage.exists, DataError, ModelError, TrainingError,
-    CancelledError.
+    PluginError, CancelledError.
     """
     if target.exists():
         raise StorageError(f"{target} exists.", code="storage.exists", next_step="Choose another.")
-    said = [f"{key}={json.dumps(value)}" for key, value in params.items()]
-    layers = app.project.layers
-    read_settings(replace(layers, assignments=(*layers.assignments, *said)))  # raises ConfigError
+    if params:
+        app = replace(app, project=app.project.with_values(params))
     spec = _spec(app)
     probe_evaluators(spec, app)
     trainer = open_trainer(spec, app)
     try:
-        chain = trainer.plan(params)
+        chain = trainer.plan({})  # what was asked for is in the spec
         progress = trainer.advance(chain, chain.num_steps, cancel=app.cancel)
         exported = trainer.export(chain, target.resolve())
     finally:
@@ -186,13 +185,15 @@ class Trainer:
         self._own.__exit__(kind, error, trace)
 
     def train(self, folder: Path | str, **params: Any) -> TrainedModel:
-        """Write a trained model to `folder`. `params` are config keys or their unique last part.
+        """Write a trained model to `folder`. `params` are config keys of model and training, or
+        their unique last part, with what a file may say there (`memory_budget="4GiB"`).
 
         Raises: SearchError for a name that nobody reads; see `stations.train`.
         """
         from autoglm.search.space import resolve
 
-        keys = searchable_keys(self.project.settings.model.backbone)
+        said = [v for k, v in params.items() if k in {"backbone", "model.backbone"}]
+        keys = trained_keys(str([self.project.settings.model.backbone, *said][-1]))
         return train(self._opened, Path(folder), {resolve(n, keys): v for n, v in params.items()})
 
     def evaluate(self, model: Path | str, *, against: Path | str = "") -> EvaluationReport:

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from autoglm.contracts.record import from_json
 from autoglm.errors import ModelError
 from autoglm.modeling.attention import registry as attentions
-from autoglm.modeling.attention.probe import probe
+from autoglm.modeling.attention.probe import check_reading, probe
 from autoglm.modeling.backbones import own_models
 from autoglm.modeling.modeling_autoglm import (
     AutoGLMConfig,
@@ -30,6 +30,7 @@ from autoglm.modeling.modeling_autoglm import (
 )
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.modeling.surgery.edit import edit
+from autoglm.modeling.surgery.plan import left_to_do
 from autoglm.plugins import registry
 
 # The head that a decoder brings along (modeling.causal_lm); others are a plugin's.
@@ -50,15 +51,18 @@ def load_model(
     max_length: int = 0,
     seed: int | None = None,
     head_seed: int = 0,
+    made_by: Mapping[str, Any] | None = None,
 ) -> AutoGLMForSequenceClassification:
     """A backbone with a new head, in eval mode. `folder` is a backbone or an exported version;
     `settings` the section `model`. `unit` is where numbers to be answered lie: their mean and
     deviation. `sample` are rows of token ids by which pruning judges; `max_length` is the longest
     row that will come. `seed` draws the weights of a backbone that begins at random (its folder's
-    seed when None), `head_seed` those of the head: whatever else was drawn before.
+    seed when None), `head_seed` those of the head: whatever else was drawn before. `made_by`: the
+    edits that made `folder`, which are not done again.
 
     Attention dropout is 0: it would switch the fast attention kernel off.
-    Raises: ModelError model.no_backbone when the weights cannot be opened, model.broken_part, and
+    Raises: ModelError model.no_backbone when the weights cannot be opened, model.cannot_read when
+    they are no encoder or decoder alone, model.broken_part, and
     model.attention_… when the attention does not do what its name says (see `probe`), and
     model.structure, model.too_long (see `surgery.edit`).
     """
@@ -67,10 +71,18 @@ def load_model(
     try:
         backbone, old_head = _opened(folder, attentions.use(said), settings, seed)
     except (OSError, ValueError, KeyError) as error:
+        if "does not support an attention implementation" in str(error):
+            raise ModelError(
+                f"{folder}: attention {chosen.name!r} is none that this architecture calls: it"
+                " computes its own.",
+                code="model.attention_not_called",
+                next_step="Set model.attention: eager, or take another backbone.",
+            ) from error
         raise ModelError(f"{folder}: {error}.", code="model.no_backbone") from error
-    structure = from_json(StructureConfig, settings.get("structure", {}))
+    structure = left_to_do(from_json(StructureConfig, settings.get("structure", {})), made_by or {})
     backbone = edit(backbone, structure, sample=sample, max_length=max_length)
     probe(backbone, said)
+    check_reading(backbone)
     pooling = str(settings["pooling"])
     if is_per_token:
         pooling = "none"

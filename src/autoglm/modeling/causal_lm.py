@@ -30,6 +30,7 @@ from autoglm.modeling.modeling_autoglm import (
 )
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.modeling.surgery.edit import edit
+from autoglm.modeling.surgery.plan import left_to_do
 
 # Of the largest logit: what the head beside the backbone may differ from the whole.
 TOLERANCE = 1e-5
@@ -42,6 +43,7 @@ def load_causal_lm(
     *,
     sample: Sequence[Sequence[int]] = (),
     max_length: int = 0,
+    made_by: Mapping[str, Any] | None = None,
 ) -> AutoGLMForSequenceClassification:
     """Backbone and lm_head, in eval mode; the classifier is the lm_head itself, tied or not.
     Arguments as of `auto_model.load_model`.
@@ -51,7 +53,7 @@ def load_causal_lm(
     """
     said = settings["attention"]
     whole = _opened(folder, attentions.use(said))
-    structure = from_json(StructureConfig, settings.get("structure", {}))
+    structure = left_to_do(from_json(StructureConfig, settings.get("structure", {})), made_by or {})
     if structure.hidden_size:
         raise ModelError(
             "structure.hidden_size: the lm_head was trained for the width that there is.",
@@ -155,10 +157,11 @@ def export_causal_lm(
     end_id: int,
     rows: Sequence[Sequence[int]],
     task: str,
+    made_of: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write the folder at `target` (a rename: whole or absent). Tokenizer, chat template and
     generation settings are copied from `source`; `rows` of token ids are for parity, between the
-    model and the folder opened again.
+    model and the folder opened again. `made_of` as of `export.export_folder`.
 
     Raises: ModelError model.export_parity.
     """
@@ -178,6 +181,7 @@ def export_causal_lm(
         "pad_id": pad_id,
         "pooling": "none",
         "opens_with": opens_with,
+        **({"made_of": made_of} if made_of else {}),
     }
     _write_json(staging / "autoglm.json", facts)
     parity = _parity(model, staging, rows)

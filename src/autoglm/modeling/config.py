@@ -15,8 +15,8 @@ class ModelConfig:
     backbone: Annotated[
         str,
         live(
-            "A folder, `package:NAME[/FILE]` (weights of a package), `conv` or `recurrent` "
-            "(docs/backbones.md)."
+            "A folder, a hub id that lies in Hugging Face's local cache, `package:NAME[/FILE]` "
+            "(weights of a package), `conv` or `recurrent` (docs/backbones.md)."
         ),
     ]
     task: Annotated[TaskName, live("What the model learns to do (docs/tasks.md).")] = (
@@ -44,7 +44,7 @@ class ModelConfig:
     start_from: Annotated[
         Literal["auto", "backbone", "stable"],
         live(
-            "Where training starts. `auto`: from stable when labels and backbone are the same;"
-            " `stable` keeps what its head knows of labels that are still there."
+            "Where training starts. `auto`: from stable when labels, backbone and its edits are the"
+            " same; `stable` keeps what its head knows of labels that are still there."
         ),
     ] = "auto"

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -72,10 +72,12 @@ def export_folder(
     inputs: Sequence[Any],
     task: str = "text-classification",
     graphs: Path | None = None,
+    made_of: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write the folder at `target` (a rename: whole or absent). `inputs` are rows for parity:
     texts, tokens, or images as bytes or paths. What reads them is copied from `tokenizer`. In
     `graphs` graphs without weights are kept: a second model of one structure needs no exporter.
+    `made_of`: the backbone, by content, and its edits, for training that goes on from the folder.
 
     Raises: ModelError model.export_parity, model.export_failed.
     """
@@ -95,6 +97,7 @@ def export_folder(
         "pooling": model.config.pooling,
         "opens_with": opens_with,
         "prefix": prefix_of(tokenizer),
+        **({"made_of": made_of} if made_of else {}),
     }
     _write_json(staging / "autoglm.json", facts)
     check = partial(_parity, model, staging, inputs, pad_id)

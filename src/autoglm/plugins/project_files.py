@@ -15,6 +15,8 @@ from autoglm.errors import PluginError
 from autoglm.plugins import registry
 
 MAX_BYTES = 1_000_000
+# What a project's file is a module of, while it runs.
+PACKAGE = "autoglm_imports"
 _executed: dict[str, str] = {}
 
 
@@ -80,7 +82,7 @@ def execute(files: Sequence[ProjectFile], folder: Path) -> None:
 
 
 def _execute(file: ProjectFile, path: Path) -> None:
-    module_name = "autoglm_imports." + file.name.removesuffix(".py").replace("/", ".")
+    module_name = f"{PACKAGE}." + file.name.removesuffix(".py").replace("/", ".")
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None, path
     assert spec.loader is not None, path

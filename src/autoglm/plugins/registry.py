@@ -216,6 +216,12 @@ def is_ours(kind: str, name: str) -> bool:
     return key not in _registered and bool(entries) and _distribution(_chosen(key, entries)) == OURS
 
 
+def place_of(kind: str, name: str) -> str:
+    """`module:attribute` of a part of an installed package; loads nothing."""
+    key = f"{kind}:{name}"
+    return _chosen(key, _entry_points()[key]).value
+
+
 def _chosen(key: str, entries: list[EntryPoint]) -> EntryPoint:
     """The entry that counts: what is not allowed does not stand in the way of what is, and a part
     of ours gives way to one that plugins.allow names.

@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 
 # A finite space larger than this is not counted.
 MOST_POINTS = 4096
+# What other trainers call a key of ours: known only to whoever misses it.
+ELSEWHERE = {
+    "gradient_accumulation_steps": "accumulation",
+    "label_smoothing_factor": "label_smoothing",
+    "learning_rate": "lr",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "clip_norm",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "optim": "optimizer",
+    "per_device_train_batch_size": "batch_size",
+    "warmup_ratio": "warmup",
+}
 # Between two points of a grid that rounding has moved.
 NEAR = 1e-9
 
@@ -201,7 +214,9 @@ def resolve(name: str, keys: Collection[str]) -> str:
         told = f"dimension {name!r} is ambiguous: {', '.join(matches)}."
         raise refused(told, "Write it whole.", "search.unknown_key")
     lasts = {key.rpartition(".")[2]: key for key in keys}
-    near = difflib.get_close_matches(name, [*lasts, *keys], n=1)
+    others = {other: key for other, key in ELSEWHERE.items() if key in lasts}
+    close = difflib.get_close_matches(name, [*lasts, *keys, *others], n=1)
+    near = [others.get(each, each) for each in close]
     raise refused(
         f"nobody reads a dimension {name!r}.",
         f"Did you mean {near[0]}?" if near else f"Searchable: {', '.join(sorted(lasts))}.",

@@ -22,6 +22,7 @@ from autoglm.errors import CancelledError, ModelError, TrainingError, from_docum
 from autoglm.modeling.backbone_ref import resolve_backbone
 from autoglm.modeling.backbones.own import OWN
 from autoglm.modeling.backbones.weights_file import sha256
+from autoglm.modeling.surgery.config import EDITS, edits_of
 from autoglm.observability.logging import get_logger
 
 OnEvent = Callable[[Mapping[str, Any]], None]
@@ -102,24 +103,36 @@ class TrainingWorker:
 
         Raises: ModelError model.no_backbone, model.start_incompatible.
         """
-        start = self._start_from(spec, start_folder, base)
+        start, made_of = self._start_from(spec, start_folder, base)
         self._spec, self.starts_from_stable = spec, start == start_folder
-        self._start = _name_of(start, spec)
+        is_backbone = start != start_folder
+        self._start = made_of["backbone"] if is_backbone else _name_of(start, spec)
         self._call(
-            "open", spec=to_json(spec), start=str(start), start_name=self._start, base=str(base)
+            "open",
+            spec=to_json(spec),
+            start=str(start),
+            start_name=self._start,
+            origin=made_of["backbone"],
+            made_by=made_of["structure"],
+            base=str(base),
         )
 
-    def _start_from(self, spec: RunSpec, start_folder: Path | None, base: Path) -> Path:
+    def _start_from(
+        self, spec: RunSpec, start_folder: Path | None, base: Path
+    ) -> tuple[Path, Mapping[str, Any]]:
+        """The folder, and of which backbone by which edits it was made."""
         wanted = spec.config["model"]["start_from"]
         # Asked for by name, stable's head keeps the rows of labels that are still there.
         needs_labels = wanted != "stable"
         backbone = self._backbone(spec, base)
+        name = _name_of(backbone, spec)
+        as_it_is: Mapping[str, Any] = {"backbone": name, "structure": {}}
         if wanted == "backbone" or (start_folder is None and wanted == "auto"):
-            return backbone
-        reason = _incompatible(start_folder, backbone, spec, needs_labels=needs_labels)
+            return backbone, as_it_is
+        reason = _incompatible(start_folder, backbone, name, spec, needs_labels=needs_labels)
         if not reason:
             assert start_folder is not None, "an absent folder is incompatible"
-            return start_folder
+            return start_folder, _facts_of(start_folder).get("made_of", as_it_is)
         if wanted == "stable":
             raise ModelError(
                 f"training cannot start from stable: {reason}.",
@@ -127,7 +140,7 @@ class TrainingWorker:
                 next_step="Set model.start_from: auto.",
             )
         get_logger().info("starts from the backbone", reason=reason)
-        return backbone
+        return backbone, as_it_is
 
     def _backbone(self, spec: RunSpec, base: Path) -> Path:
         """One of our own is made by the worker, from the run's rows, when it is opened."""
@@ -240,6 +253,8 @@ class TrainingWorker:
             f"the training worker died (exit code {code}). {tail}",
             code="training.worker_died",
             retryable=True,
+            next_step="The same command goes on from the last checkpoint; killed for want of memory"
+            " (exit code -9), it wants a smaller training.memory_budget or training.batch_size.",
         )
 
 
@@ -259,6 +274,37 @@ def _config_of(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _facts_of(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((folder / "autoglm.json").read_text(encoding="utf-8"))
+    return facts
+
+
+def _made_otherwise(made_of: Mapping[str, Any], backbone: str, spec: RunSpec) -> str:
+    """Whether a version is not what this configuration would make. One that nothing was edited of
+    can be edited now; none can be edited twice.
+    """
+    if made_of["backbone"] != backbone:
+        return "its backbone is another"
+    done, asked = made_of["structure"], edits_of(spec.config["model"]["structure"])
+    if done and (searched := _edits_searched(spec)):
+        return f"it was made by {done}, and {', '.join(searched)} is searched for"
+    if done and done != asked:
+        return f"it was made by {done}, model.structure says {asked or 'nothing'}"
+    return ""
+
+
+def _edits_asked(spec: RunSpec) -> bool:
+    return bool(edits_of(spec.config["model"]["structure"]) or _edits_searched(spec))
+
+
+def _edits_searched(spec: RunSpec) -> list[str]:
+    """Edits that the study's trials choose among: its space names them, or its prior."""
+    search = spec.config["search"]
+    said = [*search["space"], *search.get("prior", {})]
+    names = (name.rpartition(".")[2].replace("n_layers", "num_layers") for name in said)
+    return sorted({name for name in names if name in EDITS})
+
+
 def _weights_stamp(folder: Path) -> str:
     """Content of the weights: as the exported folder's manifest says, or of a backbone's files."""
     manifest = folder / "manifest.json"
@@ -267,11 +313,15 @@ def _weights_stamp(folder: Path) -> str:
     return str([(path.name, sha256(path)) for path in sorted(folder.glob("*.safetensors"))])
 
 
-def _incompatible(start: Path | None, backbone: Path, spec: RunSpec, *, needs_labels: bool) -> str:
-    """Why training cannot start from the folder `start`; empty when it can."""
+def _incompatible(
+    start: Path | None, backbone: Path, name: str, spec: RunSpec, *, needs_labels: bool
+) -> str:
+    """Why training cannot start from the folder `start`; empty when it can. `name` is what the
+    backbone is by content.
+    """
     if start is None or not (start / "autoglm.json").is_file():
         return "there is no stable model version"
-    facts = json.loads((start / "autoglm.json").read_text(encoding="utf-8"))
+    facts = _facts_of(start)
     if facts.get("task", "text-classification") != spec.config["model"]["task"]:
         return "its task is another"
     if needs_labels and tuple(facts["labels"]) != spec.dataset.outputs:
@@ -283,6 +333,10 @@ def _incompatible(start: Path | None, backbone: Path, spec: RunSpec, *, needs_la
         kind = f"autoglm_{spec.config['model']['backbone']}"
         # Sizes are the trial's, the vocabulary is the start's.
         return "" if inner.get("model_type") == kind else "its backbone is another"
+    if "made_of" in facts:
+        return _made_otherwise(facts["made_of"], name, spec)
+    if _edits_asked(spec):
+        return "it was written before versions said which edits of the backbone made them"
     outer = _config_of(backbone)
     shape = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     if any(inner.get(name) != outer.get(name) for name in shape):

@@ -43,7 +43,7 @@ from autoglm.modeling.encoding import encode, open_tokenizer, prefix_of
 from autoglm.modeling.export import export_folder
 from autoglm.modeling.images import Pixels, Preprocessor, image_of
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
-from autoglm.modeling.surgery.config import StructureConfig
+from autoglm.modeling.surgery.config import StructureConfig, edits_of
 from autoglm.observability import logging as logs
 from autoglm.plugins import project_files, registry
 from autoglm.recovery.checkpoints import Checkpoints
@@ -98,6 +98,7 @@ class Worker:
         connect_table(storage.get("table", ""), storage.get("options", {}))
         self._spec, self._start, self._base = spec, start, Path(request["base"])
         self._start_name = str(request["start_name"])
+        self._origin, self._made_by = str(request["origin"]), request["made_by"]
         room = int(spec.config["cache"]["bytes"]) * spec.config["cache"]["prefix"]
         self._cache = PrefixCache(room, self._cache_folder / "prefix")
         project_files.open_parts(spec)
@@ -114,10 +115,9 @@ class Worker:
 
     def _loaded(self, settings: Mapping[str, Any]) -> AutoGLMForSequenceClassification:
         max_length = int(self._spec.config["data"]["max_length"])
+        rows = {"sample": self._sample(), "max_length": max_length, "made_by": self._made_by}
         if self._chat is not None:
-            return load_causal_lm(
-                self._start, settings, sample=self._sample(), max_length=max_length
-            )
+            return load_causal_lm(self._start, settings, **rows)
         task = registry.get("task", settings["task"])
         return load_model(
             self._start,
@@ -126,9 +126,8 @@ class Worker:
             problem_type=task.problem_type,
             is_per_token=task.is_per_token,
             unit=self._data.unit if task.problem_type == "regression" else (0.0, 1.0),
-            sample=self._sample(),
-            max_length=max_length,
             head_seed=self._spec.seed,
+            **rows,
         )
 
     def _model_of(self, settings: Mapping[str, Any]) -> AutoGLMForSequenceClassification:
@@ -413,6 +412,7 @@ class Worker:
             "max_length": int(self._spec.config["data"]["max_length"]),
             "pad_id": int(getattr(model.backbone.config, "pad_token_id", 0) or 0),
             "task": settings["task"],
+            "made_of": {"backbone": self._origin, "structure": edits_of(settings["structure"])},
         }
         target = Path(request["folder"])
         if self._chat is not None:

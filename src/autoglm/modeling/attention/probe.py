@@ -1,6 +1,7 @@
 """A tiny forward, before any training, that proves that an attention does what its name says.
 
 probe(model_or_config, said)    → None, or ModelError with the reason
+check_reading(model)            → None, or ModelError: it cannot be called as training does
 check_generation(model, said)   → None, or ModelError: a key-value cache changes the answer
 
 transformers fails silently here: some models never call the function that their config names, a
@@ -56,6 +57,32 @@ def probe(model_or_config: Any, said: str | Mapping[str, Any]) -> None:
                     code="model.attention_not_called",
                     next_step="Use attention: eager, or another backbone.",
                 )
+
+
+def check_reading(model: Any) -> None:
+    """Two short rows and their mask, and nothing else, as training calls it.
+
+    Raises: ModelError model.cannot_read for one that raises (T5 wants its decoder's tokens too), or
+    gives no state for each token.
+    """
+    inputs, _ = _inputs(model, is_padded=True)
+    alone = {name: x for name, x in inputs.items() if not name.startswith("decoder_")}
+    try:
+        with torch.no_grad():
+            states = model(**alone)[0]
+    except Exception as error:
+        raise _cannot_read(model, f"{type(error).__name__}: {error}".rstrip(".")) from error
+    ids = alone.get("input_ids")
+    if ids is not None and states.shape[:2] != ids.shape:
+        raise _cannot_read(model, f"states {tuple(states.shape)} of {tuple(ids.shape)} tokens")
+
+
+def _cannot_read(model: Any, why: str) -> ModelError:
+    return ModelError(
+        f"{_kind(model)} does not read rows of tokens by themselves: {why}.",
+        code="model.cannot_read",
+        next_step="Take a backbone that is an encoder or a decoder alone.",
+    )
 
 
 def check_generation(model: Any, said: str | Mapping[str, Any]) -> None:
@@ -347,8 +374,9 @@ def _text_config(model: Any) -> Any:
 
 def _fitting(model: Any, length: int, more: int) -> int:
     """As many tokens as the position tables have room for (RoBERTa keeps two rows for itself)."""
-    room = getattr(_text_config(model), "max_position_embeddings", None) or length + more + 4
-    return min(length, room - more - 4)
+    room = getattr(_text_config(model), "max_position_embeddings", None) or 0
+    # XLNet says -1: it has no table.
+    return min(length, room - more - 4) if room > 0 else length
 
 
 def _kind(model: Any) -> str:

@@ -6,7 +6,6 @@ use(said)   → that name, after registering function and mask
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,15 +16,12 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from autoglm.errors import PluginError
+from autoglm.modeling.attention.options import BUILT_IN, check_options, options_of
 from autoglm.plugins import registry
 
+__all__ = ["BUILT_IN", "Chosen", "Function", "find", "mask_function", "use"]
+
 Function = Callable[..., Any]
-BUILT_IN = ("sdpa", "eager")
-# What transformers itself passes is no option of the user's.
-NOT_OPTIONS = frozenset(
-    {"module", "query", "key", "value", "attention_mask", "scaling", "dropout", "is_causal"}
-    | {"position_bias", "sliding_window", "softcap", "s_aux", "cache", "output_attentions"}
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,40 +73,16 @@ def find(said: str | Mapping[str, Any]) -> Chosen:
             next_step="Write for instance {name: top_k, k: 64}.",
         )
     if name in BUILT_IN:
-        _check(name, options, {})
+        check_options(name, options, ())
         return Chosen(name=name, implementation=name, function=None, options={})
     function = registry.get("attention", name)
-    defaults = _options_of(function)
-    _check(name, options, defaults)
+    defaults = options_of(function)
+    check_options(name, options, defaults)
     # Only what differs from the defaults is said in the name: `top_k` is `{name: top_k, k: 64}`.
     told = {k: v for k, v in sorted(options.items()) if v != defaults[k]}
     words = ",".join(f"{k}={v}" for k, v in told.items())
     implementation = f"{name}({words})" if words else name
     return Chosen(name=name, implementation=implementation, function=function, options=told)
-
-
-def _options_of(function: Function) -> dict[str, Any]:
-    """Parameters with a default that transformers does not pass: name → default."""
-    parameters = inspect.signature(function).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.default is not inspect.Parameter.empty and p.name not in NOT_OPTIONS
-    }
-
-
-def _check(name: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    for option in options:
-        if option in known:
-            continue
-        near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
-        raise PluginError(
-            f"attention:{name} has no option {option!r}.",
-            code="plugin.wrong_option",
-            next_step=f"Did you mean {near[0]}? It has: {', '.join(sorted(known))}."
-            if near
-            else "It has none.",
-        )
 
 
 def mask_function(function: Function) -> Function:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -55,3 +56,19 @@ class StructureConfig:
         16.0
     )
     lora_dropout: Annotated[float, Ge(0), Lt(1), live("Dropout before the adapters.")] = 0.0
+
+
+# What changes the backbone's own shape. Adapters are merged behind training, and put in anew.
+EDITS = ("num_layers", "layers", "feed_forward", "num_heads", "hidden_size", "max_positions")
+
+
+def edits_of(structure: Mapping[str, Any]) -> dict[str, Any]:
+    """What the section `model.structure` does to a backbone, as JSON keeps it; empty for nothing.
+
+    A model version's folder says it (`made_of` in autoglm.json), so that nothing is done twice.
+    """
+    said = {name: structure.get(name) for name in EDITS}
+    made = {name: list(v) if isinstance(v, (list, tuple)) else v for name, v in said.items() if v}
+    if "max_positions" in made:
+        made["rope_scaling"] = structure.get("rope_scaling", "yarn")
+    return made

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from autoglm.errors import ModelError
-from autoglm.modeling.surgery.config import StructureConfig
+from autoglm.modeling.surgery.config import StructureConfig, edits_of
 from autoglm.modeling.surgery.families import family_of, refused
 
 
@@ -83,6 +84,22 @@ def plan(backbone: Any, structure: StructureConfig) -> Plan:
         heads=_heads(old, structure.num_heads, hidden),
         hidden=hidden,
     )
+
+
+def left_to_do(structure: StructureConfig, made_by: Mapping[str, Any]) -> StructureConfig:
+    """The edits that a start needs which was made by the edits `made_by`: all, or none.
+
+    Raises: ModelError model.structure when it was made by others.
+    """
+    if not made_by:
+        return structure
+    if dict(made_by) != (wanted := edits_of(asdict(structure))):
+        raise refused(
+            f"training starts from a version that was made by {dict(made_by)}, the structure"
+            f" asked for is {wanted}",
+            next_step="Set model.start_from: backbone.",
+        )
+    return StructureConfig()
 
 
 def needs_code(structure: StructureConfig, backbone: Any) -> str:
@@ -168,7 +185,7 @@ def _hidden(old: Sizes, wanted: int) -> int:
 
 def check_length(max_length: int, limit: int) -> None:
     """Raises: ModelError model.too_long."""
-    if max_length > limit:
+    if max_length > limit > 0:  # XLNet says -1: it has no table
         raise ModelError(
             f"texts of {max_length} tokens: the backbone has {limit} positions.",
             code="model.too_long",
