@@ -9,13 +9,11 @@ as everywhere: workers go on where the feature table says.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +31,12 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from autoglm import fail_points
 from autoglm.contracts.change_event import ChangeBatch, OffsetRange, Partition
 from autoglm.errors import ConfigError, FencedError, StorageError
-from autoglm.integrations.kafka_group import FENCED, UNREACHABLE, Member, translated
+from autoglm.integrations.kafka_group import FENCED, UNREACHABLE, Member, in_our_words, translated
+from autoglm.integrations.kafka_lanes import Lanes, offset_of
 from autoglm.plugins.kinds import Assignment, FetchedBatch, Finding
 from autoglm.streaming.config import BrokerConfig
 from autoglm.streaming.json_message import to_events, to_key, to_value
 
-# Messages of one partition that wait here for their turn; above, it is paused.
-MAX_WAITING = 50_000
-MAX_AT_ONCE = 10_000
 # A longer position is the record's in the positions topic only: each message carries its digest.
 MAX_POSITION_HEADER = 256
 _before_commit = fail_points.declare(
@@ -58,16 +54,6 @@ class _Producing:
     epoch: int
     producer: Producer
     position: str
-
-
-@dataclass(kw_only=True)
-class _Lane:
-    """One partition as it is read here: what waits, and the offset that follows what was given."""
-
-    next: int = -1
-    end_seen: int = -1  # nothing but marks of transactions lies between `next` and here
-    waiting: deque[Message] = field(default_factory=deque)
-    is_paused: bool = False
 
 
 class KafkaBroker:
@@ -91,8 +77,7 @@ class KafkaBroker:
         self._topics: dict[str, int] = {}
         self._epochs: dict[tuple[str, str], int] = {}
         self._producers: dict[tuple[str, str], _Producing] = {}
-        self._lanes: dict[tuple[str, int], _Lane] = {}
-        self._reading: Consumer | None = None
+        self._reading: Lanes | None = None
         self._members: dict[tuple[str, str], Member] = {}
         self._askers: dict[str, Consumer] = {}
 
@@ -112,8 +97,10 @@ class KafkaBroker:
     def close(self) -> None:
         for member in self._members.values():
             member.close()
-        for consumer in (*self._askers.values(), *filter(None, [self._reading])):
+        for consumer in self._askers.values():
             consumer.close()
+        if self._reading is not None:
+            self._reading.close()
         for producing in self._producers.values():
             with suppress(KafkaException):  # of one that was fenced the news is told already
                 producing.producer.purge()
@@ -154,7 +141,7 @@ class KafkaBroker:
                 "message.max.bytes": 20_000_000,
             }
         )
-        with self._ours():
+        with in_our_words():
             made.init_transactions(self._patience)
         self._epochs[name] = self._epochs.get(name, 0) + 1
         # Only now: what the one before still committed is in the log, and nothing follows.
@@ -171,7 +158,7 @@ class KafkaBroker:
         found, reader = "", self._consumer()
         deadline = time.monotonic() + self._patience
         try:
-            with self._ours():
+            with in_our_words():
                 reader.assign([TopicPartition(name, 0, OFFSET_BEGINNING)])
                 while True:
                     for message in reader.consume(1000, 0.1):
@@ -224,7 +211,7 @@ class KafkaBroker:
                 next_step="A newer collector has taken over; this one stops.",
             )
         if cause.txn_requires_abort():
-            with self._ours():
+            with in_our_words():
                 producer.abort_transaction(self._patience)
         return translated(error)
 
@@ -242,28 +229,17 @@ class KafkaBroker:
         return found
 
     def begin_offset(self, topic: str, partition: int) -> int:
-        return self._bounds(topic, partition)[0]
+        return self._lanes().bounds(topic, partition)[0]
 
     def end_offset(self, topic: str, partition: int) -> int:
-        end = self._bounds(topic, partition)[1]
-        lane = self._lanes.get((topic, partition))
-        # Marks of transactions have offsets too, but are nothing that waits.
-        return lane.next if lane is not None and lane.next < end <= lane.end_seen else end
-
-    def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
-        place = TopicPartition(topic, partition)
-        with self._ours():
-            found = self._reader().get_watermark_offsets(place, timeout=self._patience)
-        if found is None:
-            raise StorageError(f"{self._config.bootstrap} does not answer.", code=UNREACHABLE)
-        return int(found[0]), int(found[1])
+        return self._lanes().end(topic, partition)
 
     def _make(self, topic: str, partitions: int, settings: dict[str, str]) -> int:
         """How many partitions the topic has, once it is there."""
         if topic in self._topics:
             return self._topics[topic]
         deadline = time.monotonic() + self._patience
-        with self._ours():
+        with in_our_words():
             admin = AdminClient(self.settings())
             asked = -1
             while time.monotonic() < deadline:
@@ -292,26 +268,10 @@ class KafkaBroker:
     def fetch(
         self, topic: str, partition: int, offset: int, *, max_events: int
     ) -> FetchedBatch | None:
-        lane = self._lane(topic, partition, offset)
-        deadline = time.monotonic() + self._patience
-        timeout = 0.0
-        while not lane.waiting:
-            if self._pump(topic, timeout) == 0 and lane.end_seen >= 0:
-                return None
-            timeout = 0.05
-            if time.monotonic() > deadline:
-                raise StorageError(
-                    f"{self._config.bootstrap} sends nothing of topic {topic}.", code=UNREACHABLE
-                )
-        if len(lane.waiting) <= max_events:
-            messages, lane.waiting = list(lane.waiting), deque()
-        else:
-            messages = [lane.waiting.popleft() for _ in range(max_events)]
-        offsets = list(map(_offset, messages))
-        lane.next = offsets[-1] + 1
-        if lane.is_paused and len(lane.waiting) < MAX_WAITING // 2:
-            self._reader().resume([TopicPartition(topic, partition)])
-            lane.is_paused = False
+        messages = self._lanes().take(topic, partition, offset, max_events=max_events)
+        if not messages:
+            return None
+        offsets = list(map(offset_of, messages))
         # Of the last only: each call of `headers` costs as much as reading the message's JSON.
         headers = dict(messages[-1].headers() or ())
         events = to_events(
@@ -323,67 +283,17 @@ class KafkaBroker:
         )
         return FetchedBatch(
             events=events,
-            range=OffsetRange(start=offset, end=lane.next),
+            range=OffsetRange(start=offset, end=offsets[-1] + 1),
             source=_text(headers.get("source")),
             position=_text(headers.get("position")),
             traceparent=_text(headers.get("traceparent")),
         )
 
-    def _lane(self, topic: str, partition: int, offset: int) -> _Lane:
-        """The partition's, reading from `offset` on."""
-        lane = self._lanes.get((topic, partition))
-        if lane is not None and lane.next == offset:
-            return lane
-        begin, _ = self._bounds(topic, partition)
-        if offset < begin:
-            raise StorageError(
-                f"topic {topic}, partition {partition}: offset {offset} is asked for, the oldest"
-                f" that the cluster keeps is {begin}.",
-                code="broker.offset_gone",
-                next_step="Delete the project's state, and all rows are read from the source"
-                " again; then give the topic a longer retention.",
-            )
-        place = TopicPartition(topic, partition, offset)
-        with self._ours():
-            if lane is not None:
-                self._reader().incremental_unassign([TopicPartition(topic, partition)])
-            self._reader().incremental_assign([place])
-            self._reader().resume([place])
-        self._lanes[topic, partition] = made = _Lane(next=offset)
-        return made
-
-    def _pump(self, topic: str, timeout: float) -> int:
-        """Put what has come into its lane; says how much that was."""
-        with self._ours():
-            # It waits for all that it is asked for: so for one, and then takes what is there.
-            messages = self._reader().consume(1, timeout)
-            messages += self._reader().consume(MAX_AT_ONCE, 0) if messages else []
-        told = [message for message in messages if message.error() is not None]
-        events = [m for m in messages if m.error() is None] if told else messages
-        # By what runs in C: a loop over messages cost half a microsecond of each.
-        for name, of_topic in groupby(events, Message.topic):
-            for number, run in groupby(of_topic, Message.partition):
-                lane = self._lanes[str(name), int(number or 0)]
-                lane.waiting.extend(run)
-                lane.end_seen = -1
-        for message in told:  # last: what came beside an error is not lost
-            error = message.error()
-            if error.code() != KafkaError._PARTITION_EOF:
-                raise translated(KafkaException(error))
-            lane = self._lanes[str(message.topic()), int(message.partition() or 0)]
-            if not lane.waiting or _offset(lane.waiting[-1]) < _offset(message):
-                lane.end_seen = _offset(message)
-        for (name, number), lane in self._lanes.items():
-            if len(lane.waiting) > MAX_WAITING and not lane.is_paused:
-                self._reader().pause([TopicPartition(name, number)])
-                lane.is_paused = True
-        return len(messages)
-
     def join(self, group: str, topic: str, *, member: str, lease: timedelta) -> Assignment:
         self.num_partitions(topic)
         name = (group, topic)
         old = self._members.pop(name, None)
-        with self._ours():
+        with in_our_words():
             if old is not None:
                 old.close()
             settings = {**self.settings(), "client.id": member}
@@ -396,20 +306,20 @@ class KafkaBroker:
         held = self._members.get((group, topic))
         if held is None:
             raise FencedError(f"{member} is no member of group {group}.")
-        with self._ours():
+        with in_our_words():
             return held.beat()
 
     def leave(self, group: str, topic: str, *, member: str) -> None:
         held = self._members.pop((group, topic), None)
         if held is not None:
-            with self._ours():
+            with in_our_words():
                 held.close()
 
     def hint(
         self, group: str, offsets: Mapping[Partition, int], *, generation: int | None = None
     ) -> None:
         places = [TopicPartition(p.topic, p.number, offset) for p, offset in offsets.items()]
-        with self._ours():
+        with in_our_words():
             if generation is None:
                 self._asker(group).commit(offsets=places, asynchronous=False)
                 return
@@ -424,7 +334,7 @@ class KafkaBroker:
 
     def hints(self, group: str, topic: str) -> Mapping[int, int]:
         places = [TopicPartition(topic, n) for n in range(self.num_partitions(topic))]
-        with self._ours():
+        with in_our_words():
             found = self._asker(group).committed(places, timeout=self._patience)
         return {place.partition: place.offset for place in found if place.offset >= 0}
 
@@ -465,9 +375,9 @@ class KafkaBroker:
             }
         )
 
-    def _reader(self) -> Consumer:
+    def _lanes(self) -> Lanes:
         if self._reading is None:
-            self._reading = self._consumer()
+            self._reading = Lanes(self._consumer(), self._config.bootstrap, self._patience)
         return self._reading
 
     def _asker(self, group: str) -> Consumer:
@@ -478,22 +388,9 @@ class KafkaBroker:
     def _group(self, group: str) -> str:
         return f"autoglm.{self._project}.{group}"
 
-    @contextmanager
-    def _ours(self) -> Iterator[None]:
-        try:
-            yield
-        except KafkaException as error:
-            raise translated(error) from error
-
 
 def _positions(topic: str) -> str:
     return f"{topic}.positions"
-
-
-def _offset(message: Message) -> int:
-    found = message.offset()
-    assert found is not None, "only messages that were read are asked"
-    return int(found)
 
 
 def _text(header: Any) -> str:
