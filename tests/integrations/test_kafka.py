@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ pytest.importorskip("confluent_kafka")
 
 from confluent_kafka import KafkaException
 
+from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
 from autoglm.errors import ConfigError, StorageError
 from autoglm.integrations.kafka import KafkaBroker
 from autoglm.plugins.kinds import Broker
@@ -34,6 +37,38 @@ def noida_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def tansu_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with tansu(tmp_path_factory.mktemp("tansu")) as address:
         yield address
+
+
+def _connecting(
+    address: str, project: str, *, partitions: int, seconds: float = 1
+) -> Callable[[], KafkaBroker]:
+    """`seconds`: after which the cluster ends the transaction of a producer that died."""
+    options = {"transaction.timeout.ms": int(seconds * 1000)}
+    config = BrokerConfig(kind="kafka", bootstrap=address, options=options)
+    return lambda: KafkaBroker(config, project=project, partitions=partitions, patience=5)
+
+
+def batch_of(position: str, *rows: Mapping[str, Any]) -> ChangeBatch:
+    """One event per row (of one row, if none is said), at `position`."""
+    events = [
+        ChangeEvent(
+            project="p",
+            source="s",
+            key=str(row["id"]),
+            op="upsert",
+            version=1,
+            row=row,
+            committed_at=datetime.now(UTC),
+        )
+        for row in rows or ({"id": 1, "text": "one"},)
+    ]
+    return ChangeBatch(
+        project="p",
+        source="s",
+        events=tuple(events),
+        position=position,
+        traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01",
+    )
 
 
 class KafkaSuite(BrokerSuite):
@@ -110,3 +145,48 @@ def test_a_collector_that_was_fenced_between_two_sends_is_told_so_and_closes(
                 time.sleep(0.01)
         assert time.monotonic() < deadline
         old.close()
+
+
+@pytest.mark.parametrize("server", ["noida_address", "tansu_address"])
+def test_what_another_producer_left_open_hides_no_position(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    connect = _connecting(request.getfixturevalue(server), "hidden", partitions=1)
+    with closing(connect()) as broker, closing(connect()) as other, closing(connect()) as new:
+        epoch = broker.new_epoch("h", "collector")
+        broker.append("h", batch_of("one"), producer="collector", epoch=epoch)
+        other.new_epoch("h", "dead-letters")
+        left_open = other._producers["h", "dead-letters"].producer
+        left_open.begin_transaction()  # as of one that was killed before its commit
+        left_open.produce("h.positions", b"1", b"dead-letters")
+        left_open.flush(30)
+        broker.append("h", batch_of("two"), producer="collector", epoch=epoch)
+        with pytest.raises(StorageError) as caught:
+            new.new_epoch("h", "collector")
+        assert (caught.value.code, caught.value.retryable) == ("broker.transaction_open", True)
+        left_open.abort_transaction(30)
+        new.new_epoch("h", "collector")
+        assert new.position("h", "collector") == "two"
+
+
+@pytest.mark.parametrize("server", ["noida_address", "tansu_address"])
+def test_a_position_is_read_when_the_transaction_that_hid_it_ends(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    connect = _connecting(request.getfixturevalue(server), "ends", partitions=1, seconds=60)
+    with closing(connect()) as broker, closing(connect()) as other, closing(connect()) as new:
+        epoch = broker.new_epoch("e", "collector")
+        other.new_epoch("e", "dead-letters")
+        left_open = other._producers["e", "dead-letters"].producer
+        left_open.begin_transaction()
+        left_open.produce("e.positions", b"1", b"dead-letters")
+        left_open.flush(30)
+        broker.append("e", batch_of("one"), producer="collector", epoch=epoch)
+        found: list[str] = []
+        asking = threading.Thread(target=lambda: found.append(new.position("e", "collector")))
+        asking.start()
+        asking.join(1)
+        assert (asking.is_alive(), found) == (True, [])
+        left_open.abort_transaction(30)
+        asking.join(60)
+        assert found == ["one"]

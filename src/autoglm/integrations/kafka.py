@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -32,13 +32,15 @@ from autoglm import fail_points
 from autoglm.contracts.change_event import ChangeBatch, OffsetRange, Partition
 from autoglm.errors import ConfigError, FencedError, StorageError
 from autoglm.integrations.kafka_group import FENCED, UNREACHABLE, Member, in_our_words, translated
-from autoglm.integrations.kafka_lanes import Lanes, offset_of
+from autoglm.integrations.kafka_lanes import Lanes, bounds, offset_of
 from autoglm.plugins.kinds import Assignment, FetchedBatch, Finding
 from autoglm.streaming.config import BrokerConfig
 from autoglm.streaming.json_message import to_events, to_key, to_value
 
 # A longer position is the record's in the positions topic only: each message carries its digest.
 MAX_POSITION_HEADER = 256
+# After so long the cluster ends the transaction of a producer that died in it.
+TRANSACTION_TIMEOUT, TRANSACTION_MILLISECONDS = "transaction.timeout.ms", 60_000
 _before_commit = fail_points.declare(
     "hop2.before_kafka_commit", "messages sent, their transaction not committed"
 )
@@ -74,6 +76,7 @@ class KafkaBroker:
             )
         self._config, self._project, self._partitions = config, project, partitions
         self._patience = patience
+        self._transaction_seconds = _milliseconds(config) / 1000
         self._topics: dict[str, int] = {}
         self._epochs: dict[tuple[str, str], int] = {}
         self._producers: dict[tuple[str, str], _Producing] = {}
@@ -139,6 +142,7 @@ class KafkaBroker:
                 "linger.ms": 20,
                 "queue.buffering.max.messages": 500_000,
                 "message.max.bytes": 20_000_000,
+                TRANSACTION_TIMEOUT: int(self._transaction_seconds * 1000),
             }
         )
         with in_our_words():
@@ -152,27 +156,40 @@ class KafkaBroker:
         return self._epochs[name]
 
     def position(self, topic: str, producer: str) -> str:
-        """The newest record of the producer in the positions topic, read to its end."""
+        """The newest record of the producer in the positions topic, read to its end: an open
+        transaction, of whichever producer, hides what was committed behind it, so it is waited for.
+        Raises: StorageError broker.transaction_open.
+        """
         name = _positions(topic)
         self._make(name, 1, {"cleanup.policy": "compact"})
-        found, reader = "", self._consumer()
+        with closing(self._consumer(**{"isolation.level": "read_uncommitted"})) as asker:
+            _, end = bounds(asker, name, 0, self._config.bootstrap, self._patience)
+        found, read_to = "", -1
         deadline = time.monotonic() + self._patience
-        try:
-            with in_our_words():
-                reader.assign([TopicPartition(name, 0, OFFSET_BEGINNING)])
-                while True:
-                    for message in reader.consume(1000, 0.1):
-                        error = message.error()
-                        if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                            return found
-                        if error is not None:
-                            raise KafkaException(error)
-                        if message.key() == producer.encode():
-                            found = (message.value() or b"").decode()
-                    if time.monotonic() > deadline:
-                        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        finally:
-            reader.close()
+        longest = deadline + self._transaction_seconds
+        with closing(self._consumer()) as reader, in_our_words():
+            reader.assign([TopicPartition(name, 0, OFFSET_BEGINNING)])
+            while read_to < end:
+                for message in reader.consume(1000, 0.1):
+                    error = message.error()
+                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                        raise KafkaException(error)
+                    if error is not None:
+                        read_to, deadline = offset_of(message), longest
+                    elif message.key() == producer.encode():
+                        found = (message.value() or b"").decode()
+                if time.monotonic() > deadline:
+                    raise self._open_transaction(name) if read_to >= 0 else _timed_out()
+        return found
+
+    def _open_transaction(self, topic: str) -> StorageError:
+        return StorageError(
+            f"{topic}: a producer left a transaction open, and the cluster has not ended it in"
+            f" {self._transaction_seconds:g} s; what was committed behind it cannot be read.",
+            code="broker.transaction_open",
+            next_step="It is tried again. Was `autoglm dead-letters replay` killed? Called again it"
+            " ends what it left.",
+        )
 
     def _transaction(self, producer: Producer, topic: str, batch: ChangeBatch, name: str) -> None:
         position = batch.position.encode()
@@ -229,7 +246,7 @@ class KafkaBroker:
         return found
 
     def begin_offset(self, topic: str, partition: int) -> int:
-        return self._lanes().bounds(topic, partition)[0]
+        return self._lanes().begin(topic, partition)
 
     def end_offset(self, topic: str, partition: int) -> int:
         return self._lanes().end(topic, partition)
@@ -358,7 +375,9 @@ class KafkaBroker:
                 "sasl.username": self._config.username,
                 "sasl.password": str(self._config.password),
             }
-        return {**found, **self._config.options}
+        found |= self._config.options
+        found.pop(TRANSACTION_TIMEOUT, None)  # of producers only
+        return found
 
     def _consumer(self, **more: Any) -> Consumer:
         return Consumer(
@@ -387,6 +406,21 @@ class KafkaBroker:
 
     def _group(self, group: str) -> str:
         return f"autoglm.{self._project}.{group}"
+
+
+def _milliseconds(config: BrokerConfig) -> int:
+    said = config.options.get(TRANSACTION_TIMEOUT, TRANSACTION_MILLISECONDS)
+    try:
+        return int(said)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"streaming.broker.options: {TRANSACTION_TIMEOUT}: {said!r} is no whole number.",
+            code="config.wrong_value",
+        ) from None
+
+
+def _timed_out() -> KafkaException:
+    return KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
 def _positions(topic: str) -> str:

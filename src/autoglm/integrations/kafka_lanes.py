@@ -40,18 +40,13 @@ class Lanes:
     def close(self) -> None:
         self._consumer.close()
 
-    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
-        """(oldest offset, next offset). Raises: StorageError broker.unreachable."""
-        place = TopicPartition(topic, partition)
-        with in_our_words():
-            found = self._consumer.get_watermark_offsets(place, timeout=self._patience)
-        if found is None:
-            raise StorageError(f"{self._address} does not answer.", code=UNREACHABLE)
-        return int(found[0]), int(found[1])
+    def begin(self, topic: str, partition: int) -> int:
+        """The oldest offset that is kept."""
+        return self._bounds(topic, partition)[0]
 
     def end(self, topic: str, partition: int) -> int:
         """Where what waits ends: marks of transactions have offsets too, but are nothing of it."""
-        end = self.bounds(topic, partition)[1]
+        end = self._bounds(topic, partition)[1]
         lane = self._lanes.get((topic, partition))
         return lane.next if lane is not None and lane.next < end <= lane.end_seen else end
 
@@ -86,7 +81,7 @@ class Lanes:
         lane = self._lanes.get((topic, partition))
         if lane is not None and lane.next == offset:
             return lane
-        begin, _ = self.bounds(topic, partition)
+        begin, _ = self._bounds(topic, partition)
         if offset < begin:
             raise StorageError(
                 f"topic {topic}, partition {partition}: offset {offset} is asked for, the oldest"
@@ -103,6 +98,9 @@ class Lanes:
             self._consumer.resume([place])
         self._lanes[topic, partition] = made = _Lane(next=offset)
         return made
+
+    def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        return bounds(self._consumer, topic, partition, self._address, self._patience)
 
     def _pump(self, timeout: float) -> int:
         """Put what has come into its lane; says how much that was."""
@@ -130,6 +128,19 @@ class Lanes:
                 self._consumer.pause([TopicPartition(name, number)])
                 lane.is_paused = True
         return len(messages)
+
+
+def bounds(
+    consumer: Consumer, topic: str, partition: int, address: str, patience: float
+) -> tuple[int, int]:
+    """(oldest offset, next offset) as far as `consumer` may see. Raises: StorageError
+    broker.unreachable.
+    """
+    with in_our_words():
+        found = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=patience)
+    if found is None:
+        raise StorageError(f"{address} does not answer.", code=UNREACHABLE)
+    return int(found[0]), int(found[1])
 
 
 def offset_of(message: Message) -> int:

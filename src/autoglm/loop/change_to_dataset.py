@@ -82,12 +82,22 @@ def collect_once(
     source = open_source(project)
     on_event({"kind": "source", "promise": source.promise})
     topic = topic_of(project)
-    if broker.position(topic, source.name) == "":
+
+    def refuse_another() -> None:
         # A new log in place of the table's: once filled it would look like the old one, and the
         # changes at the offsets that the table has would be passed by.
         numbers = range(broker.num_partitions(topic))
         seek(broker, project.table(), group=GROUP, topic=topic, numbers=numbers)
-    found = collect(source, broker, topic=topic, cancel=cancel, on_batch=on_batch, follow=follow)
+
+    found = collect(
+        source,
+        broker,
+        topic=topic,
+        cancel=cancel,
+        on_batch=on_batch,
+        on_new_log=refuse_another,
+        follow=follow,
+    )
     return found.events
 
 

@@ -105,7 +105,9 @@ class Broker(Protocol):
         ...
 
     def position(self, topic: str, producer: str) -> str:
-        """Position stored with the producer's last batch, `""` before the first."""
+        """Position stored with the producer's last batch, `""` before the first. May wait for what
+        a producer has open, so take over first.
+        """
         ...
 
     def num_partitions(self, topic: str) -> int:
