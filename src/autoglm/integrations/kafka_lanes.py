@@ -116,10 +116,8 @@ class Lanes:
                 lane = self._lanes[str(name), int(number or 0)]
                 lane.waiting.extend(run)
                 lane.end_seen = -1
-        for message in told:  # last: what came beside an error is not lost
-            error = message.error()
-            if error.code() != KafkaError._PARTITION_EOF:
-                raise translated(KafkaException(error))
+        ends = [m for m in told if m.error().code() == KafkaError._PARTITION_EOF]
+        for message in ends:
             lane = self._lanes[str(message.topic()), int(message.partition() or 0)]
             if not lane.waiting or offset_of(lane.waiting[-1]) < offset_of(message):
                 lane.end_seen = offset_of(message)
@@ -127,6 +125,11 @@ class Lanes:
             if len(lane.waiting) > MAX_WAITING and not lane.is_paused:
                 self._consumer.pause([TopicPartition(name, number)])
                 lane.is_paused = True
+        # Last: what came beside an error is not lost. An end is told once, so a lane that missed
+        # its own would wait for it until the patience is over.
+        for message in told:
+            if message.error().code() != KafkaError._PARTITION_EOF:
+                raise translated(KafkaException(message.error()))
         return len(messages)
 
 
