@@ -21,6 +21,7 @@ from confluent_kafka import KafkaException
 from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
 from autoglm.errors import ConfigError, StorageError
 from autoglm.integrations.kafka import KafkaBroker
+from autoglm.integrations.kafka_lanes import MAX_WAITING_BYTES
 from autoglm.plugins.kinds import Broker
 from autoglm.streaming.config import BrokerConfig
 from autoglm.testing.broker_suite import BrokerSuite, Connect
@@ -190,3 +191,28 @@ def test_a_position_is_read_when_the_transaction_that_hid_it_ends(
         left_open.abort_transaction(30)
         asking.join(60)
         assert found == ["one"]
+
+
+def test_a_backlog_of_large_values_waits_at_the_broker_while_another_partition_is_read(
+    tansu_address: str,
+) -> None:
+    connect = _connecting(tansu_address, "large", partitions=2)
+    value = "z" * 500_000
+    with closing(connect()) as broker:
+        epoch = broker.new_epoch("l", "collector")
+        for number in range(16):  # 128 MB under one key, so in one partition
+            rows = [{"id": 1, "text": value}] * 16
+            broker.append("l", batch_of(f"{number}", *rows), producer="collector", epoch=epoch)
+    with closing(connect()) as reader:
+        ends = [reader.end_offset("l", number) for number in (0, 1)]
+        full, idle = (0, 1) if ends[0] else (1, 0)
+        assert reader.fetch("l", full, 0, max_events=1) is not None
+        for _ in range(20):
+            assert reader.fetch("l", idle, 0, max_events=1) is None
+        waiting = reader._lanes()._lanes["l", full].num_bytes
+        assert waiting < 3 * MAX_WAITING_BYTES
+        offset, count = 1, 1
+        while (fetched := reader.fetch("l", full, offset, max_events=7)) is not None:
+            offset, count = fetched.range.end, count + len(fetched.events)
+        assert count == 256
+        assert reader._lanes()._lanes["l", full].num_bytes == 0

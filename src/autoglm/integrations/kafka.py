@@ -32,7 +32,7 @@ from autoglm import fail_points
 from autoglm.contracts.change_event import ChangeBatch, OffsetRange, Partition
 from autoglm.errors import ConfigError, FencedError, StorageError
 from autoglm.integrations.kafka_group import FENCED, UNREACHABLE, Member, in_our_words, translated
-from autoglm.integrations.kafka_lanes import Lanes, bounds, offset_of
+from autoglm.integrations.kafka_lanes import QUEUED_KILOBYTES, Lanes, bounds, offset_of
 from autoglm.plugins.kinds import Assignment, FetchedBatch, Finding
 from autoglm.streaming.config import BrokerConfig
 from autoglm.streaming.json_message import to_events, to_key, to_value
@@ -389,7 +389,7 @@ class KafkaBroker:
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "error",
                 "fetch.wait.max.ms": 50,
-                "queued.max.messages.kbytes": 16_384,
+                "queued.max.messages.kbytes": QUEUED_KILOBYTES,
                 **more,
             }
         )

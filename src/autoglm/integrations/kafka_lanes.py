@@ -14,8 +14,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from autoglm.errors import StorageError
 from autoglm.integrations.kafka_group import UNREACHABLE, in_our_words, translated
 
-# Messages of one partition that wait here for their turn; above, it is paused.
-MAX_WAITING = 50_000
+# What waits in librdkafka for all partitions together, and here for each; above, it is paused.
+QUEUED_KILOBYTES = 16_384
+MAX_WAITING, MAX_WAITING_BYTES = 50_000, QUEUED_KILOBYTES << 10
 MAX_AT_ONCE = 10_000
 
 
@@ -26,7 +27,13 @@ class _Lane:
     next: int = -1
     end_seen: int = -1  # nothing but marks of transactions lies between `next` and here
     waiting: deque[Message] = field(default_factory=deque)
+    num_bytes: int = 0  # of the values that wait
     is_paused: bool = False
+
+    def fills(self, share: float = 1.0) -> bool:
+        """Whether more waits than that share of the bounds."""
+        is_long = len(self.waiting) > share * MAX_WAITING
+        return is_long or self.num_bytes > share * MAX_WAITING_BYTES
 
 
 class Lanes:
@@ -67,11 +74,12 @@ class Lanes:
                     f"{self._address} sends nothing of topic {topic}.", code=UNREACHABLE
                 )
         if len(lane.waiting) <= max_events:
-            messages, lane.waiting = list(lane.waiting), deque()
+            messages, lane.waiting, lane.num_bytes = list(lane.waiting), deque(), 0
         else:
             messages = [lane.waiting.popleft() for _ in range(max_events)]
+            lane.num_bytes -= sum(map(len, messages))
         lane.next = offset_of(messages[-1]) + 1
-        if lane.is_paused and len(lane.waiting) < MAX_WAITING // 2:
+        if lane.is_paused and not lane.fills(share=0.5):
             self._consumer.resume([TopicPartition(topic, partition)])
             lane.is_paused = False
         return messages
@@ -114,7 +122,9 @@ class Lanes:
         for name, of_topic in groupby(events, Message.topic):
             for number, run in groupby(of_topic, Message.partition):
                 lane = self._lanes[str(name), int(number or 0)]
-                lane.waiting.extend(run)
+                came = list(run)
+                lane.waiting.extend(came)
+                lane.num_bytes += sum(map(len, came))
                 lane.end_seen = -1
         ends = [m for m in told if m.error().code() == KafkaError._PARTITION_EOF]
         for message in ends:
@@ -122,7 +132,7 @@ class Lanes:
             if not lane.waiting or offset_of(lane.waiting[-1]) < offset_of(message):
                 lane.end_seen = offset_of(message)
         for (name, number), lane in self._lanes.items():
-            if len(lane.waiting) > MAX_WAITING and not lane.is_paused:
+            if lane.fills() and not lane.is_paused:
                 self._consumer.pause([TopicPartition(name, number)])
                 lane.is_paused = True
         # Last: what came beside an error is not lost. An end is told once, so a lane that missed
