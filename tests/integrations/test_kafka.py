@@ -24,6 +24,7 @@ from autoglm.integrations.kafka import KafkaBroker
 from autoglm.integrations.kafka_lanes import MAX_WAITING_BYTES
 from autoglm.plugins.kinds import Broker
 from autoglm.streaming.config import BrokerConfig
+from autoglm.streaming.processor import ProcessorChain, RowProcessor
 from autoglm.testing.broker_suite import BrokerSuite, Connect
 from integrations.kafka_servers import noida, tansu
 
@@ -216,3 +217,44 @@ def test_a_backlog_of_large_values_waits_at_the_broker_while_another_partition_i
             offset, count = fetched.range.end, count + len(fetched.events)
         assert count == 256
         assert reader._lanes()._lanes["l", full].num_bytes == 0
+
+
+@pytest.mark.parametrize("server", ["noida_address", "tansu_address"])
+def test_a_row_above_what_the_topic_takes_is_a_dead_letter_and_stops_nothing(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    connect = _connecting(request.getfixturevalue(server), "above", partitions=1)
+    rows = [{"id": 1, "text": "one"}, {"id": 2, "text": "y" * 20_000_000}, {"id": 3, "text": "x"}]
+    with closing(connect()) as broker:
+        epoch = broker.new_epoch("a", "collector")
+        broker.append("a", batch_of("one", *rows), producer="collector", epoch=epoch)
+        broker.append("a", batch_of("two", rows[0]), producer="collector", epoch=epoch)
+        fetched = broker.fetch("a", 0, 0, max_events=10)
+        assert fetched is not None
+        events = list(fetched.events)
+        if len(events) < 4 and (more := broker.fetch("a", 0, fetched.range.end, max_events=10)):
+            events += more.events
+    assert [(e.key, e.op) for e in events] == [
+        ("1", "upsert"), ("2", "dead"), ("3", "upsert"), ("1", "upsert"),
+    ]  # fmt: skip
+    processor = RowProcessor(text="text", label="label", max_text_bytes=1000)
+    (letter,) = ProcessorChain([processor]).process(events[1:2]).dead
+    assert (letter.key, letter.code) == ("2", "data.row_too_large")
+    assert "20,000,000" in letter.cause
+    assert letter.raw.startswith('{"id": 2, "text": "yyy')
+
+
+def test_a_batch_that_cannot_be_sent_leaves_no_transaction_open(noida_address: str) -> None:
+    connect = _connecting(noida_address, "unsent", partitions=1)
+    with closing(connect()) as broker:
+        epoch = broker.new_epoch("u", "collector")
+        with pytest.raises(StorageError) as caught:
+            broker.append("u", batch_of("p" * 20_000_000), producer="collector", epoch=epoch)
+        assert caught.value.code == "broker.too_large"
+        assert "the position of collector" in caught.value.message
+        with pytest.raises(TypeError):
+            broker.append("u", batch_of("x", {"id": object()}), producer="collector", epoch=epoch)
+        broker.append("u", batch_of("one"), producer="collector", epoch=epoch)
+        fetched = broker.fetch("u", 0, 0, max_events=10)
+        assert fetched is not None
+        assert [event.key for event in fetched.events] == ["1"]

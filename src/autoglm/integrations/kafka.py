@@ -26,7 +26,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from autoglm import fail_points
 from autoglm.contracts.change_event import ChangeBatch, OffsetRange, Partition
@@ -35,10 +35,12 @@ from autoglm.integrations.kafka_group import FENCED, UNREACHABLE, Member, in_our
 from autoglm.integrations.kafka_lanes import QUEUED_KILOBYTES, Lanes, bounds, offset_of
 from autoglm.plugins.kinds import Assignment, FetchedBatch, Finding
 from autoglm.streaming.config import BrokerConfig
-from autoglm.streaming.json_message import to_events, to_key, to_value
+from autoglm.streaming.json_message import to_events, to_key, to_value, too_large
 
 # A longer position is the record's in the positions topic only: each message carries its digest.
 MAX_POSITION_HEADER = 256
+# Of one message: as we make a topic, and as we send. Its envelope takes less than the other.
+MAX_BYTES, MAX_MESSAGE_BYTES, ENVELOPE_BYTES = "max.message.bytes", 20_000_000, 512
 # After so long the cluster ends the transaction of a producer that died in it.
 TRANSACTION_TIMEOUT, TRANSACTION_MILLISECONDS = "transaction.timeout.ms", 60_000
 _before_commit = fail_points.declare(
@@ -56,6 +58,7 @@ class _Producing:
     epoch: int
     producer: Producer
     position: str
+    max_bytes: int  # of one message
 
 
 class KafkaBroker:
@@ -121,19 +124,23 @@ class KafkaBroker:
         if held.position == batch.position:
             return
         try:
-            self._transaction(held.producer, topic, batch, producer)
+            self._transaction(held, topic, batch, producer)
         except KafkaException as error:
             raise self._failed(held.producer, producer, error) from error
+        except BaseException:
+            self._abort(held.producer)
+            raise
         held.position = batch.position
         _after_commit()
 
     def new_epoch(self, topic: str, producer: str) -> int:
         self.num_partitions(topic)
-        self._make(_positions(topic), 1, {"cleanup.policy": "compact"})
+        self._make_positions(topic)
         name = (topic, producer)
         old = self._producers.pop(name, None)
         if old is not None:
             old.producer.purge()
+        max_bytes = self._max_message_bytes(topic)
         made = Producer(
             {
                 **self.settings(),
@@ -141,7 +148,7 @@ class KafkaBroker:
                 "partitioner": "murmur2_random",  # as Java's, so that others find a key where we do
                 "linger.ms": 20,
                 "queue.buffering.max.messages": 500_000,
-                "message.max.bytes": 20_000_000,
+                "message.max.bytes": max_bytes,
                 TRANSACTION_TIMEOUT: int(self._transaction_seconds * 1000),
             }
         )
@@ -151,7 +158,7 @@ class KafkaBroker:
         # Only now: what the one before still committed is in the log, and nothing follows.
         position = self.position(topic, producer)
         self._producers[name] = _Producing(
-            epoch=self._epochs[name], producer=made, position=position
+            epoch=self._epochs[name], producer=made, position=position, max_bytes=max_bytes
         )
         return self._epochs[name]
 
@@ -160,8 +167,7 @@ class KafkaBroker:
         transaction, of whichever producer, hides what was committed behind it, so it is waited for.
         Raises: StorageError broker.transaction_open.
         """
-        name = _positions(topic)
-        self._make(name, 1, {"cleanup.policy": "compact"})
+        name = self._make_positions(topic)
         with closing(self._consumer(**{"isolation.level": "read_uncommitted"})) as asker:
             _, end = bounds(asker, name, 0, self._config.bootstrap, self._patience)
         found, read_to = "", -1
@@ -191,25 +197,33 @@ class KafkaBroker:
             " ends what it left.",
         )
 
-    def _transaction(self, producer: Producer, topic: str, batch: ChangeBatch, name: str) -> None:
-        position = batch.position.encode()
+    def _transaction(self, held: _Producing, topic: str, batch: ChangeBatch, name: str) -> None:
+        """Raises: StorageError broker.too_large for a key or a position; a row is a dead letter."""
+        producer, whole = held.producer, batch.position.encode()
+        position = whole
         if len(position) > MAX_POSITION_HEADER:
-            position = b"sha256:" + sha256(position).hexdigest().encode()
+            position = b"sha256:" + sha256(whole).hexdigest().encode()
         headers: list[tuple[str, bytes]] = [
             ("traceparent", batch.traceparent.encode()),
             ("source", batch.source.encode()),
             ("position", position),
         ]
+        room = held.max_bytes - ENVELOPE_BYTES - sum(len(n) + len(v) for n, v in headers)
         producer.begin_transaction()
         for event in batch.events:
-            value = to_value(event, batch.source, batch.traceparent)
+            key, value = to_key(event), to_value(event, batch.source, batch.traceparent)
+            if len(key) + len(value) > room:
+                dead = too_large(event, len(value), held.max_bytes)
+                value = to_value(dead, batch.source, batch.traceparent)
+                _refuse_above(room, len(key) + len(value), f"the key {event.key[:100]!r}")
             while True:
                 try:
-                    producer.produce(topic, value, to_key(event), headers=headers)
+                    producer.produce(topic, value, key, headers=headers)
                     break
                 except BufferError:  # full: what was sent makes room
                     producer.poll(0.1)
-        producer.produce(_positions(topic), batch.position.encode(), name.encode())
+        _refuse_above(room, len(whole) + len(name), f"the position of {name}")
+        producer.produce(_positions(topic), whole, name.encode())
         _before_commit()
         while True:
             try:
@@ -227,10 +241,13 @@ class KafkaBroker:
                 f"producer {name}: {cause.str()}.",
                 next_step="A newer collector has taken over; this one stops.",
             )
-        if cause.txn_requires_abort():
-            with in_our_words():
-                producer.abort_transaction(self._patience)
+        self._abort(producer)
         return translated(error)
+
+    def _abort(self, producer: Producer) -> None:
+        """What was begun must end: in an open transaction the next one cannot begin."""
+        with suppress(KafkaException):  # the failure before it is the news
+            producer.abort_transaction(self._patience)
 
     # ── topics ──
 
@@ -251,11 +268,26 @@ class KafkaBroker:
     def end_offset(self, topic: str, partition: int) -> int:
         return self._lanes().end(topic, partition)
 
+    def _make_positions(self, topic: str) -> str:
+        self._make(_positions(topic), 1, {"cleanup.policy": "compact"})
+        return _positions(topic)
+
+    def _max_message_bytes(self, topic: str) -> int:
+        """What the topic takes, at most what clients send; of a cluster that does not say, that."""
+        ours = int(self._config.options.get("message.max.bytes", MAX_MESSAGE_BYTES))
+        asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        with suppress(KafkaException, KeyError):
+            admin = AdminClient(self.settings())
+            said = admin.describe_configs([asked])[asked].result(self._patience)
+            return min(ours, int(said[MAX_BYTES].value))
+        return ours
+
     def _make(self, topic: str, partitions: int, settings: dict[str, str]) -> int:
         """How many partitions the topic has, once it is there."""
         if topic in self._topics:
             return self._topics[topic]
         deadline = time.monotonic() + self._patience
+        config = {MAX_BYTES: str(MAX_MESSAGE_BYTES), **settings}
         with in_our_words():
             admin = AdminClient(self.settings())
             asked = -1
@@ -264,15 +296,17 @@ class KafkaBroker:
                 if known is not None and known.error is None and known.partitions:
                     self._topics[topic] = len(known.partitions)
                     return self._topics[topic]
-                # The cluster's own replication; a broker that knows no such default has one.
-                for replication in (-1, 1) if asked < 0 else ():
-                    new = NewTopic(topic, partitions, replication, config=settings)
+                # The cluster's own replication; a broker that knows no such default has one. Some
+                # clusters refuse messages as large as ours: then what they take is the bound.
+                ways = [(way, n) for way in (config, settings) for n in (-1, 1)]
+                for way, replication in ways if asked < 0 else ():
+                    new = NewTopic(topic, partitions, replication, config=way)
                     try:
                         admin.create_topics([new])[topic].result(self._patience)
                     except KafkaException as error:
                         if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
                             break
-                        if replication == 1:
+                        if (way, replication) == ways[-1]:
                             raise
                     else:
                         break
@@ -406,6 +440,15 @@ class KafkaBroker:
 
     def _group(self, group: str) -> str:
         return f"autoglm.{self._project}.{group}"
+
+
+def _refuse_above(room: int, num_bytes: int, what: str) -> None:
+    if num_bytes > room:
+        raise StorageError(
+            f"{what} makes a message of {num_bytes:,} bytes; the topic takes {room:,}.",
+            code="broker.too_large",
+            next_step=f"Raise the topic's {MAX_BYTES}, or collect fewer rows or shorter keys.",
+        )
 
 
 def _milliseconds(config: BrokerConfig) -> int:
