@@ -171,7 +171,9 @@ class Processed:
 
 
 class Processor(Protocol):
-    """Pure: same events in, same rows out; may be called twice for the same events."""
+    """Pure: same events in, same rows out; may be called twice for the same events. Rows and dead
+    letters together are as many as the events, unless its class says `changes_number = True`.
+    """
 
     def process(self, batch: Sequence[ChangeEvent]) -> Processed: ...
 
