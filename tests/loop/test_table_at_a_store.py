@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from autoglm.datasets.table_store import connect_table
+from autoglm.loop.app import GatewayAddress
+from autoglm.processes.control import Control
+from autoglm.project import Project
 from conftest import FAST
+from feature_tables import add, rows, table_at
 from s3_server import KEYS, running
 
 
@@ -60,3 +67,39 @@ def test_a_trip_with_the_table_at_a_store_keeps_its_keys_out_of_all_that_is_writ
     files = [path for path in (folder / ".autoglm").rglob("*") if path.is_file()]
     texts = [path.read_bytes() for path in files] + [text.encode() for text in written]
     assert not [text[:80] for text in texts if any(key.encode() in text for key in secrets)]
+
+
+def test_a_new_version_of_a_table_at_a_store_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("moto")
+    with running() as store:
+        store.client().create_bucket(Bucket="bucket")
+        address = "s3://bucket/noticed/table"
+        section = {
+            "project": "noticed",
+            "model": {"backbone": "conv", "task": "image-classification"},
+            "data": {
+                "source": {"kind": "sql", "url": "sqlite:///n.db", "table": "t", "key": "id"},
+                "text": "text",
+                "label": "label",
+            },
+            "storage": {"table": address, "options": store.options},
+            "trigger": {"data_changed": True, "debounce": "0s"},
+        }
+        (tmp_path / "autoglm.yaml").write_text(json.dumps(section))
+        control = Control(
+            Project(tmp_path), GatewayAddress(address="", admin_socket=tmp_path / "admin")
+        )
+        seen: queue.Queue[int] = queue.Queue()
+        monkeypatch.setattr(control, "_on_data_changed", seen.put)
+        monkeypatch.setattr(control, "_reconcile", lambda _now: None)  # there is no gateway
+        watching = threading.Thread(target=control._watch_triggers)
+        watching.start()
+        try:
+            connect_table(address, store.options)
+            add(table_at(address), *rows(1))
+            assert seen.get(timeout=60) == 1
+        finally:
+            control.stop()
+            watching.join()

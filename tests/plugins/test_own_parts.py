@@ -175,6 +175,8 @@ class Mine:
 
 @register("processor", "without")
 class Without:
+    changes_number = True
+
     def __init__(self, config: Mine):
         self.word = config.forbidden
     def process(self, batch):

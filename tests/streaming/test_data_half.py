@@ -322,6 +322,23 @@ def test_a_column_may_say_the_split_and_the_others_go_by_hash(tmp_path: Path) ->
         assert caught.value.code == "data.wrong_split"
 
 
+def test_copies_of_a_text_go_with_the_most_held_out_part_that_a_column_says_of_one(
+    tmp_path: Path,
+) -> None:
+    def row(number: int, text: str, part: str | None) -> ChangeEvent:
+        return event(f"{number:04}", number, text=text, label="ab"[number % 2], part=part)
+
+    parts = ["train", "validation", "test", None]
+    copies = [("Hello  there", "train"), ("hello there", "test"), ("HELLO there", None),
+              ("bye", None), ("Bye", "train")]  # fmt: skip
+    table = table_of(tmp_path)
+    commit(table, *(row(i, f"text {i}", parts[i % 4]) for i in range(120)),
+           *(row(200 + i, *copy) for i, copy in enumerate(copies)))  # fmt: skip
+    found = load_rows(describe(table, min_rows=2, split=SPLIT, split_column="part"))
+    by_key = dict(zip(found.keys, found.splits, strict=True))
+    assert [by_key[f"{200 + i:04}"] for i in range(5)] == ["test"] * 3 + ["train"] * 2
+
+
 BY_TIME = {
     "column": "at",
     "validation_from": "2025-01-01",

@@ -10,7 +10,7 @@ import pytest
 from autoglm.clock import SteeredClock
 from autoglm.contracts.change_event import ChangeEvent
 from autoglm.contracts.event_columns import EventColumns, columns_of, placed
-from autoglm.errors import DataError
+from autoglm.errors import DataError, PluginError
 from autoglm.plugins.kinds import Processed
 from autoglm.streaming.config import DataConfig, SourceConfig
 from autoglm.streaming.masking import MaskPersonalData
@@ -204,3 +204,27 @@ def test_blank_is_what_python_strips_for_columns_too(text: str) -> None:
     first = RowProcessor(text="text", label="label", max_text_bytes=100)
     found, dead = both(first, rows("fine", text, "\u200b", "x" * 101))
     assert (texts(found), dead) == (["fine", "\u200b"], ["data.empty_text", "data.text_too_long"])
+
+
+class First:
+    """Of a batch the first `count` rows, each `times`."""
+
+    def __init__(self, count: int, times: int = 1) -> None:
+        self.count, self.times = count, times
+
+    def process(self, batch: Sequence[ChangeEvent]) -> Processed:
+        return Processed(rows=list(batch)[: self.count] * self.times, dead=[])
+
+
+class SaysSo(First):
+    changes_number = True
+
+
+@pytest.mark.parametrize(("count", "times", "num_rows"), [(1, 1, 1), (3, 2, 6), (0, 1, 0)])
+def test_rows_that_a_processor_loses_or_doubles_stop_it_by_name_unless_it_says_so(
+    count: int, times: int, num_rows: int
+) -> None:
+    with pytest.raises(PluginError, match=f"First was given 3 events and returned {num_rows}"):
+        ProcessorChain([First(count, times)]).process(rows("a", "b", "c"))
+    done = ProcessorChain([SaysSo(count, times)]).process(rows("a", "b", "c"))
+    assert (len(done.rows), len(done.dead)) == (num_rows, 0)

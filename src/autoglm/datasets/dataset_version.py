@@ -17,7 +17,7 @@ from autoglm.contracts.record import canonical, digest
 from autoglm.contracts.task import TASKS, TaskForm, answer_to_json
 from autoglm.datasets.cells import read_answer, read_input
 from autoglm.datasets.feature_table import DeltaFeatureTable, Provenance
-from autoglm.datasets.splits import SPLITS, Split, split_all, split_by_time
+from autoglm.datasets.splits import SPLITS, Split, split_all, split_by_column, split_by_time
 from autoglm.errors import DataError
 from autoglm.observability.tracing import trace_id_of
 
@@ -64,7 +64,7 @@ class Ways:
         splits = split_all(texts, validation=shares["validation"], test=shares["test"])
         if not self.column:
             return splits
-        return [_said(*each) for each in zip(keys, said, splits, strict=True)]
+        return split_by_column(texts, list(map(_said, keys, said)), splits)
 
 
 def describe(
@@ -187,10 +187,10 @@ def _once(*names: str) -> list[str]:
     return list(dict.fromkeys(filter(None, names)))
 
 
-def _said(key: str, said: Any, by_hash: Split) -> Split:
+def _said(key: str, said: Any) -> Split | None:
     name = str(said or "").strip().lower()
     if not name:
-        return by_hash
+        return None
     if name not in SPLITS:
         raise _wrong_split(f"row {key} is said to be of the split {said!r:.60}")
     return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from autoglm.observability.logging import get_logger
 COMMITS_PER_COMPACTION = 100
 # What a compaction makes: files of about so many bytes, in groups of so many rows.
 COMPACTED_BYTES, COMPACTED_ROWS = 64 << 20, 2**16
-WIDENED = "widened"
+WIDENED, DIGEST = "widened", "sha256:"
 STATS_COLUMNS = ("_version", "_partition", "_offset", "_committed_at")
 DEAD_COLUMNS = ("_key", "_raw", "_cause", "_code", "_partition", "_offset", "_trace")
 
@@ -61,7 +62,7 @@ class TableVersion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """What the newest commit of rows at a version says of itself."""
+    """What the newest commit of rows at a version says of itself; a position by its digest."""
 
     at: datetime
     positions: Mapping[str, str]
@@ -138,7 +139,7 @@ class DeltaFeatureTable:
             text=self.text,
             now=datetime.now(UTC),
         )
-        all_positions = {**self._known_positions(handle), **positions}
+        all_positions = {**self._known_positions(handle), **_named(positions)}
         facts = {
             "positions": json.dumps(all_positions),
             "traceparent": traceparent,
@@ -276,7 +277,7 @@ class DeltaFeatureTable:
             return None
         return Provenance(
             at=_moment(entry["timestamp"]),
-            positions=json.loads(entry["positions"]),
+            positions=_named(json.loads(entry["positions"])),
             traceparent=entry["traceparent"],
         )
 
@@ -368,7 +369,7 @@ class DeltaFeatureTable:
     def _known_positions(self, handle: DeltaTable) -> dict[str, str]:
         if self._positions is None:
             entry = self._newest_rows(handle)
-            self._positions = json.loads(entry["positions"]) if entry else {}
+            self._positions = _named(json.loads(entry["positions"])) if entry else {}
         return self._positions
 
     def _refreshed(self) -> DeltaTable | None:
@@ -477,6 +478,20 @@ class DeltaFeatureTable:
             code="storage.unusable",
             next_step="Check the folder's permissions.",
         )
+
+
+def _named(positions: Mapping[str, str]) -> dict[str, str]:
+    """Each by its digest: some hold every key of their source, and the log outlives an erasure.
+    The broker has them whole. A digest stays as it is.
+    """
+    return {
+        source: position if position.startswith(DIGEST) else DIGEST + _sha256(position)
+        for source, position in positions.items()
+    }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _moment(milliseconds: int) -> datetime:

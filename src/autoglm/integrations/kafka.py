@@ -9,13 +9,11 @@ as everywhere: workers go on where the feature table says.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +26,23 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from autoglm import fail_points
 from autoglm.contracts.change_event import ChangeBatch, OffsetRange, Partition
 from autoglm.errors import ConfigError, FencedError, StorageError
-from autoglm.integrations.kafka_group import FENCED, UNREACHABLE, Member, translated
+from autoglm.integrations.kafka_group import FENCED, UNREACHABLE, Member, in_our_words, translated
+from autoglm.integrations.kafka_lanes import QUEUED_KILOBYTES, Lanes, bounds, offset_of
 from autoglm.plugins.kinds import Assignment, FetchedBatch, Finding
 from autoglm.streaming.config import BrokerConfig
-from autoglm.streaming.json_message import to_events, to_key, to_value
+from autoglm.streaming.json_message import to_events, to_key, to_value, too_large
 
-# Messages of one partition that wait here for their turn; above, it is paused.
-MAX_WAITING = 50_000
-MAX_AT_ONCE = 10_000
 # A longer position is the record's in the positions topic only: each message carries its digest.
 MAX_POSITION_HEADER = 256
+# Of one message: as we make a topic, and as we send. Its envelope takes less than the other.
+MAX_BYTES, MAX_MESSAGE_BYTES, ENVELOPE_BYTES = "max.message.bytes", 20_000_000, 512
+# After so long the cluster ends the transaction of a producer that died in it.
+TRANSACTION_TIMEOUT, TRANSACTION_MILLISECONDS = "transaction.timeout.ms", 60_000
 _before_commit = fail_points.declare(
     "hop2.before_kafka_commit", "messages sent, their transaction not committed"
 )
@@ -58,16 +58,7 @@ class _Producing:
     epoch: int
     producer: Producer
     position: str
-
-
-@dataclass(kw_only=True)
-class _Lane:
-    """One partition as it is read here: what waits, and the offset that follows what was given."""
-
-    next: int = -1
-    end_seen: int = -1  # nothing but marks of transactions lies between `next` and here
-    waiting: deque[Message] = field(default_factory=deque)
-    is_paused: bool = False
+    max_bytes: int  # of one message
 
 
 class KafkaBroker:
@@ -88,11 +79,11 @@ class KafkaBroker:
             )
         self._config, self._project, self._partitions = config, project, partitions
         self._patience = patience
+        self._transaction_seconds = _milliseconds(config) / 1000
         self._topics: dict[str, int] = {}
         self._epochs: dict[tuple[str, str], int] = {}
         self._producers: dict[tuple[str, str], _Producing] = {}
-        self._lanes: dict[tuple[str, int], _Lane] = {}
-        self._reading: Consumer | None = None
+        self._reading: Lanes | None = None
         self._members: dict[tuple[str, str], Member] = {}
         self._askers: dict[str, Consumer] = {}
 
@@ -112,8 +103,10 @@ class KafkaBroker:
     def close(self) -> None:
         for member in self._members.values():
             member.close()
-        for consumer in (*self._askers.values(), *filter(None, [self._reading])):
+        for consumer in self._askers.values():
             consumer.close()
+        if self._reading is not None:
+            self._reading.close()
         for producing in self._producers.values():
             with suppress(KafkaException):  # of one that was fenced the news is told already
                 producing.producer.purge()
@@ -131,19 +124,23 @@ class KafkaBroker:
         if held.position == batch.position:
             return
         try:
-            self._transaction(held.producer, topic, batch, producer)
+            self._transaction(held, topic, batch, producer)
         except KafkaException as error:
             raise self._failed(held.producer, producer, error) from error
+        except BaseException:
+            self._abort(held.producer)
+            raise
         held.position = batch.position
         _after_commit()
 
     def new_epoch(self, topic: str, producer: str) -> int:
         self.num_partitions(topic)
-        self._make(_positions(topic), 1, {"cleanup.policy": "compact"})
+        self._make_positions(topic)
         name = (topic, producer)
         old = self._producers.pop(name, None)
         if old is not None:
             old.producer.purge()
+        max_bytes = self._max_message_bytes(topic)
         made = Producer(
             {
                 **self.settings(),
@@ -151,61 +148,82 @@ class KafkaBroker:
                 "partitioner": "murmur2_random",  # as Java's, so that others find a key where we do
                 "linger.ms": 20,
                 "queue.buffering.max.messages": 500_000,
-                "message.max.bytes": 20_000_000,
+                "message.max.bytes": max_bytes,
+                TRANSACTION_TIMEOUT: int(self._transaction_seconds * 1000),
             }
         )
-        with self._ours():
+        with in_our_words():
             made.init_transactions(self._patience)
         self._epochs[name] = self._epochs.get(name, 0) + 1
         # Only now: what the one before still committed is in the log, and nothing follows.
         position = self.position(topic, producer)
         self._producers[name] = _Producing(
-            epoch=self._epochs[name], producer=made, position=position
+            epoch=self._epochs[name], producer=made, position=position, max_bytes=max_bytes
         )
         return self._epochs[name]
 
     def position(self, topic: str, producer: str) -> str:
-        """The newest record of the producer in the positions topic, read to its end."""
-        name = _positions(topic)
-        self._make(name, 1, {"cleanup.policy": "compact"})
-        found, reader = "", self._consumer()
+        """The newest record of the producer in the positions topic, read to its end: an open
+        transaction, of whichever producer, hides what was committed behind it, so it is waited for.
+        Raises: StorageError broker.transaction_open.
+        """
+        name = self._make_positions(topic)
+        with closing(self._consumer(**{"isolation.level": "read_uncommitted"})) as asker:
+            _, end = bounds(asker, name, 0, self._config.bootstrap, self._patience)
+        found, read_to = "", -1
         deadline = time.monotonic() + self._patience
-        try:
-            with self._ours():
-                reader.assign([TopicPartition(name, 0, OFFSET_BEGINNING)])
-                while True:
-                    for message in reader.consume(1000, 0.1):
-                        error = message.error()
-                        if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                            return found
-                        if error is not None:
-                            raise KafkaException(error)
-                        if message.key() == producer.encode():
-                            found = (message.value() or b"").decode()
-                    if time.monotonic() > deadline:
-                        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        finally:
-            reader.close()
+        longest = deadline + self._transaction_seconds
+        with closing(self._consumer()) as reader, in_our_words():
+            reader.assign([TopicPartition(name, 0, OFFSET_BEGINNING)])
+            while read_to < end:
+                for message in reader.consume(1000, 0.1):
+                    error = message.error()
+                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                        raise KafkaException(error)
+                    if error is not None:
+                        read_to, deadline = offset_of(message), longest
+                    elif message.key() == producer.encode():
+                        found = (message.value() or b"").decode()
+                if time.monotonic() > deadline:
+                    raise self._open_transaction(name) if read_to >= 0 else _timed_out()
+        return found
 
-    def _transaction(self, producer: Producer, topic: str, batch: ChangeBatch, name: str) -> None:
-        position = batch.position.encode()
+    def _open_transaction(self, topic: str) -> StorageError:
+        return StorageError(
+            f"{topic}: a producer left a transaction open, and the cluster has not ended it in"
+            f" {self._transaction_seconds:g} s; what was committed behind it cannot be read.",
+            code="broker.transaction_open",
+            next_step="It is tried again. Was `autoglm dead-letters replay` killed? Called again it"
+            " ends what it left.",
+        )
+
+    def _transaction(self, held: _Producing, topic: str, batch: ChangeBatch, name: str) -> None:
+        """Raises: StorageError broker.too_large for a key or a position; a row is a dead letter."""
+        producer, whole = held.producer, batch.position.encode()
+        position = whole
         if len(position) > MAX_POSITION_HEADER:
-            position = b"sha256:" + sha256(position).hexdigest().encode()
+            position = b"sha256:" + sha256(whole).hexdigest().encode()
         headers: list[tuple[str, bytes]] = [
             ("traceparent", batch.traceparent.encode()),
             ("source", batch.source.encode()),
             ("position", position),
         ]
+        room = held.max_bytes - ENVELOPE_BYTES - sum(len(n) + len(v) for n, v in headers)
         producer.begin_transaction()
         for event in batch.events:
-            value = to_value(event, batch.source, batch.traceparent)
+            key, value = to_key(event), to_value(event, batch.source, batch.traceparent)
+            if len(key) + len(value) > room:
+                dead = too_large(event, len(value), held.max_bytes)
+                value = to_value(dead, batch.source, batch.traceparent)
+                _refuse_above(room, len(key) + len(value), f"the key {event.key[:100]!r}")
             while True:
                 try:
-                    producer.produce(topic, value, to_key(event), headers=headers)
+                    producer.produce(topic, value, key, headers=headers)
                     break
                 except BufferError:  # full: what was sent makes room
                     producer.poll(0.1)
-        producer.produce(_positions(topic), batch.position.encode(), name.encode())
+        _refuse_above(room, len(whole) + len(name), f"the position of {name}")
+        producer.produce(_positions(topic), whole, name.encode())
         _before_commit()
         while True:
             try:
@@ -223,10 +241,13 @@ class KafkaBroker:
                 f"producer {name}: {cause.str()}.",
                 next_step="A newer collector has taken over; this one stops.",
             )
-        if cause.txn_requires_abort():
-            with self._ours():
-                producer.abort_transaction(self._patience)
+        self._abort(producer)
         return translated(error)
+
+    def _abort(self, producer: Producer) -> None:
+        """What was begun must end: in an open transaction the next one cannot begin."""
+        with suppress(KafkaException):  # the failure before it is the news
+            producer.abort_transaction(self._patience)
 
     # ── topics ──
 
@@ -242,28 +263,32 @@ class KafkaBroker:
         return found
 
     def begin_offset(self, topic: str, partition: int) -> int:
-        return self._bounds(topic, partition)[0]
+        return self._lanes().begin(topic, partition)
 
     def end_offset(self, topic: str, partition: int) -> int:
-        end = self._bounds(topic, partition)[1]
-        lane = self._lanes.get((topic, partition))
-        # Marks of transactions have offsets too, but are nothing that waits.
-        return lane.next if lane is not None and lane.next < end <= lane.end_seen else end
+        return self._lanes().end(topic, partition)
 
-    def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
-        place = TopicPartition(topic, partition)
-        with self._ours():
-            found = self._reader().get_watermark_offsets(place, timeout=self._patience)
-        if found is None:
-            raise StorageError(f"{self._config.bootstrap} does not answer.", code=UNREACHABLE)
-        return int(found[0]), int(found[1])
+    def _make_positions(self, topic: str) -> str:
+        self._make(_positions(topic), 1, {"cleanup.policy": "compact"})
+        return _positions(topic)
+
+    def _max_message_bytes(self, topic: str) -> int:
+        """What the topic takes, at most what clients send; of a cluster that does not say, that."""
+        ours = int(self._config.options.get("message.max.bytes", MAX_MESSAGE_BYTES))
+        asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        with suppress(KafkaException, KeyError):
+            admin = AdminClient(self.settings())
+            said = admin.describe_configs([asked])[asked].result(self._patience)
+            return min(ours, int(said[MAX_BYTES].value))
+        return ours
 
     def _make(self, topic: str, partitions: int, settings: dict[str, str]) -> int:
         """How many partitions the topic has, once it is there."""
         if topic in self._topics:
             return self._topics[topic]
         deadline = time.monotonic() + self._patience
-        with self._ours():
+        config = {MAX_BYTES: str(MAX_MESSAGE_BYTES), **settings}
+        with in_our_words():
             admin = AdminClient(self.settings())
             asked = -1
             while time.monotonic() < deadline:
@@ -271,15 +296,17 @@ class KafkaBroker:
                 if known is not None and known.error is None and known.partitions:
                     self._topics[topic] = len(known.partitions)
                     return self._topics[topic]
-                # The cluster's own replication; a broker that knows no such default has one.
-                for replication in (-1, 1) if asked < 0 else ():
-                    new = NewTopic(topic, partitions, replication, config=settings)
+                # The cluster's own replication; a broker that knows no such default has one. Some
+                # clusters refuse messages as large as ours: then what they take is the bound.
+                ways = [(way, n) for way in (config, settings) for n in (-1, 1)]
+                for way, replication in ways if asked < 0 else ():
+                    new = NewTopic(topic, partitions, replication, config=way)
                     try:
                         admin.create_topics([new])[topic].result(self._patience)
                     except KafkaException as error:
                         if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
                             break
-                        if replication == 1:
+                        if (way, replication) == ways[-1]:
                             raise
                     else:
                         break
@@ -292,26 +319,10 @@ class KafkaBroker:
     def fetch(
         self, topic: str, partition: int, offset: int, *, max_events: int
     ) -> FetchedBatch | None:
-        lane = self._lane(topic, partition, offset)
-        deadline = time.monotonic() + self._patience
-        timeout = 0.0
-        while not lane.waiting:
-            if self._pump(topic, timeout) == 0 and lane.end_seen >= 0:
-                return None
-            timeout = 0.05
-            if time.monotonic() > deadline:
-                raise StorageError(
-                    f"{self._config.bootstrap} sends nothing of topic {topic}.", code=UNREACHABLE
-                )
-        if len(lane.waiting) <= max_events:
-            messages, lane.waiting = list(lane.waiting), deque()
-        else:
-            messages = [lane.waiting.popleft() for _ in range(max_events)]
-        offsets = list(map(_offset, messages))
-        lane.next = offsets[-1] + 1
-        if lane.is_paused and len(lane.waiting) < MAX_WAITING // 2:
-            self._reader().resume([TopicPartition(topic, partition)])
-            lane.is_paused = False
+        messages = self._lanes().take(topic, partition, offset, max_events=max_events)
+        if not messages:
+            return None
+        offsets = list(map(offset_of, messages))
         # Of the last only: each call of `headers` costs as much as reading the message's JSON.
         headers = dict(messages[-1].headers() or ())
         events = to_events(
@@ -323,67 +334,17 @@ class KafkaBroker:
         )
         return FetchedBatch(
             events=events,
-            range=OffsetRange(start=offset, end=lane.next),
+            range=OffsetRange(start=offset, end=offsets[-1] + 1),
             source=_text(headers.get("source")),
             position=_text(headers.get("position")),
             traceparent=_text(headers.get("traceparent")),
         )
 
-    def _lane(self, topic: str, partition: int, offset: int) -> _Lane:
-        """The partition's, reading from `offset` on."""
-        lane = self._lanes.get((topic, partition))
-        if lane is not None and lane.next == offset:
-            return lane
-        begin, _ = self._bounds(topic, partition)
-        if offset < begin:
-            raise StorageError(
-                f"topic {topic}, partition {partition}: offset {offset} is asked for, the oldest"
-                f" that the cluster keeps is {begin}.",
-                code="broker.offset_gone",
-                next_step="Delete the project's state, and all rows are read from the source"
-                " again; then give the topic a longer retention.",
-            )
-        place = TopicPartition(topic, partition, offset)
-        with self._ours():
-            if lane is not None:
-                self._reader().incremental_unassign([TopicPartition(topic, partition)])
-            self._reader().incremental_assign([place])
-            self._reader().resume([place])
-        self._lanes[topic, partition] = made = _Lane(next=offset)
-        return made
-
-    def _pump(self, topic: str, timeout: float) -> int:
-        """Put what has come into its lane; says how much that was."""
-        with self._ours():
-            # It waits for all that it is asked for: so for one, and then takes what is there.
-            messages = self._reader().consume(1, timeout)
-            messages += self._reader().consume(MAX_AT_ONCE, 0) if messages else []
-        told = [message for message in messages if message.error() is not None]
-        events = [m for m in messages if m.error() is None] if told else messages
-        # By what runs in C: a loop over messages cost half a microsecond of each.
-        for name, of_topic in groupby(events, Message.topic):
-            for number, run in groupby(of_topic, Message.partition):
-                lane = self._lanes[str(name), int(number or 0)]
-                lane.waiting.extend(run)
-                lane.end_seen = -1
-        for message in told:  # last: what came beside an error is not lost
-            error = message.error()
-            if error.code() != KafkaError._PARTITION_EOF:
-                raise translated(KafkaException(error))
-            lane = self._lanes[str(message.topic()), int(message.partition() or 0)]
-            if not lane.waiting or _offset(lane.waiting[-1]) < _offset(message):
-                lane.end_seen = _offset(message)
-        for (name, number), lane in self._lanes.items():
-            if len(lane.waiting) > MAX_WAITING and not lane.is_paused:
-                self._reader().pause([TopicPartition(name, number)])
-                lane.is_paused = True
-        return len(messages)
-
     def join(self, group: str, topic: str, *, member: str, lease: timedelta) -> Assignment:
         self.num_partitions(topic)
         name = (group, topic)
         old = self._members.pop(name, None)
-        with self._ours():
+        with in_our_words():
             if old is not None:
                 old.close()
             settings = {**self.settings(), "client.id": member}
@@ -396,20 +357,20 @@ class KafkaBroker:
         held = self._members.get((group, topic))
         if held is None:
             raise FencedError(f"{member} is no member of group {group}.")
-        with self._ours():
+        with in_our_words():
             return held.beat()
 
     def leave(self, group: str, topic: str, *, member: str) -> None:
         held = self._members.pop((group, topic), None)
         if held is not None:
-            with self._ours():
+            with in_our_words():
                 held.close()
 
     def hint(
         self, group: str, offsets: Mapping[Partition, int], *, generation: int | None = None
     ) -> None:
         places = [TopicPartition(p.topic, p.number, offset) for p, offset in offsets.items()]
-        with self._ours():
+        with in_our_words():
             if generation is None:
                 self._asker(group).commit(offsets=places, asynchronous=False)
                 return
@@ -424,7 +385,7 @@ class KafkaBroker:
 
     def hints(self, group: str, topic: str) -> Mapping[int, int]:
         places = [TopicPartition(topic, n) for n in range(self.num_partitions(topic))]
-        with self._ours():
+        with in_our_words():
             found = self._asker(group).committed(places, timeout=self._patience)
         return {place.partition: place.offset for place in found if place.offset >= 0}
 
@@ -448,7 +409,9 @@ class KafkaBroker:
                 "sasl.username": self._config.username,
                 "sasl.password": str(self._config.password),
             }
-        return {**found, **self._config.options}
+        found |= self._config.options
+        found.pop(TRANSACTION_TIMEOUT, None)  # of producers only
+        return found
 
     def _consumer(self, **more: Any) -> Consumer:
         return Consumer(
@@ -460,14 +423,14 @@ class KafkaBroker:
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "error",
                 "fetch.wait.max.ms": 50,
-                "queued.max.messages.kbytes": 16_384,
+                "queued.max.messages.kbytes": QUEUED_KILOBYTES,
                 **more,
             }
         )
 
-    def _reader(self) -> Consumer:
+    def _lanes(self) -> Lanes:
         if self._reading is None:
-            self._reading = self._consumer()
+            self._reading = Lanes(self._consumer(), self._config.bootstrap, self._patience)
         return self._reading
 
     def _asker(self, group: str) -> Consumer:
@@ -478,22 +441,33 @@ class KafkaBroker:
     def _group(self, group: str) -> str:
         return f"autoglm.{self._project}.{group}"
 
-    @contextmanager
-    def _ours(self) -> Iterator[None]:
-        try:
-            yield
-        except KafkaException as error:
-            raise translated(error) from error
+
+def _refuse_above(room: int, num_bytes: int, what: str) -> None:
+    if num_bytes > room:
+        raise StorageError(
+            f"{what} makes a message of {num_bytes:,} bytes; the topic takes {room:,}.",
+            code="broker.too_large",
+            next_step=f"Raise the topic's {MAX_BYTES}, or collect fewer rows or shorter keys.",
+        )
+
+
+def _milliseconds(config: BrokerConfig) -> int:
+    said = config.options.get(TRANSACTION_TIMEOUT, TRANSACTION_MILLISECONDS)
+    try:
+        return int(said)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"streaming.broker.options: {TRANSACTION_TIMEOUT}: {said!r} is no whole number.",
+            code="config.wrong_value",
+        ) from None
+
+
+def _timed_out() -> KafkaException:
+    return KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
 def _positions(topic: str) -> str:
     return f"{topic}.positions"
-
-
-def _offset(message: Message) -> int:
-    found = message.offset()
-    assert found is not None, "only messages that were read are asked"
-    return int(found)
 
 
 def _text(header: Any) -> str:

@@ -9,7 +9,8 @@ the member's own partitions are paused as soon as they are given. Extra: kafka.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -42,6 +43,15 @@ def translated(error: KafkaException) -> StorageError:
         if is_away
         else "`autoglm streaming check BOOTSTRAP` says what the cluster can do.",
     )
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """What Kafka raises inside is raised as an error of ours."""
+    try:
+        yield
+    except KafkaException as error:
+        raise translated(error) from error
 
 
 class Member:

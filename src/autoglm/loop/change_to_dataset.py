@@ -83,11 +83,18 @@ def collect_once(
     source = open_source(project)
     on_event({"kind": "source", "promise": source.promise})
     topic = topic_of(project)
-    newest = -1
-    if not is_again or broker.position(topic, source.name) == "":
-        newest = newest_version(project, broker)
+
+    def newest_of(position: str) -> int:
+        return -1 if is_again and position else newest_version(project, broker)
+
     found = collect(
-        source, broker, topic=topic, cancel=cancel, on_batch=on_batch, follow=follow, newest=newest
+        source,
+        broker,
+        topic=topic,
+        cancel=cancel,
+        on_batch=on_batch,
+        newest_of=newest_of,
+        follow=follow,
     )
     return found.events
 

@@ -105,7 +105,9 @@ class Broker(Protocol):
         ...
 
     def position(self, topic: str, producer: str) -> str:
-        """Position stored with the producer's last batch, `""` before the first."""
+        """Position stored with the producer's last batch, `""` before the first. May wait for what
+        a producer has open, so take over first.
+        """
         ...
 
     def num_partitions(self, topic: str) -> int:
@@ -169,7 +171,9 @@ class Processed:
 
 
 class Processor(Protocol):
-    """Pure: same events in, same rows out; may be called twice for the same events."""
+    """Pure: same events in, same rows out; may be called twice for the same events. Rows and dead
+    letters together are as many as the events, unless its class says `changes_number = True`.
+    """
 
     def process(self, batch: Sequence[ChangeEvent]) -> Processed: ...
 

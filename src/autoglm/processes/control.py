@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoglm.config.live import LiveConfig
 from autoglm.contracts.dataset_version import DatasetVersion
@@ -30,6 +30,9 @@ from autoglm.project import Project
 from autoglm.settings import Settings
 from autoglm.triggers.cron import missed_tick
 from autoglm.triggers.data_changed import Debounce, newest_version
+
+if TYPE_CHECKING:
+    from autoglm.datasets.feature_table import DeltaFeatureTable
 
 TICK_SECONDS = 1.0
 RECONCILE_SECONDS = 5.0
@@ -51,6 +54,7 @@ class Control:
         self._logger = logs.get_logger()
         self.run_error = self.trigger_error = self.config_error = ""
         self._live: LiveConfig[Settings] | None = None
+        self._table: DeltaFeatureTable | None = None
 
     def start(self) -> None:
         self._live = self.project.follow(
@@ -167,7 +171,7 @@ class Control:
             try:
                 trigger = self.project.settings.trigger
                 debounce.quiet = trigger.debounce
-                version = newest_version(self.project.state / "table")
+                version = self._table_version()
                 now = self.app.clock.monotonic()
                 if trigger.data_changed and debounce.ready(version, now):
                     debounce.handled(version)
@@ -181,6 +185,14 @@ class Control:
                 self._logger.warning("trigger failed", error_code=error.code, cause=error.message)
             except Exception:
                 self._logger.exception("trigger broke")
+
+    def _table_version(self) -> int:
+        """The newest, at a store too. Raises: StorageError."""
+        if not self.project.settings.storage.table:  # asked each second, so without an engine
+            return newest_version(self.project.state / "table")
+        if self._table is None:
+            self._table = self.project.table()
+        return self._table.version
 
     def _reconcile(self, now: float) -> None:
         """Every few seconds while no run is made or waits."""

@@ -25,20 +25,23 @@ def collect(
     topic: str,
     cancel: threading.Event,
     on_batch: Callable[[int], None] | None = None,
+    newest_of: Callable[[str], int] = lambda _position: -1,
     follow: bool = False,
-    newest: int = -1,
 ) -> Collected:
     """Append what the source shows now, batch by batch, each with its position; with `follow` also
     what changes later, until cancelled, where the source can listen (else it reads once).
 
-    The source is told what is stored. `on_batch` is told the number of events so far. `newest` is
-    the highest version that anybody gave: what comes is newer, also under a new name of the source.
+    The source is told what is stored. `on_batch` is told the number of events so far. `newest_of`
+    is asked, with the position that the broker holds and before anything is read, for the highest
+    version that anybody gave: what comes is newer, also under a new name of the source.
     Raises: SourceError, StorageError, CancelledError (what was appended stays).
     """
     acknowledge = getattr(source, "acknowledge", None)
     epoch = broker.new_epoch(topic, source.name)
+    # Only now: the one before may have been killed inside a transaction, which the takeover ends.
+    position = broker.position(topic, source.name)
+    known = RaisedPosition.read(position).above(newest_of(position))
     events = batches = 0
-    known = RaisedPosition.read(broker.position(topic, source.name)).above(newest)
     for batch in _batches(source, known.position, cancel, follow):
         if cancel.is_set():
             raise CancelledError("collecting was stopped.", next_step="The next call goes on.")

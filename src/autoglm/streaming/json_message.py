@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -44,6 +44,18 @@ def to_value(event: ChangeEvent, source: str, traceparent: str) -> bytes:
         return json.dumps(document, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # broken UTF-8 passes through and is judged by the processor
         return json.dumps(document).encode()
+
+
+def too_large(event: ChangeEvent, num_bytes: int, max_bytes: int) -> ChangeEvent:
+    """In the place of an event whose message nobody takes: its beginning, as one found dead."""
+    raw = json.dumps(event.row, ensure_ascii=False, default=str)
+    cause = f"as a message it has {num_bytes:,} bytes; the broker's topic takes {max_bytes:,}"
+    row = {
+        "raw": raw[: min(MALFORMED_BYTES, max_bytes // 8)],
+        "cause": cause,
+        "code": "data.row_too_large",
+    }
+    return replace(event, op="dead", row=row)
 
 
 def to_events(

@@ -14,7 +14,7 @@ from autoglm.contracts.change_event import ChangeEvent, DeadLetter
 from autoglm.contracts.event_columns import EventColumns
 from autoglm.contracts.task import TASKS, TaskForm
 from autoglm.datasets.cells import problem_of
-from autoglm.errors import AutoGLMError, CancelledError, DataError
+from autoglm.errors import AutoGLMError, CancelledError, DataError, PluginError
 from autoglm.modeling.images import cell_of
 from autoglm.plugins.kinds import Processed, Processor
 
@@ -33,7 +33,8 @@ class ProcessorChain:
 
     One that raises is called again, ever later; then its batch is halved until the events that it
     cannot take stand alone: those become dead letters, the others pass. Errors of ours that are
-    not worth another try stop the chain.
+    not worth another try stop the chain, and so does one that returns another number of events than
+    it was given and does not say `changes_number`.
     """
 
     def __init__(
@@ -86,13 +87,30 @@ class ProcessorChain:
 
 def _tried(processor: Processor, rows: Sequence[ChangeEvent]) -> Processed | Exception:
     try:
-        return processor.process(rows)
+        found = processor.process(rows)
+        _check_number(processor, found, len(rows))
+        return found
     except AutoGLMError as error:
         if not error.retryable or isinstance(error, CancelledError):
             raise
         return error
     except Exception as error:
         return error
+
+
+def _check_number(processor: Processor, found: Processed, num_rows: int) -> None:
+    """Raises: PluginError plugin.lost_rows when rows went, or came, without a word."""
+    num_found = len(found.rows) + len(found.dead)
+    if num_found == num_rows or getattr(processor, "changes_number", False):
+        return
+    name = getattr(processor, "name", type(processor).__name__)
+    raise PluginError(
+        f"processor {name} was given {num_rows:,} events and returned {len(found.rows):,} rows and"
+        f" {len(found.dead):,} dead letters.",
+        code="plugin.lost_rows",
+        next_step="Make dead letters of what it refuses; or say `changes_number = True` in its"
+        " class, if it is meant to drop or to multiply rows.",
+    )
 
 
 def dead_letter(event: ChangeEvent, code: str, cause: str) -> DeadLetter:

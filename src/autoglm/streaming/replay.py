@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
-from autoglm.contracts.record import digest
 from autoglm.datasets.feature_table import DeltaFeatureTable
 from autoglm.errors import AutoGLMError
 from autoglm.observability.tracing import new_traceparent
@@ -71,28 +70,39 @@ def waiting(table: DeltaFeatureTable) -> list[Waiting]:
 
 
 def replay(letters: Sequence[Waiting], broker: Broker, *, topic: str, project: str) -> Replayed:
-    """Append their events again, under the position that names them: twice is once.
-
-    Raises: StorageError.
+    """Append their events again, each once whoever asks how often: the position names all that were
+    replayed. One that dies again is another letter, at another offset. Raises: StorageError.
     """
+    epoch = broker.new_epoch(topic, PRODUCER)
+    done = _places(broker.position(topic, PRODUCER))
     events, lost = [], []
     for letter in letters:
+        if (letter.partition, letter.offset) in done:
+            continue
         event = _stored(letter, broker, topic) or _from_raw(letter, project)
         if event is None:
             lost.append(letter.key)
         else:
             events.append(event)
+            done.add((letter.partition, letter.offset))
     if events:
         batch = ChangeBatch(
             project=project,
             source=PRODUCER,
             events=tuple(events),
-            position=digest([(x.partition, x.offset) for x in letters]),
+            position=json.dumps(sorted(done), separators=(",", ":")),
             traceparent=new_traceparent(),
         )
-        epoch = broker.new_epoch(topic, PRODUCER)
         broker.append(topic, batch, producer=PRODUCER, epoch=epoch)
     return Replayed(events=len(events), lost=tuple(lost))
+
+
+def _places(position: str) -> set[tuple[int, int]]:
+    """(partition, offset) of the letters that were replayed. Once a digest stood here."""
+    try:
+        return {(int(number), int(offset)) for number, offset in json.loads(position or "[]")}
+    except (ValueError, TypeError):
+        return set()
 
 
 def _stored(letter: Waiting, broker: Broker, topic: str) -> ChangeEvent | None:
