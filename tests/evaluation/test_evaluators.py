@@ -284,3 +284,14 @@ def test_a_difference_with_what_is_undefined_is_none_never_a_difference_from_zer
     assert paired(find_evaluator("r2"), flat, flat, NUMBERS[:5]) is None
     shy = autoglm.make_evaluator(lambda _t, p: None if p[0] == "x" else 1.0)
     assert paired(shy, ["a", "b"], ["x", "b"], ["a", "b"]) is None
+
+
+def test_what_an_evaluator_does_to_its_rows_no_other_one_sees() -> None:
+    def sorts(truth: list[str], prediction: list[str]) -> float:
+        truth.sort()
+        prediction.clear()
+        return 1.0
+
+    truth, said = ["b", "a"], ["b", "b"]
+    assert value_of(autoglm.make_evaluator(sorts), truth, said) == 1.0
+    assert (truth, said) == (["b", "a"], ["b", "b"])

@@ -6,9 +6,14 @@ import json
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from autoglm.contracts.dataset_version import DatasetVersion
+from autoglm.contracts.run_spec import RunSpec
+from autoglm.loop.refreshing import _question
 from conftest import FAST, RoundTrip
 
 
@@ -50,3 +55,23 @@ def test_more_changed_rows_than_search_refresh_are_a_whole_study(round_trip: Rou
     second, said = run(project)
     assert (second["stopped_by"], second["num_trials"]) == ("trials", 2)
     assert "% of the rows changed" not in said
+
+
+def test_rows_that_are_divided_otherwise_are_another_question() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    dataset = DatasetVersion(
+        project="p", uri="u", version=1, rows=9, split_rows={}, labels=("a", "b"), label_counts={},
+        rare_labels={}, unlabelled_rows=0, dead_rows=0, text="t", label="l",
+        split={"validation": 0.1, "test": 0.1}, schema_digest="s", content_digest="c", positions={},
+        traceparent="", linked_traces=(), created_at=now,
+    )  # fmt: skip
+    spec = RunSpec(
+        project="p", run_id="r", cause="c", trigger="command", dataset=dataset,
+        config={section: {} for section in ("model", "training", "search", "evaluate", "data")},
+        config_digest="c", seed=0, stable="", folder="", traceparent="", tuning="default",
+        created_at=now,
+    )  # fmt: skip
+    others = ({"split": {"validation": 0.6, "test": 0.1}}, {"split_column": "part"})
+    for other in ({"version": 2}, *others):
+        asked = _question(replace(spec, dataset=replace(dataset, **other)), like=spec)
+        assert (asked == _question(spec)) == (other not in others)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,28 @@ def test_a_trial_in_pieces_and_a_trial_behind_another_have_the_bytes_of_one_in_o
     again = pieces.advance(four, 4)
     assert again.reused_steps == again.num_steps
     assert pieces.num_steps == 4
+
+
+def test_what_an_earlier_run_trained_costs_a_later_one_nothing(
+    tmp_path: Path, spec: Any, tiny_backbone: Path
+) -> None:
+    first = Runner(tmp_path / "work", spec, tiny_backbone)
+    trained = first.advance(first.plan(**{"training.epochs": 1}), 1)
+    assert "stage_tree" not in trained.saved
+    later = Runner(tmp_path / "work", replace(spec, run_id="later"), tiny_backbone)
+    found = later.advance(later.plan(**{"training.epochs": 1}), 1)
+    assert found.reused_steps == found.num_steps
+    assert found.saved["stage_tree"] == found.cpu_seconds > 0
+
+
+def test_a_stage_that_was_not_asked_for_an_evaluators_value_is_trained_for_it(
+    tmp_path: Path, spec: Any, tiny_backbone: Path
+) -> None:
+    evaluate = {**spec.config["evaluate"], "metrics": {"minority_recall": {"at_least": 0.5}}}
+    other = replace(spec, config={**spec.config, "evaluate": evaluate})
+    one, another = (Runner(tmp_path / "work", each, tiny_backbone) for each in (spec, other))
+    keys = [each.plan().stages[0].key for each in (one, another)]
+    assert len(set(keys)) == 2
 
 
 def test_trials_share_the_steps_that_are_equal_and_no_others(runner: Runner) -> None:

@@ -114,7 +114,8 @@ def needs_proba(evaluator: Any) -> bool:
 
 def _asked(evaluator: Evaluator, ask: Any, truth: Sequence[Any], prediction: Sequence[Any]) -> Any:
     try:
-        return ask(truth, prediction)
+        # Lists of its own: what it does to them no other evaluator sees.
+        return ask(list(truth), list(prediction))
     except (AutoGLMError, KeyboardInterrupt):
         raise
     except Exception as error:

@@ -94,7 +94,10 @@ def _question(spec: RunSpec, *, like: RunSpec | None = None) -> Mapping[str, Any
     }
     data = {key: spec.config["data"].get(key) for key in ("max_length", "min_rows")}
     code = [[file.name, file.digest] for file in spec.imports]
-    shape = spec.dataset.task, spec.dataset.outputs, spec.dataset.split_column
+    now = spec.dataset
+    # Other rows that validate would flatter what has learnt from them.
+    parts = dict(now.split), now.split_column, now.split_time
+    shape = now.task, now.outputs, parts
     return {**asked, "data": data, "code": code, "shape": shape}
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -81,9 +81,10 @@ def plan(
     precision: str,
     device: str,
     num_train: int,
+    metrics: Sequence[str] = (),
 ) -> StageChain:
     """The chain of a trial: a stage per epoch. `start` is the digest of the weights it starts from,
-    `num_train` counts the rows it learns from.
+    `num_train` counts the rows it learns from, `metrics` are told of it beside the one that picks.
 
     Two trials share a stage where all that went into its weights is equal: not the number of
     epochs is named, but the rate of each step. All trials of a study see the rows in one order and
@@ -104,7 +105,8 @@ def plan(
     if not spec.config["cache"]["stages"]:
         learning["trial"] = dict(params)
     data = {"digest": spec.dataset.content_digest, "max_length": spec.config["data"]["max_length"]}
-    metric = spec.config["evaluate"]["metric"]
+    # What a stage was not asked for it cannot tell later.
+    metric = [spec.config["evaluate"]["metric"], *sorted(metrics)]
     code = [[file.name, file.digest] for file in spec.imports]
     versions = [version(name) for name in ("torch", "transformers", "open-autoglm")]
     key = digest(start, settings["model"], learning, data, metric, spec.seed, code, versions)

@@ -219,6 +219,7 @@ class Worker:
             precision=said,
             device=device,
             num_train=self._data_of(params.get(FOLD, "")).num_train,
+            metrics=more_metrics(self._spec),
         )
 
     def _data_of(self, fold: str) -> Encoded:
@@ -256,7 +257,7 @@ class Worker:
             known, reached = self._advanced(chain, depth)
         assert reached is not None
         paid = reached.manifest["paid"]
-        others = sum(seconds for payer, seconds in paid.items() if payer != chain.key)
+        others = sum(seconds for payer, seconds in paid.items() if payer != self._payer(chain))
         return {
             "key": reached.folder.name,
             "step": request["to_step"],
@@ -354,7 +355,8 @@ class Worker:
         save_file(trained.weights, staging / stages.WEIGHTS)
         before = known.manifest if known is not None else {"paid": {}, "saved": {}}
         paid = dict(before["paid"])
-        paid[chain.key] = paid.get(chain.key, 0.0) + time.process_time() - started
+        payer = self._payer(chain)
+        paid[payer] = paid.get(payer, 0.0) + time.process_time() - started
         peak = before.get("peak", {})
         saved = {name: before["saved"].get(name, 0.0) + s for name, s in trained.saved.items()}
         manifest = {
@@ -370,6 +372,10 @@ class Worker:
         checkpoints.clear()
         stages.prune(folder.parent, int(self._spec.config["cache"]["bytes"]), but={stage.key})
         return stages.StoredStage(depth=depth, folder=folder, manifest=manifest)
+
+    def _payer(self, chain: StageChain) -> str:
+        """Who trained a stage: what an earlier run of this trial paid costs the next nothing."""
+        return digest(self._spec.run_id, chain.key)
 
     def _boundaries(self, num_layers: int) -> list[int]:
         """The first layers that learn in the study's other trials, where its space lists them."""
