@@ -76,20 +76,16 @@ def app(tmp_path: Path, rows_file: Path, tiny_backbone: Path) -> Iterator[App]:
 
 
 def trained(app: App, out: Path, start: Path | None, **params: Any) -> bool:
-    """Train in a worker of its own from `start`, as a run does whose stable it is; whether it did
-    start there.
+    """Train from `start`, as a run does whose stable it is; whether it did start there. All in one
+    worker: each takes seconds to load its libraries.
     """
     said = app.project.with_values({"training.epochs": 2, "training.threads": 1, **params})
-    other = App(project=said)
-    spec, worker = stations._spec(other), other.trainer()
-    try:
-        worker.open(spec, start_folder=start, base=said.folder)
-        chain = worker.plan({})
-        worker.advance(chain, chain.num_steps, cancel=other.cancel)
-        worker.export(chain, out)
-        return worker.starts_from_stable
-    finally:
-        other.close_trainer()
+    spec, worker = stations._spec(App(project=said)), app.trainer()
+    worker.open(spec, start_folder=start, base=said.folder)
+    chain = worker.plan({})
+    worker.advance(chain, chain.num_steps, cancel=app.cancel)
+    worker.export(chain, out)
+    return worker.starts_from_stable
 
 
 @pytest.mark.parametrize("structure", [{"layers": [0, 0, 1]}, {"num_layers": 1, "num_heads": 1}])
