@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.loop.test_tasks import autoglm as command
 
@@ -84,6 +85,8 @@ def test_each_key_that_python_gives_is_trained_by_or_refused_by_name(
             with pytest.raises(error, match=words):
                 trainer.train(tmp_path / "wrong", **quick, **wrong)
         assert not (tmp_path / "wrong").exists()
+        left = [child.cmdline() for child in psutil.Process().children()]
+        assert not [words for words in left if "autoglm.training.worker" in words]
 
         said = {"precision": "fp32", "memory_budget": "8GiB", "checkpoint_every": "5s", "seed": 5}
         trained = trainer.train(tmp_path / "said", pooling="attention", **quick, **said)

@@ -65,9 +65,9 @@ def train(app: App, target: Path, params: Mapping[str, Any]) -> TrainedModel:
     if params:
         app = replace(app, project=app.project.with_values(params))
     spec = _spec(app)
-    probe_evaluators(spec, app)
-    trainer = open_trainer(spec, app)
     try:
+        probe_evaluators(spec, app)
+        trainer = open_trainer(spec, app)
         chain = trainer.plan({})  # what was asked for is in the spec
         progress = trainer.advance(chain, chain.num_steps, cancel=app.cancel)
         exported = trainer.export(chain, target.resolve())
