@@ -97,14 +97,21 @@ def test_any_lengths_are_laid_out_whole(lengths: list[int]) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 80), min_size=1, max_size=12), st.integers(0, 1000))
-def test_packing_changes_nothing_over_random_lengths(lengths: list[int], seed: int) -> None:
+@given(
+    st.lists(st.integers(1, 80), min_size=1, max_size=12),
+    st.integers(0, 1000),
+    st.sampled_from(["bert", "modernbert", "gpt2"]),
+    st.booleans(),
+)
+def test_packing_changes_nothing_over_random_lengths(
+    lengths: list[int], seed: int, family: str, learns: bool
+) -> None:
     lengths.sort(reverse=True)
     draw = torch.Generator().manual_seed(seed)
     rows = [torch.randint(2, 60, (n,), generator=draw).tolist() for n in lengths]
-    with torch.no_grad():
+    with torch.set_grad_enabled(learns):  # short rows that learn go another way
         wanted, found = (
-            body.whole(rows, lay_out(lengths)) for body in padded_and_packed(BACKBONES["bert"])
+            body.whole(rows, lay_out(lengths)) for body in padded_and_packed(BACKBONES[family])
         )
     assert torch.allclose(wanted, found, atol=1e-5)
 

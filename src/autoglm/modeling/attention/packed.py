@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
 # So many pads cost as much as another call of the attention, forward and backward.
-MAX_PADS = 64
+MAX_PADS = 128
+# Up to here dense attention trains faster by plain products than by torch's flash kernel, which
+# works head by head.
+SHORT = 64
 PACKED = "packed_"
 
 
@@ -169,7 +173,7 @@ def register(name: str) -> str:
     """Make a packed form of the attention `name` known to transformers; returns its name."""
     packed = f"{PACKED}{name}"
     inner = AttentionInterface()[name]
-    AttentionInterface.register(packed, _packing(inner))
+    AttentionInterface.register(packed, _packing(_dense if name == "sdpa" else inner))
     AttentionMaskInterface.register(packed, _no_mask)
     return packed
 
@@ -213,6 +217,28 @@ def _packing(inner: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Te
         return whole[None], None
 
     return attend
+
+
+def _dense(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Any]:
+    """transformers' own call of torch's attention; short rows that learn on a CPU by products."""
+    rows, heads, length, size = query.shape
+    asks_more = any(kwargs.get(n) is not None for n in ("softcap", "position_bias", "cache"))
+    learns = torch.is_grad_enabled() and query.requires_grad and query.device.type == "cpu"
+    is_plain = query.shape == key.shape and not kwargs.get("dropout") and not asks_more
+    if length > SHORT or not learns or not is_plain:
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    scale = size**-0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+    query, key, value = (x.reshape(-1, length, size) for x in (query * scale, key, value))
+    scores = torch.bmm(query, key.transpose(1, 2))
+    if mask is not None:
+        # Not infinity: a pad behind a window sees nothing, and NaN times no gradient is NaN.
+        least = torch.finfo(scores.dtype).min
+        bias = torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, least)
+        scores = (scores.view(rows, heads, length, length) + bias).view(-1, length, length)
+    out = torch.bmm(torch.softmax(scores, -1), value)
+    return out.view(rows, heads, length, size).transpose(1, 2).contiguous(), None
 
 
 @contextmanager
