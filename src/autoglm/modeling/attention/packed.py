@@ -222,13 +222,16 @@ def _packing(inner: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Te
 def _dense(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Any]:
-    """transformers' own call of torch's attention; short rows that learn on a CPU by products."""
+    """As transformers calls torch; short rows that learn on a CPU by plain products."""
     rows, heads, length, size = query.shape
     asks_more = any(kwargs.get(n) is not None for n in ("softcap", "position_bias", "cache"))
     learns = torch.is_grad_enabled() and query.requires_grad and query.device.type == "cpu"
     is_plain = query.shape == key.shape and not kwargs.get("dropout") and not asks_more
     if length > SHORT or not learns or not is_plain:
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        whole: tuple[Tensor, Any] = sdpa_attention_forward(
+            module, query, key, value, mask, **kwargs
+        )
+        return whole
     scale = size**-0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
     query, key, value = (x.reshape(-1, length, size) for x in (query * scale, key, value))
     scores = torch.bmm(query, key.transpose(1, 2))
