@@ -14,6 +14,7 @@ from autoglm.config.config_loader import Config
 from autoglm.errors import ConfigError, SearchError
 from autoglm.loop.names import check_names
 from autoglm.plugins import registry
+from autoglm.project import Project
 from autoglm.search.config import default_space
 from autoglm.settings import Layers, Settings, load_settings
 
@@ -50,6 +51,32 @@ def test_a_map_that_is_written_out_stands_in_the_defaults_place(tmp_path: Path) 
     assert set(space(tmp_path, ONE)) == {"lr"}
     assert set(space(tmp_path, "", "search.space={dropout: {choice: [0.1]}}")) == {"dropout"}
     assert set(space(tmp_path, ONE, "search.space.dropout={choice: [0.1]}")) == {"lr", "dropout"}
+
+
+def attention(folder: Path, *assignments: str) -> Any:
+    text = MINIMAL.replace('x"}', 'x", attention: {name: top_k, k: 8}}')
+    (folder / "autoglm.yaml").write_text(text)
+    return load_settings(folder, assignments=assignments).settings.model.attention
+
+
+def test_options_of_an_attention_go_with_its_name(tmp_path: Path) -> None:
+    assert attention(tmp_path, "model.attention.k=16") == {"name": "top_k", "k": 16}
+    named = "model.attention.name=top_k"
+    assert attention(tmp_path, named, "model.attention.k=16") == {"name": "top_k", "k": 16}
+    assert attention(tmp_path, named) == {"name": "top_k", "k": 8}
+    other = "model.attention.name=block_top_k"
+    assert attention(tmp_path, other) == {"name": "block_top_k"}
+    more = "model.attention.num_blocks=2"
+    assert attention(tmp_path, other, more) == {"name": "block_top_k", "num_blocks": 2}
+    assert attention(tmp_path, "model.attention=sdpa") == "sdpa"
+
+
+def test_a_profile_with_another_attention_does_not_inherit_its_options(tmp_path: Path) -> None:
+    attention(tmp_path)
+    other = "model: {attention: {name: block_top_k, num_blocks: 4}}\n"
+    (tmp_path / "autoglm.prod.yaml").write_text(other)
+    found = Project(tmp_path, profile="prod").settings.model.attention
+    assert found == {"name": "block_top_k", "num_blocks": 4}
 
 
 def test_null_takes_entries_of_the_default_map_out(tmp_path: Path) -> None:

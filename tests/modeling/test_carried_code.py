@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autoglm.contracts.run_spec import ProjectFile
 from autoglm.errors import ModelError
+from autoglm.modeling.auto_model import load_model
 from autoglm.modeling.carried_code import carried_files
 from autoglm.plugins import registry
 from autoglm.plugins.project_files import execute
+from training import toy
 
 HEAD = """
 @register("head", "mine")
@@ -91,3 +94,21 @@ def test_a_name_that_cannot_be_carried_is_refused_when_the_folder_is_written(
         carried(tmp_path, above, "WIDTH", neighbour="WIDTH = 3\n")
     assert caught.value.code == "model.not_carried"
     sys.modules.pop("neighbour", None)
+
+
+def test_a_head_that_cannot_be_carried_is_refused_when_the_model_is_opened(
+    tmp_path: Path,
+) -> None:
+    def local(hidden_size: int, num_outputs: int) -> torch.nn.Module:
+        return torch.nn.Linear(hidden_size, num_outputs)
+
+    registry.register("head", "local", local, replace=True)
+    toy.backbone().save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        load_model(
+            tmp_path,
+            {"attention": "sdpa", "head": "local", "pooling": "mean"},
+            labels=["a", "b"],
+        )
+    registry._registered.pop("head:local")
+    assert caught.value.code == "model.not_carried"

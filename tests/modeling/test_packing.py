@@ -50,16 +50,19 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def padded_and_packed(config: Any) -> tuple[Body, Body]:
+def padded_and_packed(config: Any, attention: str = "sdpa") -> tuple[Body, Body]:
     pad_id = int(config.pad_token_id or 0)
     padded = Body(toy.backbone(config), pad_id=pad_id)
     padded.why_padded = "asked for"
     padded._whole.set_attn_implementation("sdpa")
-    return padded, Body(toy.backbone(config), pad_id=pad_id)
+    backbone = toy.backbone(config)
+    backbone.set_attn_implementation(attention)
+    return padded, Body(backbone, pad_id=pad_id)
 
 
-def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(name: str) -> None:
-    padded, packed = padded_and_packed(BACKBONES[name])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(name: str, attention: str) -> None:
+    padded, packed = padded_and_packed(BACKBONES[name], attention)
     assert packed.why_padded == ""
     rows = sorted(
         [[2 + t % 57 for t in row] for row in toy.ids(12, longest=70)], key=lambda r: -len(r)

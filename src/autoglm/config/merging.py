@@ -1,8 +1,9 @@
 """What several layers say of one key, or of keys below each other → what is in force.
 
 Maps merge deeply, lists are replaced. An entry that `whole_below` makes one thing is replaced
-whole. `null` takes an entry out, an explicit `{}` takes all out. A default map is the weakest
-layer for what names single entries; a map that is written out as a map stands in its place.
+whole. Options of a name give way when a stronger layer says another name. `null` takes an entry
+out, an explicit `{}` takes all out. A default map is the weakest layer for what names single
+entries; a map that is written out as a map stands in its place.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def in_force(schema: Any, said: Lines) -> Iterator[tuple[str, Any]]:
         if extra is not None and extra.whole_below is not None:
             entries[key] = parts[: top + extra.whole_below]
             strongest[entries[key]] = max(strongest.get(entries[key], 0), lines[-1].rank)
-    hidden = _hidden(annotations, said)
+    hidden = _hidden(annotations, said) | _of_other_names(annotations, said)
     left = set()
     for key, lines in said.items():
         is_out = key not in annotations and lines[-1].value is None
@@ -103,6 +104,21 @@ def _hidden(annotations: Mapping[str, Any], said: Lines) -> set[str]:
             is_weaker = said[above][-1].rank < said[key][-1].rank
             hidden.add(above if is_weaker else key)
     return hidden
+
+
+def _of_other_names(annotations: Mapping[str, Any], said: Lines) -> set[str]:
+    """Options that were said of a name which a stronger layer replaced."""
+    gone = set()
+    for free, keys in _below(annotations, said).items():
+        extra = extra_of(annotations[free], Key)
+        names = said.get(f"{free}.name", ())
+        if extra is None or not extra.is_named or not names:
+            continue
+        others = [line.rank for line in names if line.value != names[-1].value]
+        if others:
+            since = min(line.rank for line in names if line.rank > others[-1])
+            gone |= {key for key in keys if said[key][-1].rank < since}
+    return gone
 
 
 def default_of(schema: Any, key: str) -> Any:

@@ -23,6 +23,7 @@ class Key:
     """`what` is the line of the reference page; `is_reloadable` keys may change while `up` runs.
 
     `whole_below`: in a free map, entries this deep are replaced whole by a stronger layer.
+    `is_named`: a map of options and the `name` that they are of; another name has its own options.
     `unless`: the key is missing when it is not said, and none of these of the same section is.
     `kinds`: it is missing when it is not said and the section's `kind` is one of these.
     """
@@ -30,13 +31,14 @@ class Key:
     what: str
     is_reloadable: bool = False
     whole_below: int | None = None
+    is_named: bool = False
     unless: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
 
 
-def live(what: str, *, whole_below: int | None = None) -> Key:
+def live(what: str, *, whole_below: int | None = None, is_named: bool = False) -> Key:
     """A key that may change while `up` runs: what reads it asks anew each time, or per run."""
-    return Key(what, is_reloadable=True, whole_below=whole_below)
+    return Key(what, is_reloadable=True, whole_below=whole_below, is_named=is_named)
 
 
 @dataclass(frozen=True, slots=True)

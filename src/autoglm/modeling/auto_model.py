@@ -23,7 +23,9 @@ from autoglm.errors import ModelError
 from autoglm.modeling.attention import registry as attentions
 from autoglm.modeling.attention.probe import check_reading, probe
 from autoglm.modeling.backbones import own_models
+from autoglm.modeling.carried_code import carried_files
 from autoglm.modeling.modeling_autoglm import (
+    BUILT_IN_HEADS,
     AutoGLMConfig,
     AutoGLMForSequenceClassification,
     make_head,
@@ -62,7 +64,7 @@ def load_model(
 
     Attention dropout is 0: it would switch the fast attention kernel off.
     Raises: ModelError model.no_backbone when the weights cannot be opened, model.cannot_read when
-    they are no encoder or decoder alone, model.broken_part, and
+    they are no encoder or decoder alone, model.broken_part, model.not_carried, and
     model.attention_… when the attention does not do what its name says (see `probe`), and
     model.structure, model.too_long (see `surgery.edit`).
     """
@@ -107,8 +109,23 @@ def load_model(
         model = AutoGLMForSequenceClassification(config, backbone=backbone, head=made)
     model.known_outputs = _keep_rows(model, old_head) if problem_type != "regression" else []
     _keep_query(model, old_head)
+    carried_files(parts_to_carry(model))  # before anything is trained
     model.eval()
     return model
+
+
+def parts_to_carry(model: AutoGLMForSequenceClassification) -> dict[str, Any]:
+    """Code by `kind:name` that neither the model's own file nor transformers has."""
+    found: dict[str, Any] = {}
+    attention, head = model.config.attention, model.config.head
+    if attention not in attentions.BUILT_IN:
+        found[f"attention:{attention}"] = attentions.find(attention).function
+    kind = model.backbone.config.model_type
+    if kind in own_models.MODELS:
+        found[f"backbone:{kind}"] = own_models.MODELS[kind]
+    if head not in (*BUILT_IN_HEADS, LM_HEAD):
+        found[f"head:{head}"] = registry.get("head", head)
+    return found
 
 
 def _keep_rows(model: AutoGLMForSequenceClassification, old: _OldHead | None) -> list[int]:

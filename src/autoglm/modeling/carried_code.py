@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import importlib
 import inspect
 import symtable
@@ -54,6 +55,7 @@ def carried_files(parts: Mapping[str, Any]) -> dict[str, str]:
     return files
 
 
+@functools.cache
 def cut_out(key: str, part: Any) -> str:
     """The part's own module. Raises: ModelError model.not_carried."""
     name = getattr(part, "__name__", "")

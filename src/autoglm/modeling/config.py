@@ -23,7 +23,8 @@ class ModelConfig:
         "text-classification"
     )
     attention: Annotated[
-        str | Mapping[str, Any], live("Attention, by name; or {name: top_k, k: 64}.")
+        str | Mapping[str, Any],
+        live("Attention, by name; or {name: top_k, k: 64}.", is_named=True),
     ] = "sdpa"
     pooling: Annotated[
         Literal["auto", "mean", "cls", "last", "max", "attention"],

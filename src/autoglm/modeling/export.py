@@ -24,16 +24,14 @@ from autoglm.contracts.record import digest
 from autoglm.errors import ModelError
 from autoglm.modeling import kept_graphs
 from autoglm.modeling.attention import registry as attentions
-from autoglm.modeling.auto_model import LM_HEAD
-from autoglm.modeling.backbones.own_models import MODELS
+from autoglm.modeling.auto_model import parts_to_carry
 from autoglm.modeling.carried_code import TABLE, carried_files
 from autoglm.modeling.encoding import prefix_of
 from autoglm.modeling.images import PREPROCESSOR
-from autoglm.modeling.modeling_autoglm import BUILT_IN_HEADS, AutoGLMForSequenceClassification
+from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.onnx_model import OnnxModel
 from autoglm.modeling.onnx_rnn import rnn_as_a_node
 from autoglm.modeling.plain_class import agrees, as_plain_class, auto_class, is_of_images
-from autoglm.plugins import registry
 from autoglm.reuse.prefix_cache import pad_ids
 
 MAX_PARITY = 1e-4
@@ -190,16 +188,7 @@ def write_code(model: AutoGLMForSequenceClassification, folder: Path) -> None:
 
 def _code_of(model: AutoGLMForSequenceClassification) -> dict[str, str]:
     """File name → text."""
-    found = {}
-    if model.config.attention not in attentions.BUILT_IN:
-        found["attention:" + model.config.attention] = attentions.find(
-            model.config.attention
-        ).function
-    kind = model.backbone.config.model_type
-    if kind in MODELS:
-        found[f"backbone:{kind}"] = MODELS[kind]
-    if model.config.head not in (*BUILT_IN_HEADS, LM_HEAD):
-        found["head:" + model.config.head] = registry.get("head", model.config.head)
+    found = parts_to_carry(model)
     code = CODE.read_text(encoding="utf-8")
     own = code.replace(NO_PARTS, WITH_PARTS) if found else code
     return {**carried_files(found), CODE.name: own}

@@ -7,6 +7,7 @@ are gathered into padded blocks of like length, the chosen attention is called w
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -172,8 +173,9 @@ def on_one_thread() -> Iterator[None]:
 def register(name: str) -> str:
     """Make a packed form of the attention `name` known to transformers; returns its name."""
     packed = f"{PACKED}{name}"
-    inner = AttentionInterface()[name]
-    AttentionInterface.register(packed, _packing(_dense if name == "sdpa" else inner))
+    own = {"sdpa": _dense, "eager": _eager}
+    inner = own[name] if name in own else AttentionInterface()[name]
+    AttentionInterface.register(packed, _packing(inner))
     AttentionMaskInterface.register(packed, _no_mask)
     return packed
 
@@ -236,12 +238,27 @@ def _dense(
     query, key, value = (x.reshape(-1, length, size) for x in (query * scale, key, value))
     scores = torch.bmm(query, key.transpose(1, 2))
     if mask is not None:
-        # Not infinity: a pad behind a window sees nothing, and NaN times no gradient is NaN.
-        least = torch.finfo(scores.dtype).min
-        bias = torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, least)
+        bias = _bias(mask, scores.dtype)
         scores = (scores.view(rows, heads, length, length) + bias).view(-1, length, length)
     out = torch.bmm(torch.softmax(scores, -1), value)
     return out.view(rows, heads, length, size).transpose(1, 2).contiguous(), None
+
+
+def _eager(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Any]:
+    """The architecture's own: a function of the module's file, which adds its mask."""
+    own = sys.modules[type(module).__module__].eager_attention_forward
+    bias = None if mask is None else _bias(mask, query.dtype)
+    kwargs.pop("is_causal", None)
+    found: tuple[Tensor, Any] = own(module, query, key, value, bias, **kwargs)
+    return found
+
+
+def _bias(mask: Tensor, kind: torch.dtype) -> Tensor:
+    """Not infinity: a pad behind a window sees nothing, and NaN times no gradient is NaN."""
+    least = torch.finfo(kind).min
+    return torch.zeros(mask.shape, dtype=kind, device=mask.device).masked_fill_(~mask, least)
 
 
 @contextmanager
