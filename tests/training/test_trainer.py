@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,12 +323,14 @@ def test_a_loss_that_is_not_finite_names_step_rows_and_layer(tmp_path: Path) -> 
                 state.model.backbone.encoder.layer[1].output.dense.weight.data[0, 0] = float("nan")
 
     checkpoints = Checkpoints(tmp_path, keep=2, max_bytes=2**30)
+    named = replace(toy.rows(), keys=[f"row-{i}" for i in range(60)])
     with pytest.raises(TrainingError) as caught:
-        toy.train(algorithms=[Breaks()], checkpoints=checkpoints, checkpoint_steps=5)
+        toy.train(data=named, algorithms=[Breaks()], checkpoints=checkpoints, checkpoint_steps=5)
     assert caught.value.code == "training.diverged"
     assert "step 13" in caught.value.message
     assert "backbone.encoder.layer.1.output.dense.weight" in caught.value.message
-    assert "rows" in caught.value.message
+    rows = batches(named.lengths[:48], 8, seed=7, epoch=2)[0]
+    assert f"training rows {', '.join(f'row-{i}' for i in sorted(rows))}" in caught.value.message
     newest = checkpoints.newest()
     assert newest is not None
     assert newest.step == 10

@@ -25,7 +25,7 @@ class Encoded:
     `targets` is what the task wants: (rows) of label numbers or values, (rows, labels) of 0 and 1,
     or one tensor per row with a label number per token (-100 where there is none). With `firsts`
     the head is asked at a row's tokens from that place on and nowhere else, and its target has a
-    number for each of these.
+    number for each of these. `keys` are the rows' names for people; without them, numbers.
     """
 
     ids: Sequence[Any]
@@ -33,6 +33,7 @@ class Encoded:
     num_train: int
     label_names: tuple[str, ...]
     firsts: Sequence[int] | None = None
+    keys: Sequence[str] | None = None
 
     def batch(self, rows: Sequence[int]) -> Mapping[str, Tensor]:
         """What a task's loss is handed for these rows."""
@@ -71,6 +72,7 @@ class Encoded:
             num_train=num_train,
             label_names=self.label_names,
             firsts=None if firsts is None else [firsts[i] for i in rows],
+            keys=None if self.keys is None else [self.keys[i] for i in rows],
         )
 
     @property

@@ -15,6 +15,8 @@ from autoglm.training.data import Encoded
 from autoglm.training.forward import Forward
 from autoglm.training.state import TrainingState
 
+SHOWN_ROWS = 32
+
 
 def diverged(
     state: TrainingState, forward: Forward, task: Any, data: Encoded, bad: tuple[int, list[int]]
@@ -22,7 +24,8 @@ def diverged(
     """The error for a step (and its rows) whose loss or gradient norm is not finite."""
     step, rows = bad
     where = first_bad_weight(state) or _first_bad_layer(state, forward, task, data, rows)
-    shown = ", ".join(map(str, sorted(rows)[:8])) + (", …" if len(rows) > 8 else "")
+    names = [str(i) if data.keys is None else data.keys[i] for i in sorted(rows)]
+    shown = ", ".join(names[:SHOWN_ROWS]) + (", …" if len(rows) > SHOWN_ROWS else "")
     return TrainingError(
         f"loss or gradient is not finite at optimizer step {step} (epoch {state.epoch}, training"
         f" rows {shown}): {where}.",

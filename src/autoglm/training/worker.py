@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -159,12 +159,13 @@ class Worker:
         """Rows as the trainer takes them, and a few inputs for the exported graph's check."""
         train, validation = (load_rows(spec.dataset, name) for name in ("train", "validation"))
         inputs, answers = [*train.inputs, *validation.inputs], [*train.answers, *validation.answers]
+        keys = [*train.keys, *validation.keys]
         encodings: Sequence[Any]
         max_length = int(spec.config["data"]["max_length"])
         self._chat = Chat(folder, max_length) if spec.dataset.form.answers == "text" else None
         if self._chat is not None:
             data = encode_turns(self._chat, inputs, answers, num_train=len(train))
-            return data, list(data.ids[len(train) :][:PARITY_ROWS])
+            return replace(data, keys=keys), list(data.ids[len(train) :][:PARITY_ROWS])
         if spec.dataset.form.reads == "image":
             inputs = list(map(image_of, inputs))
             ids: Any = Pixels(inputs, Preprocessor.of(folder))
@@ -177,6 +178,7 @@ class Worker:
             targets=targets_of(answers, encodings, spec.dataset.labels),
             num_train=len(train),
             label_names=spec.dataset.outputs,
+            keys=keys,
         )
         return data, inputs[len(train) :][:PARITY_ROWS]
 
@@ -232,14 +234,13 @@ class Worker:
         chain = from_json(StageChain, request["chain"])
         settings = chain.stages[-1].settings
         known = self._deepest(chain, len(chain.stages))
+        depth = known.depth if known is not None else 0
+        if known is not None and known.is_stopped:
+            depth = len(chain.stages)
         return to_json(
             cost_of(
                 chain,
-                known=len(chain.stages)
-                if known and known.is_stopped
-                else known.depth
-                if known
-                else 0,
+                known=depth,
                 model=self._model_of(settings["model"]),
                 data=self._data_of(settings.get("fold", "")),
                 cache=self._cache,
