@@ -86,7 +86,7 @@ def test_each_key_that_python_gives_is_trained_by_or_refused_by_name(
                 trainer.train(tmp_path / "wrong", **quick, **wrong)
         assert not (tmp_path / "wrong").exists()
         left = [child.cmdline() for child in psutil.Process().children()]
-        assert not [words for words in left if "autoglm.training.worker" in words]
+        assert not [words for words in left if "autoglm.training.worker_main" in words]
 
         said = {"precision": "fp32", "memory_budget": "8GiB", "checkpoint_every": "5s", "seed": 5}
         trained = trainer.train(tmp_path / "said", pooling="attention", **quick, **said)
