@@ -118,6 +118,8 @@ class Seconds:
 def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Hundreds of processes are started: without bytecode each would compile the package anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     install_servers()
     install_weights()
     seconds, started = Seconds(), time.monotonic()

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,16 +28,31 @@ from autoglm.streaming.processor import ProcessorChain, RowProcessor
 from autoglm.testing.broker_suite import BrokerSuite, Connect
 from integrations.kafka_servers import noida, tansu
 
+CHECKS: dict[str, subprocess.Popen[str]] = {}
+
+
+@contextmanager
+def check_under_way(address: str) -> Iterator[None]:
+    """`streaming check` has its own topics and mostly waits: it goes on beside the other tests."""
+    command = [sys.executable, "-m", "autoglm.cli", "streaming", "check", address, "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    CHECKS[address] = subprocess.Popen(command, **pipes, text=True)
+    try:
+        yield
+    finally:
+        CHECKS[address].kill()
+        CHECKS.pop(address).communicate()
+
 
 @pytest.fixture(scope="module")
 def noida_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with noida(tmp_path_factory.mktemp("noida")) as address:
+    with noida(tmp_path_factory.mktemp("noida")) as address, check_under_way(address):
         yield address
 
 
 @pytest.fixture(scope="module")
 def tansu_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with tansu(tmp_path_factory.mktemp("tansu")) as address:
+    with tansu(tmp_path_factory.mktemp("tansu")) as address, check_under_way(address):
         yield address
 
 
@@ -120,11 +135,10 @@ def test_a_cluster_without_an_address_and_one_that_is_not_there_are_named() -> N
 def test_the_check_says_what_a_cluster_cannot_do_and_what_may_be_promised(
     server: str, cannot: set[str], promise: str, request: pytest.FixtureRequest
 ) -> None:
-    address = request.getfixturevalue(server)
-    command = [sys.executable, "-m", "autoglm.cli", "streaming", "check", address, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    found = json.loads(done.stdout)
+    check = CHECKS[request.getfixturevalue(server)]
+    stdout, stderr = check.communicate(timeout=600)
+    assert check.returncode == 1, stdout + stderr
+    found = json.loads(stdout)
     assert {f["name"] for f in found["findings"] if not f["is_so"]} == cannot
     assert promise in " ".join(found["promises"])
 

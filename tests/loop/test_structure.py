@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,11 @@ def test_structure_adapters_and_attention_are_searched_and_exported(
 
 
 @pytest.fixture
-def app(tmp_path: Path, rows_file: Path, tiny_backbone: Path) -> Iterator[App]:
+def app(
+    tmp_path: Path, rows_file: Path, tiny_backbone: Path, share_graphs: Callable[[Path], None]
+) -> Iterator[App]:
     autoglm("init", tmp_path / "project", "--from", rows_file, "--backbone", tiny_backbone)
+    share_graphs(tmp_path / "project")
     project = Project(tmp_path / "project")
     with project.own("test"):
         app = App(project=project)

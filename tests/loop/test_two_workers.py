@@ -41,7 +41,7 @@ def project(tmp_path: Path, tiny_backbone: Path) -> Path:
 
 def workers() -> list[psutil.Process]:
     children = psutil.Process().children()
-    return [child for child in children if "autoglm.training.worker" in child.cmdline()]
+    return [child for child in children if "autoglm.training.worker_main" in child.cmdline()]
 
 
 def test_a_study_of_two_workers_outlives_one_of_them(project: Path) -> None:

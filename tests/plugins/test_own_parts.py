@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,12 @@ def autoglm(*arguments: str | Path, code: int = 0, **more: str) -> str:
 
 
 @pytest.fixture
-def project(tmp_path: Path, rows_file: Path, tiny_backbone: Path) -> Path:
+def project(
+    tmp_path: Path, rows_file: Path, tiny_backbone: Path, share_graphs: Callable[[Path], None]
+) -> Path:
     folder = tmp_path / "project"
     autoglm("init", folder, "--from", rows_file, "--backbone", tiny_backbone)
+    share_graphs(folder)
     return folder
 
 

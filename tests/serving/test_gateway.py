@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from autoglm.release.gateway_client import GatewayClient
 from autoglm.release.replay import ReplayedTraffic
 from autoglm.serving.config import ServingConfig
 from autoglm.serving.gateway import _read
+from autoglm.serving.gateway_main import listen
 from autoglm.serving.launcher import GatewayProcess, socket_folder
 
 
@@ -113,6 +115,13 @@ def worker_pids(gateway: GatewayProcess) -> list[int]:
         for p in psutil.Process(gateway.pid).children()
         if "model_worker" in " ".join(p.cmdline())
     ]
+
+
+def test_the_second_write_of_an_answer_does_not_wait_for_the_client() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_answers_routes_and_bad_requests(gateway: GatewayProcess, routes: RouteTable) -> None:

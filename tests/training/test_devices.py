@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +54,22 @@ def test_the_peak_of_a_trial_is_its_own_and_no_longer_the_one_before() -> None:
     devices.forget_peak(cpu)
     without = devices.peak(cpu)["peak_resident_bytes"]
     assert with_it - without > 2**27
+
+
+@pytest.mark.parametrize("num", [1, 4])
+def test_what_trials_left_in_cycles_is_freed_once_it_may_be_much(num: int) -> None:
+    class Copy:
+        itself: Any
+
+    copy = Copy()
+    copy.itself = copy
+    left = weakref.ref(copy)
+    gc.disable()
+    try:
+        del copy
+        assert left() is not None
+        for _ in range(num):
+            devices.free_copies(devices.COPIES_BYTES // num)
+        assert left() is None
+    finally:
+        gc.enable()

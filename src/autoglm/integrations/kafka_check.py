@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException, Producer
@@ -43,17 +45,19 @@ def probe(connect: Callable[[], KafkaBroker], config: BrokerConfig) -> list[Find
     with closing(connect()) as broker:
         broker.num_partitions(f"{prefix}-reach")
         settings = broker.settings()
-    questions = {
+    questions: Mapping[str, Callable[[Callable[[], KafkaBroker], str], str]] = {
         "keys": _keys, "order": _order, "headers": _headers, "positions": _positions,
         "transactions": _transactions, "fencing": _fencing, "groups": _groups, "offsets": _offsets,
+        "takeover": partial(_takeover, config=config),
     }  # fmt: skip
+
+    def answered(name: str) -> Finding:
+        return _asked(name, lambda: questions[name](connect, f"{prefix}-{name}"))
+
     try:
-        found = [
-            _asked(name, lambda ask=ask, name=name: ask(connect, f"{prefix}-{name}"))  # type: ignore[misc]
-            for name, ask in questions.items()
-        ]
-        takeover = _asked("takeover", lambda: _takeover(connect, f"{prefix}-takeover", config))
-        return [*found, takeover]
+        # At once: most of the time of most is waiting for the cluster to deal out partitions.
+        with ThreadPoolExecutor(len(questions)) as pool:
+            return list(pool.map(answered, questions))
     finally:
         _delete(settings, prefix)
 

@@ -24,6 +24,8 @@ Body = Callable[[str, Step], Mapping[str, Any]]
 # Steps are addressed by position: a change of their order needs another shape.
 RUN_SHAPE = "run-shape-2"
 EXECUTOR = "autoglm-control"
+# How often the end of a run is asked for.
+POLL_SECONDS = 0.1
 _body: Body | None = None
 _workflow: Any = None
 _parked = threading.Event()
@@ -66,8 +68,9 @@ class DurableRuns:
             enable_otlp=False,
             log_level="CRITICAL",
             console_log_level="CRITICAL",
-            # One process writes this file: nothing arrives that needs quick polling.
-            notification_listener_polling_interval_sec=5.0,
+            # Nothing is sent by its notifications, so a look costs nothing; but the end of the
+            # process waits for the last one.
+            notification_listener_polling_interval_sec=POLL_SECONDS,
             scheduler_polling_interval_sec=60.0,
         )
         DBOS(config=config)
@@ -92,14 +95,14 @@ class DurableRuns:
 
         def fetch() -> None:
             try:
-                result["value"] = handle.get_result()
+                result["value"] = handle.get_result(polling_interval_sec=POLL_SECONDS)
             except Exception as error:  # the engine could not record: a full disk, mostly
                 result["error"] = error
             done.set()
 
         done = threading.Event()
         threading.Thread(target=fetch, daemon=True, name=f"wait-{run_id}").start()
-        while not done.wait(0.2):
+        while not done.wait(POLL_SECONDS):
             if _parked.is_set():
                 raise CancelledError(
                     f"run {run_id} was stopped.",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import EntryPoint
+from importlib.metadata import Distribution, EntryPoint
 from typing import Any, overload
 
 from autoglm.errors import PluginError
@@ -181,7 +181,13 @@ def _entry_points() -> dict[str, list[EntryPoint]]:
 
 
 def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "?"
+    return _name_of(entry.dist) if entry.dist is not None else "?"
+
+
+@cache
+def _name_of(distribution: Distribution) -> str:
+    """It is parsed out of a file, each time it is asked for."""
+    return distribution.name
 
 
 def names(kind: str) -> list[str]:

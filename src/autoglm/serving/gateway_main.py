@@ -30,7 +30,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         logs=Path(arguments.logs),
         config=config,
     )
-    listener = socket.create_server((config.host, arguments.port), backlog=1024)
+    listener = listen(config.host, arguments.port)
     admin = sockets / "admin.sock"
     admin.unlink(missing_ok=True)
     control = Path(arguments.control) if arguments.control else None
@@ -57,6 +57,15 @@ async def serve(arguments: argparse.Namespace) -> None:
     await asyncio.gather(*tasks)
     await gateway.close()
     os._exit(0)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Where users reach us; port 0 is a free one."""
+    listener = socket.create_server((host, port), backlog=1024)
+    # Its connections inherit this, and asyncio would not set it: an answer's head and body are two
+    # writes, and the second would wait 40 ms for the client to acknowledge the first.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _end_with_parent(loop: asyncio.AbstractEventLoop, servers: list[uvicorn.Server]) -> None:

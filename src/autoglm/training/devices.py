@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from autoglm.errors import TrainingError
 # In the order in which `auto` takes them.
 ACCELERATORS = ("cuda", "mps")
 CLEAR_PEAK = "5"
+COPIES_BYTES = 2**26
+_copied_bytes = 0
 
 
 def choose(said: str) -> torch.device:
@@ -64,6 +67,18 @@ def used_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
+
+
+def free_copies(num_bytes: int) -> None:
+    """Before another copy of a model, of so many bytes: free those of the trials before, once they
+    may come to COPIES_BYTES. Cycles hold them, and there are too few objects in them for Python to
+    look soon. To look costs half a second where much is loaded: more than a small model's fit.
+    """
+    global _copied_bytes
+    _copied_bytes += num_bytes
+    if _copied_bytes >= COPIES_BYTES:
+        gc.collect()
+        _copied_bytes = num_bytes
 
 
 def free_unused(device: torch.device) -> None:

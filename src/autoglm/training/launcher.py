@@ -73,7 +73,7 @@ class TrainingWorker:
         path = logs / "trainer.stderr"
         with path.open("a") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "autoglm.training.worker"],
+                [sys.executable, "-m", "autoglm.training.worker_main"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -28,7 +28,6 @@ Killed anywhere, the same call goes on from the newest checkpoint to the same by
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -127,9 +126,7 @@ class Trainer:
         self._task, self._checkpoints, self._cache = task, checkpoints, cache
         self._scorer = Scorer(task, [metric, *metrics], self._tell)
         self._algorithms, self._callbacks, self._on_event = algorithms, callbacks, on_event
-        # The last trial's copy is held by cycles, and there are too few objects in it for Python
-        # to look soon: 200 trials would hold gigabytes.
-        gc.collect()
+        devices.free_copies(sum(p.nbytes for p in start.parameters()))
         devices.free_unused(self._device)
         devices.forget_peak(self._device)
         self._model = copy.deepcopy(start).to(self._device)

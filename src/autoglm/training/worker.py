@@ -1,18 +1,11 @@
-"""The training worker: a process that keeps torch, weights, tokens and cached prefixes warm.
-
-JSON lines: requests on standard input, answers and events on the descriptor that was standard
-output. When the input ends, the parent is gone and so is this process, at once.
-"""
+"""The training worker keeps torch, weights, tokens and cached prefixes warm; see worker_main."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-import os
-import queue
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from autoglm.contracts.record import digest, from_json, to_json
@@ -32,7 +24,7 @@ from autoglm.contracts.stage_chain import FOLD, StageChain
 from autoglm.datasets.dataset_version import load_rows
 from autoglm.datasets.table_store import connect_table
 from autoglm.datasets.tokenised import Tokens, tokenised
-from autoglm.errors import AutoGLMError, CancelledError, TrainingError
+from autoglm.errors import CancelledError
 from autoglm.evaluation.roles import MEASURED
 from autoglm.modeling.adapters import load_trained
 from autoglm.modeling.auto_model import layers_of, load_model
@@ -453,48 +445,3 @@ def more_metrics(spec: RunSpec) -> list[str]:
     evaluate, search = spec.config["evaluate"], spec.config["search"]
     names = [*evaluate.get("metrics", {}), *search.get("objectives", ())]
     return [name for name in names if name not in MEASURED]
-
-
-def main() -> None:
-    # Libraries print to standard output; the protocol gets a descriptor of its own.
-    channel = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    options = json.loads(sys.stdin.readline())
-    logs.configure("trainer", project=options["project"], folder=Path(options["logs"]))
-    torch.set_num_threads(options["threads"] or os.cpu_count() or 1)
-    os.nice(options["nice"])
-    lock = threading.Lock()
-
-    def send(message: Mapping[str, Any]) -> None:
-        with lock:
-            channel.write(json.dumps(message) + "\n")
-
-    folders = Path(options["workspace"]), Path(options["cache"])
-    worker = Worker(folders[0], lambda event: send({"event": event}), cache=folders[1])
-    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(requests, worker), daemon=True).start()
-    send({"ready": True})
-    while True:
-        request = requests.get()
-        try:
-            send({"id": request["id"], "value": worker.answer(request)})
-        except AutoGLMError as error:
-            send({"id": request["id"], "error": error.to_json(), "kind": type(error).__name__})
-        except Exception as error:
-            logs.get_logger().exception("request broke", call=request["call"])
-            broken = TrainingError(f"{type(error).__name__}: {error}", code="training.broken")
-            send({"id": request["id"], "error": broken.to_json(), "kind": "TrainingError"})
-
-
-def _read(requests: queue.SimpleQueue[dict[str, Any]], worker: Worker) -> None:
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request["call"] == "cancel":
-            worker.cancel(request["cancels"])
-        else:
-            requests.put(request)
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
