@@ -68,7 +68,8 @@ class Topic:
         admin = AdminClient({"bootstrap.servers": server.url, "log_level": 0})
         for future in admin.create_topics([NewTopic(name, partitions, 1)]).values():
             future.result()
-        config = SourceConfig(kind="kafka", url=server.url, topic=name, key="id")
+        key = said.get("key", "id")
+        config = SourceConfig(kind="kafka", url=server.url, topic=name, key=key)
         self.open = lambda: KafkaTopicSource(
             config, project="p", base=Path(), batch_rows=said.get("batch_rows", 100)
         )
@@ -138,6 +139,19 @@ def test_what_is_no_row_is_a_dead_letter_and_the_next_one_arrives(kafka: Noida) 
     assert [event.key for event in events if event.op == "upsert"] == ["big", "ok"]
     assert events[0].key == "bad/0@0"
     assert events[-1].row["tags"] == '["p"]'
+
+
+def test_a_message_key_says_all_columns_of_a_key_of_several(kafka: Noida) -> None:
+    topic = Topic(kafka, "composite", partitions=1, key=("shop", "id"))
+    topic.send(
+        ('["de", 7]', {"text": "a"}), ('{"id": 8, "shop": "de"}', {"text": "b", "id": 8}),
+        ('["de","7"]', None), ("7", {"text": "c"}), ('["de", null]', {"text": "d"}),
+    )  # fmt: skip
+    first, second, third, *dead = topic.read()
+    assert (first.key, first.row) == ('["de","7"]', {"shop": "de", "id": 7, "text": "a"})
+    assert (second.key, second.row) == ('["de","8"]', {"shop": "de", "id": 8, "text": "b"})
+    assert (third.op, third.key) == ("delete", '["de","7"]')
+    assert [event.row["code"] for event in dead] == ["source.bad_key", "source.null_key"]
 
 
 def test_an_aborted_transaction_is_not_seen(kafka: Noida) -> None:

@@ -24,7 +24,8 @@ class Listened:
     def __init__(self, server: MariaDb, name: str, *, batch_rows: int = 100, **said: Any) -> None:
         self.server, self.name, self.position = server, name, ""
         self.events: list[ChangeEvent] = []
-        config = SourceConfig(kind="mysql", url=server.url, table=name, key="id", **said)
+        said = {"key": "id", **said}
+        config = SourceConfig(kind="mysql", url=server.url, table=name, **said)
         self.open = lambda: MysqlSource(config, project="p", base=Path(), batch_rows=batch_rows)
 
     def do(self, *statements: str, once: bool = False) -> None:
@@ -256,6 +257,37 @@ def test_a_key_that_two_rows_have_stops_the_snapshot_and_the_log(mariadb: MariaD
             table.read()
     table.do("delete from {t} where part = 1 and id = 1")
     assert [(e.op, e.key) for e in table.read()][:2] == [("upsert", "2"), ("upsert", "1")]
+
+
+def test_a_key_of_several_columns_goes_through_snapshot_log_and_a_stop_between(
+    mariadb: MariaDb,
+) -> None:
+    table = Listened(mariadb, "halves2", key=("at", "part"), batch_rows=2)
+    table.do(
+        "create table {t} (at datetime, part varchar(9), text text, primary key (at, part))",
+        "insert into {t} select timestampadd(hour, seq div 2, '2026-01-02 10:00'),"
+        " if(seq % 2, 'b', 'a'), 'old' from seq_0_to_5",
+    )
+    assert [event.key for event in table.read(stop_after=1)] == [
+        '["2026-01-02T10:00:00","a"]', '["2026-01-02T10:00:00","b"]',
+    ]  # fmt: skip
+    table.do(
+        "update {t} set text = 'new' where part = 'b'",
+        "delete from {t} where at = '2026-01-02 12:00' and part = 'a'",
+        "update {t} set part = 'c' where at = '2026-01-02 10:00' and part = 'a'",
+    )
+    table.read()
+    table.read()
+    newest: dict[str, ChangeEvent] = {}
+    for event in table.events:
+        assert event.key not in newest or newest[event.key].version < event.version
+        newest[event.key] = event
+    with table.server.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("select at, part, text from halves2")
+        assert {k: e.row["text"] for k, e in newest.items() if e.op == "upsert"} == {
+            f'["{at.isoformat()}","{part}"]': text for at, part, text in cursor.fetchall()
+        }
+    assert len(table.events) == 8, "2 and 3 rows of snapshots; an update, a delete and an insert"
 
 
 def test_an_empty_key_is_a_dead_letter_in_the_snapshot_and_in_the_log(mariadb: MariaDb) -> None:

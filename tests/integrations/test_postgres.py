@@ -27,7 +27,8 @@ from servers import Postgres, until
 def source_of(
     server: Postgres, table: str, *, batch_rows: int = 100, **said: Any
 ) -> PostgresSource:
-    config = SourceConfig(kind="postgres", url=server.url, table=table, key="id", **said)
+    said = {"key": "id", **said}
+    config = SourceConfig(kind="postgres", url=server.url, table=table, **said)
     return PostgresSource(config, project="p", base=Path(), batch_rows=batch_rows)
 
 
@@ -394,6 +395,45 @@ def test_a_key_that_two_rows_have_stops_the_snapshot_and_the_log(postgres: Postg
             reader.read()
     connection.execute("delete from halves where part = 1 and id = 1")
     assert [(e.op, e.key) for e in reader.read()][:2] == [("upsert", "2"), ("upsert", "1")]
+    reader.open().drop()
+    connection.close()
+
+
+def test_a_key_of_several_columns_goes_through_snapshot_log_and_a_stop_between(
+    postgres: Postgres,
+) -> None:
+    connection = postgres.connect()
+    connection.execute(
+        "create table halves2 (at timestamp, part text, text text, primary key (at, part))"
+    )
+    connection.execute(source_of(postgres, "halves2").setup_sql)
+    connection.execute(
+        "insert into halves2 select timestamp '2026-01-02 10:00' + n * interval '1 hour', p, 'old'"
+        " from generate_series(0, 2) n, unnest(array['a', 'b']) p"
+    )
+    connection.execute("alter table halves2 alter text set storage external")
+    reader = Reader(postgres, "halves2", key=("at", "part"), batch_rows=2)
+    assert [event.key for event in reader.read(stop_after=1)] == [
+        '["2026-01-02T10:00:00","a"]', '["2026-01-02T10:00:00","b"]',
+    ]  # fmt: skip
+    connection.execute("update halves2 set text = 'new' where part = 'b'")
+    connection.execute("delete from halves2 where at = '2026-01-02 12:00' and part = 'a'")
+    connection.execute("update halves2 set part = 'c' where at = '2026-01-02 10:00' and part = 'a'")
+    reader.read()
+    reader.read()
+    expected = connection.execute("select at, part, text from halves2").fetchall()
+    assert latest(reader.events) == {
+        f'["{at.isoformat()}","{part}"]': text for at, part, text in expected
+    }
+    assert len(reader.events) == 8, "2 and 3 rows of snapshots; an update, a delete and an insert"
+    connection.execute("alter table halves2 add column n int")
+    connection.execute("insert into halves2 values ('2026-01-03', 'a', repeat('long', 9999))")
+    connection.execute("update halves2 set n = 1 where at = '2026-01-03'")
+    assert [(e.row["n"], len(e.row["text"])) for e in reader.read()] == [(None, 39996), (1, 39996)]
+    with pytest.raises(SourceError, match="two rows with at = 2026-01-02 10:00:00"):
+        Reader(
+            postgres, "halves2", key="at", slot=reader.open().name.removeprefix("postgres/")
+        ).read()
     reader.open().drop()
     connection.close()
 

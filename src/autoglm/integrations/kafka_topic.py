@@ -20,6 +20,7 @@ from autoglm.errors import SourceError
 from autoglm.streaming.collectors.database import plain
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.row_key import RowKey
 
 ANSWER_SECONDS, SILENT_SECONDS, LINGER_SECONDS, WAIT_SECONDS = 10, 30, 0.05, 0.2
 # The client says nothing of a broker that is gone, nor of a partition that is new: it is asked.
@@ -49,6 +50,7 @@ class KafkaTopicSource:
         del base, columns
         self._config, self._project, self._batch_rows = config, project, batch_rows
         self.name = f"kafka/{config.topic}"
+        self._key = RowKey.of(config.key)
         self._make = Maker(project, self.name)
 
     @property
@@ -150,7 +152,17 @@ class KafkaTopicSource:
         if not key:
             return dead("source.null_key", "the message has no key")
         try:
-            name = key.decode("utf-8")
+            said = key.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return dead("source.not_utf8", str(error))
+        try:
+            named = self._key.said_in(said)
+        except ValueError as error:
+            return dead("source.bad_key", str(error))
+        name = self._key.name_of(named)
+        if not name:
+            return dead("source.null_key", f"the message's key has an empty part: {said}")
+        try:
             if value is None:
                 return self._make.delete(name, version, at)
             row = json.loads(value.decode("utf-8"))
@@ -160,7 +172,7 @@ class KafkaTopicSource:
             return dead("source.bad_json", str(error))
         if not isinstance(row, dict):
             return dead("source.bad_json", "a row must be an object")
-        content = {self._config.key: name} | {n: plain(v) for n, v in row.items()}
+        content = {n: plain(v) for n, v in (named | row).items()}
         return self._make.upsert(name, content, version, at)
 
     def _assign(self, consumer: Any, offsets: Mapping[int, int]) -> None:

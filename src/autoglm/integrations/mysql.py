@@ -29,6 +29,7 @@ from autoglm.streaming.collectors.database import duplicate_key, plain
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
 from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.row_key import RowKey
 
 HEARTBEAT_SECONDS, LINGER_SECONDS = 0.5, 0.05
 NEEDED = {"log_bin": "ON", "binlog_format": "ROW", "binlog_row_image": "FULL",
@@ -51,7 +52,7 @@ class MysqlSource:
     ) -> None:
         del base
         self._config, self._batch_rows, self._columns = config, batch_rows, columns
-        self._address = _address(config.url)
+        self._address, self._key = _address(config.url), RowKey.of(config.key)
         self.name = f"mysql/{config.slot or config.table}"
         self._make = Maker(project, self.name)
         seed = hashlib.blake2b(f"{project}/{self.name}".encode(), digest_size=4).digest()
@@ -128,8 +129,12 @@ class MysqlSource:
             is_first = not known.lsn
             start = place if is_first else known.lsn
             # Whoever began died: the rest is of a later place; the log is passed by until there.
-            parts = known.parts if is_first else (*known.parts, Part(after, "", place))
-            known = LogPosition(server, start, 0, 0, max(known.version, start), after, parts)
+            above = known.last or after
+            parts = known.parts if is_first else (*known.parts, Part(above, "", place))
+            known = replace(
+                known, server=server, lsn=start, version=max(known.version, start), after=after,
+                parts=parts,
+            )  # fmt: skip
             yield from self._rows(connection, columns, known)
 
     def _consistent(self, cursor: Any) -> int:
@@ -151,26 +156,33 @@ class MysqlSource:
     def _rows(
         self, connection: Any, columns: list[str], known: LogPosition
     ) -> Iterator[ChangeBatch]:
-        key = f"cast(convert({_quoted(self._config.key)} using utf8mb4) as binary)"
-        after, batch = known.after or "", list[ChangeEvent]()
+        keys = [
+            f"cast(convert({_quoted(name)} using utf8mb4) as binary)" for name in self._key.columns
+        ]
+        key, is_nameless = ", ".join(keys), " or ".join(f"{each} is null" for each in keys)
+        batch, num_keys = list[ChangeEvent](), len(keys)
         names = ", ".join(_quoted(name) for name in columns)
-        rest = f"where {key} > cast(%s as binary) or {key} is null" if after else ""
+        passed = self._key.parts(known.after) if known.after else ()
+        places = ", ".join("cast(%s as binary)" for _ in passed)
+        rest = f"where ({key}) > ({places}) or {is_nameless}" if passed else ""
         with connection.cursor(SSCursor) as rows:
             query = (
-                f"select {key}, {names} from {_quoted(self._config.table)} {rest} order by {key}"
+                f"select {key}, {names} from {_quoted(self._config.table)} {rest}"
+                f" order by ({is_nameless}), {key}"
             )
-            rows.execute(query, (after,) if after else None)
-            for place, *values in rows:
-                row = {name: plain(value) for name, value in zip(columns, values, strict=True)}
-                if not place:
+            rows.execute(query, passed or None)
+            for found in rows:
+                values = zip(columns, found[num_keys:], strict=True)
+                row = {name: plain(value) for name, value in values}
+                if not (name := self._key.name_of(row)):
                     batch.append(self._dead(row, known.version, datetime.now(UTC)))
                 else:
-                    after = bytes(place).decode("utf-8", "surrogateescape")
-                    batch.append(self._make.upsert(str(row[self._config.key]), row, known.version))
+                    known = replace(known, after=self._key.name(found[:num_keys]), last=name)
+                    batch.append(self._make.upsert(name, row, known.version))
                 if len(batch) == self._batch_rows:
-                    yield self._make.batch(batch, replace(known, after=after).write())
+                    yield self._make.batch(batch, known.write())
                     batch = []
-        yield self._make.batch(batch, replace(known, after=None).write())
+        yield self._make.batch(batch, replace(known, after=None, last="").write())
 
     # The log.
 
@@ -218,7 +230,7 @@ class MysqlSource:
 
     def _dead(self, row: Mapping[str, Any], version: int, at: datetime) -> ChangeEvent:
         return self._make.dead(
-            "a row without a key", row, code="source.null_key", cause=f"no {self._config.key}",
+            "a row without a key", row, code="source.null_key", cause=f"no {self._key}",
             version=version, at=at,
         )  # fmt: skip
 
@@ -235,7 +247,7 @@ class MysqlSource:
                     next_step=f"Set {name} = {wanted} in the server's configuration.",
                 )
         columns = self._column_names(cursor)
-        for name in (self._config.key, *self._columns):
+        for name in (*self._key.columns, *self._columns):
             if name not in columns:
                 raise SourceError(
                     f"{self._where} has no column {name!r}.",
@@ -244,29 +256,33 @@ class MysqlSource:
                 )
 
     def _is_unique(self, cursor: Any) -> bool:
-        """Whether an index holds that the key alone names a row."""
+        """Whether an index holds that the key names a row."""
         cursor.execute(f"show index from {_quoted(self._config.table)}")
         fields = [column[0] for column in cursor.description]
         parts: dict[str, list[Any]] = {}
         for row in (dict(zip(fields, values, strict=True)) for values in cursor.fetchall()):
             is_whole = not row["Non_unique"] and row["Sub_part"] is None
             parts.setdefault(row["Key_name"], []).append(row["Column_name"] if is_whole else None)
-        return [self._config.key] in parts.values()
+        return any(set(columns) <= set(self._key.columns) for columns in parts.values())
 
     def _refuse_twins(self, cursor: Any, keys: Sequence[str] | None = None) -> None:
         """Two rows of one key would be one row here, and each overwrite the other.
 
         Raises: SourceError source.duplicate_key.
         """
-        key = _quoted(self._config.key)
-        only = f"{key} is not null" if keys is None else f"cast({key} as char) in %s"
+        columns = [_quoted(name) for name in self._key.columns]
+        key, texts = ", ".join(columns), ", ".join(f"cast({name} as char)" for name in columns)
+        there = " and ".join(f"{name} is not null" for name in columns)
+        only = there if keys is None else f"({texts}) in %s"
         query = (
             f"select {key} from {_quoted(self._config.table)} where {only} group by {key}"
             " having count(*) > 1 limit 1"
         )
-        cursor.execute(query, None if keys is None else (tuple(keys),))
+        parts = [self._key.parts(name) for name in keys or ()]
+        asked = parts if self._key.is_composite else [each for (each,) in parts]
+        cursor.execute(query, None if keys is None else (tuple(asked),))
         if (twice := cursor.fetchone()) is not None:
-            raise duplicate_key(self._where, self._config.key, plain(twice[0]))
+            raise duplicate_key(self._where, self._key.columns, twice)
 
     def _column_names(self, cursor: Any) -> list[str]:
         cursor.execute(f"select * from {_quoted(self._config.table)} limit 0")
@@ -335,6 +351,7 @@ class _Log:
     def __init__(self, known: LogPosition, make: Maker, config: SourceConfig, dead: Any) -> None:
         self.events: list[ChangeEvent] = []
         self._known, self._make, self._config, self._dead = known, make, config, dead
+        self._key = RowKey.of(config.key)
         self._version, self._skip, self._count = known.version, known.count, 0
         self._since = 0.0
 
@@ -367,25 +384,26 @@ class _Log:
                     yield
 
     def _row(self, event: Any, row: Mapping[str, Any], at: datetime) -> None:
-        key = self._config.key
         before = row.get("before_values", row.get("values", {}))
         after = row.get("after_values", row.get("values", {}))
         if isinstance(event, DeleteRowsEvent):
             self._change(before, None, at)
             return
-        if isinstance(event, UpdateRowsEvent) and before.get(key) not in (None, after.get(key)):
-            self._change(before, None, at)
+        if isinstance(event, UpdateRowsEvent):
+            old = self._key.name_of(before)
+            if old and old != self._key.name_of(after):
+                self._change(before, None, at)
         self._change(after, {name: plain(value) for name, value in after.items()}, at)
 
     def _change(self, named: Mapping[str, Any], row: dict[str, Any] | None, at: datetime) -> None:
         self._version = max(self._version + 1, self._known.lsn)
         if not self.events:
             self._since = time.monotonic()
-        if named.get(self._config.key) in (None, ""):
+        key = self._key.name_of(named)
+        if not key:
             shown = {name: plain(value) for name, value in named.items()}
             self.events.append(self._dead(shown, self._version, at))
             return
-        key = str(plain(named[self._config.key]))
         if self._is_in_snapshot(key):
             return
         make = self._make
@@ -397,9 +415,8 @@ class _Log:
 
     def _is_in_snapshot(self, key: str) -> bool:
         """Whether the part of the snapshot that read this key is of a later place."""
-        place = key.encode("utf-8", "surrogateescape")
-        own = [p for p in self._known.parts if place > p.above.encode("utf-8", "surrogateescape")]
-        return bool(own) and self._known.lsn < own[-1].until
+        part = self._known.part_of(key, self._key)
+        return part is not None and self._known.lsn < part.until
 
     def _commit(self, reader: Any) -> None:
         lsn = _place(reader.log_file, reader.log_pos)
