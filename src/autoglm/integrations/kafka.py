@@ -211,10 +211,10 @@ class KafkaBroker:
         room = held.max_bytes - ENVELOPE_BYTES - sum(len(n) + len(v) for n, v in headers)
         producer.begin_transaction()
         for event in batch.events:
-            key, value = to_key(event), to_value(event, batch.source, batch.traceparent)
+            key, value = to_key(event), to_value(event, batch.traceparent)
             if len(key) + len(value) > room:
                 dead = too_large(event, len(value), held.max_bytes)
-                value = to_value(dead, batch.source, batch.traceparent)
+                value = to_value(dead, batch.traceparent)
                 _refuse_above(room, len(key) + len(value), f"the key {event.key[:100]!r}")
             while True:
                 try:

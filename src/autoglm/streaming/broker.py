@@ -82,7 +82,9 @@ class SqliteBroker:
         for change in batch.events:
             by_partition.setdefault(_partition_of(change.key, num_partitions), []).append(change)
         pieces = [
-            (number, *piece) for number, events in by_partition.items() for piece in _pieces(events)
+            (number, *piece)
+            for number, events in by_partition.items()
+            for piece in _pieces(events, batch.source)
         ]
         with self._transaction() as connection:
             row = connection.execute(
@@ -336,15 +338,15 @@ def _ours(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _pieces(events: list[ChangeEvent]) -> list[tuple[int, bytes]]:
+def _pieces(events: list[ChangeEvent], source: str) -> list[tuple[int, bytes]]:
     """(events, blob) of rows of the log: whoever reads one holds all of it, and SQLite takes no
     value of a gigabyte.
     """
-    blob = to_blob(events)
+    blob = to_blob(events, source=source)
     if len(blob) <= PIECE_BYTES or len(events) == 1:
         return [(len(events), blob)]
     middle = len(events) // 2
-    return [*_pieces(events[:middle]), *_pieces(events[middle:])]
+    return [*_pieces(events[:middle], source), *_pieces(events[middle:], source)]
 
 
 def _partition_of(key: str, num_partitions: int) -> int:
