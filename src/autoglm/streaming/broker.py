@@ -24,6 +24,7 @@ from autoglm.plugins.kinds import Assignment, FetchedBatch
 from autoglm.streaming import group_members
 from autoglm.streaming.config import BrokerConfig
 from autoglm.streaming.event_blob import from_blob, to_blob
+from autoglm.streaming.position_name import name_of
 
 BUSY_SECONDS = 30
 PIECE_BYTES = 32 << 20
@@ -102,7 +103,7 @@ class SqliteBroker:
                 base = self._tail(connection, topic, number)
                 connection.execute(
                     "insert into log values (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (topic, number, base, count, batch.source, batch.position,
+                    (topic, number, base, count, batch.source, name_of(batch.position),
                      batch.traceparent, blob),
                 )  # fmt: skip
                 connection.execute(

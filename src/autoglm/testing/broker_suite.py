@@ -215,6 +215,22 @@ class BrokerSuite:
             assert again.position(topic, "p") == "three"
             assert len(read_all(again, topic)) == 1
 
+    def test_a_long_position_is_the_producers_and_no_batch_repeats_it(
+        self, connect: Connect
+    ) -> None:
+        topic, positions = _name(), [f"{number}" * 100_000 for number in (1, 2)]
+        with closing(connect()) as broker:
+            epoch = broker.new_epoch(topic, "p")
+            for version, position in enumerate(positions):
+                batch = batch_of([change("k", version)], position)
+                broker.append(topic, batch, producer="p", epoch=epoch)
+            assert broker.position(topic, "p") == positions[-1]
+            (partition,) = {event.partition for event in read_all(broker, topic)}
+            found = [broker.fetch(topic, partition, at, max_events=1) for at in (0, 1)]
+        names = [fetched.position for fetched in found if fetched is not None]
+        assert len(set(names)) == 2
+        assert max(map(len, names)) <= 256
+
     def test_a_batch_at_the_stored_position_is_ignored(self, connect: Connect) -> None:
         topic = _name()
         with closing(connect()) as broker, closing(connect()) as again:
