@@ -232,6 +232,71 @@ def test_a_log_without_column_names_is_refused(table: Listened) -> None:
     assert caught.value.code == "source.log_settings"
 
 
+def test_rows_written_while_a_column_had_another_name_come_with_its_value_once_it_is_back(
+    mariadb: MariaDb,
+) -> None:
+    table = made(mariadb, "renamed_column")
+    config = SourceConfig(kind="mysql", url=mariadb.url, table=table.name, key="id")
+    table.open = lambda: MysqlSource(
+        config, project="p", base=Path(), batch_rows=100, columns=("text", "label")
+    )
+    table.read()
+    table.do(
+        "alter table {t} rename column text to content", "delete from {t} where id = 2",
+        "insert into {t} values (11, 'in between', 'b'), (12, 'gone', 'b')",
+        "delete from {t} where id = 12",
+    )  # fmt: skip
+    for _attempt in range(2):
+        with pytest.raises(SourceError, match="no column 'text'") as caught:
+            table.read()
+        assert caught.value.code == "source.no_column"
+    table.do("alter table {t} rename column content to text")
+    deleted, came, dead, gone = table.read()
+    assert [(e.op, e.key) for e in (deleted, came, gone)] == [
+        ("delete", "2"), ("upsert", "11"), ("delete", "12"),
+    ]  # fmt: skip
+    assert (came.row["text"], came.row["label"]) == ("in between", "b")
+    assert dead.row["code"] == "source.unchanged_lost"
+
+
+def test_columns_that_changed_places_keep_the_names_of_when_the_row_was_written(
+    table: Listened,
+) -> None:
+    table.read()
+    table.do(
+        "insert into {t} values (11, 'a text', 'a label')",
+        "alter table {t} rename column text to label, rename column label to text",
+        "insert into {t} (id, text, label) values (12, 'short', 'then long')",
+    )
+    assert [(e.row["text"], e.row["label"]) for e in table.read()] == [
+        ("a text", "a label"), ("short", "then long"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ("alter table {t} rename column id to nr", "alter table {t} rename column nr to id",
+         "source.no_column"),
+        ("set global binlog_row_metadata = 'NO_LOG'", "set global binlog_row_metadata = 'FULL'",
+         "source.log_settings"),
+    ],
+)  # fmt: skip
+def test_rows_whose_key_the_log_does_not_name_stop_by_name(
+    before: str, after: str, code: str, table: Listened
+) -> None:
+    table.read()
+    try:
+        table.do("insert into {t} values (11, 'x', 'a')", before, "insert into {t} values (12, 'y', 'a')")  # fmt: skip
+    finally:
+        table.do(after)
+    for _attempt in range(2):
+        with pytest.raises(SourceError) as caught:
+            table.read()
+        assert caught.value.code == code
+        assert "slot" in caught.value.next_step
+
+
 def test_a_row_without_a_key_is_a_dead_letter(mariadb: MariaDb) -> None:
     table = Listened(mariadb, "loose")
     table.do("create table {t} (id int, text text)", "insert into {t} values (null, 'a'), (1, 'b')")

@@ -25,13 +25,14 @@ from pymysqlreplication.row_event import DeleteRowsEvent, UpdateRowsEvent, Write
 
 from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
 from autoglm.errors import SourceError
+from autoglm.integrations.mysql_log import LogEvents, nameless, place_of
 from autoglm.streaming.collectors.database import duplicate_key, plain
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
 from autoglm.streaming.config import SourceConfig
 from autoglm.streaming.row_key import RowKey
 
-HEARTBEAT_SECONDS, LINGER_SECONDS = 0.5, 0.05
+HEARTBEAT_SECONDS = 0.5
 NEEDED = {"log_bin": "ON", "binlog_format": "ROW", "binlog_row_image": "FULL",
           "binlog_row_metadata": "FULL"}  # fmt: skip
 LOG_GONE = (1236, 1220, 1373)  # the server's codes for a position that it cannot send from
@@ -104,7 +105,7 @@ class MysqlSource:
                     self._refuse_twins(cursor)
             if known.server not in ("", server):
                 raise self._log_lost("this is another server")
-            if known.lsn > _place(file, end):
+            if known.lsn > place_of(file, end):
                 raise self._log_lost("the log ends before it")
             if known.after is not None:
                 for batch in self._snapshot(known, server):
@@ -145,11 +146,11 @@ class MysqlSource:
         found = {name.lower(): value for name, value in cursor.fetchall()}
         if found.get("binlog_snapshot_file"):
             number = int(found["binlog_snapshot_position"])
-            return _place(found["binlog_snapshot_file"], number)
+            return place_of(found["binlog_snapshot_file"], number)
         cursor.execute("flush tables with read lock")
         try:
             cursor.execute("start transaction with consistent snapshot")
-            return _place(*self._end(cursor))
+            return place_of(*self._end(cursor))
         finally:
             cursor.execute("unlock tables")
 
@@ -175,7 +176,7 @@ class MysqlSource:
                 values = zip(columns, found[num_keys:], strict=True)
                 row = {name: plain(value) for name, value in values}
                 if not (name := self._key.name_of(row)):
-                    batch.append(self._dead(row, known.version, datetime.now(UTC)))
+                    batch.append(nameless(self._make, self._key, row, known.version))
                 else:
                     known = replace(known, after=self._key.name(found[:num_keys]), last=name)
                     batch.append(self._make.upsert(name, row, known.version))
@@ -190,7 +191,9 @@ class MysqlSource:
         self, known: LogPosition, base: str, cancel: threading.Event | None
     ) -> Generator[ChangeBatch, None, None]:
         reader = self._open_log(known, base, is_waiting=cancel is not None)
-        log = _Log(known, self._make, self._config, self._dead)
+        log = LogEvents(
+            known, self._make, self._config, columns=self._columns, look_up=self._current
+        )
         try:
             while cancel is None or not cancel.is_set():
                 event = reader.fetchone()
@@ -228,11 +231,20 @@ class MysqlSource:
             pymysql_wrapper=_opened,
         )  # fmt: skip
 
-    def _dead(self, row: Mapping[str, Any], version: int, at: datetime) -> ChangeEvent:
-        return self._make.dead(
-            "a row without a key", row, code="source.null_key", cause=f"no {self._key}",
-            version=version, at=at,
-        )  # fmt: skip
+    def _current(self, column: str, row: Mapping[str, Any]) -> tuple[Any] | None:
+        """A value that the log has under no name that we know, as it is now; None: the row is gone.
+
+        Raises: SourceError source.no_column.
+        """
+        is_it = " and ".join(f"{_quoted(name)} = %s" for name in self._key.columns)
+        with self._asking() as cursor:
+            self._require([column], self._column_names(cursor))
+            cursor.execute(
+                f"select {_quoted(column)} from {_quoted(self._config.table)} where {is_it}",
+                [row[name] for name in self._key.columns],
+            )
+            found = cursor.fetchone()
+        return None if found is None else (plain(found[0]),)
 
     # What must be there.
 
@@ -246,13 +258,16 @@ class MysqlSource:
                     code="source.log_settings",
                     next_step=f"Set {name} = {wanted} in the server's configuration.",
                 )
-        columns = self._column_names(cursor)
-        for name in (*self._key.columns, *self._columns):
+        self._require((*self._key.columns, *self._columns), self._column_names(cursor))
+
+    def _require(self, wanted: Sequence[str], columns: Sequence[str]) -> None:
+        for name in wanted:
             if name not in columns:
                 raise SourceError(
                     f"{self._where} has no column {name!r}.",
                     code="source.no_column",
-                    next_step=f"There are: {', '.join(columns)}.",
+                    next_step="Bring it back: reading goes on where it was. There are:"
+                    f" {', '.join(columns)}.",
                 )
 
     def _is_unique(self, cursor: Any) -> bool:
@@ -345,113 +360,6 @@ class MysqlSource:
             raise SourceError(f"{self._where}: {error}.", code="source.not_utf8") from error
 
 
-class _Log:
-    """Events of the log → change events, with the place after each."""
-
-    def __init__(self, known: LogPosition, make: Maker, config: SourceConfig, dead: Any) -> None:
-        self.events: list[ChangeEvent] = []
-        self._known, self._make, self._config, self._dead = known, make, config, dead
-        self._key = RowKey.of(config.key)
-        self._version, self._skip, self._count = known.version, known.count, 0
-        self._since = 0.0
-
-    def has_waited(self) -> bool:
-        return time.monotonic() - self._since > LINGER_SECONDS
-
-    def taken(self) -> str:
-        """The position after the waiting events, which are forgotten."""
-        self.events = []
-        return replace(self._known, version=self._version, count=self._count).write()
-
-    def take(self, event: Any, reader: Any, at: datetime) -> Iterator[None]:
-        """Yields after each row. Raises: SourceError source.truncated, source.no_table."""
-        if isinstance(event, XidEvent):
-            self._commit(reader)
-        elif isinstance(event, QueryEvent):
-            text = (
-                event.query
-                if isinstance(event.query, str)
-                else event.query.decode("utf-8", "replace")
-            )
-            if text.strip().upper() != "BEGIN":
-                self._statement(text, at)
-                self._commit(reader)
-        elif isinstance(event, (WriteRowsEvent, UpdateRowsEvent, DeleteRowsEvent)):
-            for row in event.rows:
-                self._count += 1
-                if self._count > self._skip:
-                    self._row(event, row, at)
-                    yield
-
-    def _row(self, event: Any, row: Mapping[str, Any], at: datetime) -> None:
-        before = row.get("before_values", row.get("values", {}))
-        after = row.get("after_values", row.get("values", {}))
-        if isinstance(event, DeleteRowsEvent):
-            self._change(before, None, at)
-            return
-        if isinstance(event, UpdateRowsEvent):
-            old = self._key.name_of(before)
-            if old and old != self._key.name_of(after):
-                self._change(before, None, at)
-        self._change(after, {name: plain(value) for name, value in after.items()}, at)
-
-    def _change(self, named: Mapping[str, Any], row: dict[str, Any] | None, at: datetime) -> None:
-        self._version = max(self._version + 1, self._known.lsn)
-        if not self.events:
-            self._since = time.monotonic()
-        key = self._key.name_of(named)
-        if not key:
-            shown = {name: plain(value) for name, value in named.items()}
-            self.events.append(self._dead(shown, self._version, at))
-            return
-        if self._is_in_snapshot(key):
-            return
-        make = self._make
-        self.events.append(
-            make.delete(key, self._version, at)
-            if row is None
-            else make.upsert(key, row, self._version, at)
-        )
-
-    def _is_in_snapshot(self, key: str) -> bool:
-        """Whether the part of the snapshot that read this key is of a later place."""
-        part = self._known.part_of(key, self._key)
-        return part is not None and self._known.lsn < part.until
-
-    def _commit(self, reader: Any) -> None:
-        lsn = _place(reader.log_file, reader.log_pos)
-        parts = tuple(part for part in self._known.parts if lsn < part.until)
-        self._known = replace(self._known, lsn=lsn, count=0, parts=parts)
-        self._count = self._skip = 0
-
-    def _statement(self, text: str, at: datetime) -> None:
-        table = re.escape(self._config.table)
-        name = rf"(?:[`\"]?\w+[`\"]?\s*\.\s*)?[`\"]?{table}[`\"]?(?![\w`\"])"
-        if re.match(rf"\s*truncate\s+(?:table\s+)?{name}", text, re.IGNORECASE):
-            if self._config.truncate == "stop":
-                raise SourceError(
-                    f"the table {self._config.table} was emptied (truncate) at {at.isoformat()}:"
-                    " the log does not say which rows it had.",
-                    code="source.truncated",
-                    next_step="Set data.source.truncate: keep to go on with what was learnt; to"
-                    " forget it start from an empty state folder.",
-                )
-        elif (
-            re.search(rf"\brename\s+(?:table\s+)?{name}\s+to\b", text, re.IGNORECASE)
-            or re.match(
-                rf"\s*alter\s+table\s+{name}\s+rename\s+(?:to\s+|as\s+)?[`\w]", text, re.IGNORECASE
-            )
-            and not re.match(
-                rf"\s*alter\s+table\s+{name}\s+rename\s+(column|index|key)\b", text, re.IGNORECASE
-            )
-        ):
-            raise SourceError(
-                f"the table {self._config.table} was renamed at {at.isoformat()}.",
-                code="source.no_table",
-                next_step="Set data.source.table to its new name: it is read anew.",
-            )
-
-
 def _opened(**settings: Any) -> Any:
     """The library says `db`, of which the driver warns."""
     return pymysql.connect(database=settings.pop("db", None), **settings)
@@ -473,11 +381,6 @@ def _address(url: str) -> tuple[str, int, str, str, str]:
         )
     user, password = unquote(found.username or ""), unquote(found.password or "")
     return found.hostname, port, user, password, unquote(database)
-
-
-def _place(file: str, byte: int) -> int:
-    """File and byte as one number that grows."""
-    return (int(file.rpartition(".")[2]) << 32) + byte
 
 
 def _variable(cursor: Any, name: str) -> str:
