@@ -498,6 +498,21 @@ def test_a_column_that_is_renamed_stops_by_name_and_its_rows_come_when_it_is_bac
     assert [e.row["code"] for e in events if e.op == "dead"] == ["source.unchanged_lost"]
 
 
+def test_rows_written_while_the_key_had_another_name_stop_by_name(
+    postgres: Postgres, table: Any
+) -> None:
+    name, connection = table
+    reader = Reader(postgres, name)
+    reader.read()
+    connection.execute(f"alter table {name} rename column id to nr")
+    connection.execute(f"insert into {name} values (11, 'x')")
+    connection.execute(f"alter table {name} rename column nr to id")
+    for _attempt in range(2):
+        with pytest.raises(SourceError, match="had no column 'id'") as caught:
+            reader.read()
+        assert caught.value.code == "source.no_column"
+
+
 def test_an_empty_key_is_a_dead_letter_in_the_snapshot_and_in_the_log(postgres: Postgres) -> None:
     there = "values (''), ('a')"
     with listened(postgres, "blank", "id text primary key", there) as (connection, reader):

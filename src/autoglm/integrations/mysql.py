@@ -162,6 +162,7 @@ class MysqlSource:
         ]
         key, is_nameless = ", ".join(keys), " or ".join(f"{each} is null" for each in keys)
         batch, num_keys = list[ChangeEvent](), len(keys)
+        last, texts_of_last = "", ()
         names = ", ".join(_quoted(name) for name in columns)
         passed = self._key.parts(known.after) if known.after else ()
         places = ", ".join("cast(%s as binary)" for _ in passed)
@@ -178,9 +179,11 @@ class MysqlSource:
                 if not (name := self._key.name_of(row)):
                     batch.append(nameless(self._make, self._key, row, known.version))
                 else:
-                    known = replace(known, after=self._key.name(found[:num_keys]), last=name)
+                    last, texts_of_last = name, found[:num_keys]
                     batch.append(self._make.upsert(name, row, known.version))
                 if len(batch) == self._batch_rows:
+                    if last:
+                        known = replace(known, after=self._key.name(texts_of_last), last=last)
                     yield self._make.batch(batch, known.write())
                     batch = []
         yield self._make.batch(batch, replace(known, after=None, last="").write())

@@ -235,7 +235,7 @@ class PostgresSource:
         query = sql.SQL("select {} from {} {} order by {}, {}")
         query = query.format(values, self._quoted, rest, is_nameless, key)
         places = [names.index(name) for name in self._key.columns]
-        batch: list[ChangeEvent] = []
+        batch, last, texts_of_last = list[ChangeEvent](), "", ()
         with connection.cursor(name="snapshot") as rows:
             rows.itersize = min(self._batch_rows, 5_000)
             rows.execute(query, (passed,) if passed else None)
@@ -250,10 +250,12 @@ class PostgresSource:
                                         cause=f"no {self._key}", version=known.version)
                     )  # fmt: skip
                 else:
-                    after = self._key.name([texts[place] for place in places])
-                    known = replace(known, after=after, last=name)
+                    last, texts_of_last = name, texts
                     batch.append(self._make.upsert(name, row, known.version))
                 if len(batch) == self._batch_rows:
+                    if last:
+                        after = self._key.name([texts_of_last[place] for place in places])
+                        known = replace(known, after=after, last=last)
                     yield self._make.batch(batch, known.write())
                     batch = []
         yield self._make.batch(batch, replace(known, after=None, last="").write())

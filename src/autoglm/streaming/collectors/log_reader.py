@@ -147,6 +147,7 @@ class LogReader:
     def _upsert(self, row: Row) -> None:
         key = self._key.name_of(row)
         if not key:
+            self._refuse_unnamed(row)
             return self._dead(row, "source.null_key", f"the row has no {self._key}")
         if self._has_seen(key):
             return None
@@ -176,6 +177,20 @@ class LogReader:
                 return False
             row[name] = found[0]
         return True
+
+    def _refuse_unnamed(self, row: Row) -> None:
+        """The key had another name, or no column at all, when the row was written: nobody can tell
+        whose it is, and the log will never say it in another way.
+        """
+        missing = next((name for name in self._key.columns if name not in row), None)
+        if missing is not None:
+            raise SourceError(
+                f"the table {self._table} had no column {missing!r} when a row was written at"
+                f" {self._at.isoformat()}; it had {', '.join(row)}.",
+                code="source.no_column",
+                next_step="Set data.source.slot to a new name: the table is read anew (what was"
+                " deleted meanwhile stays learnt).",
+            )
 
     def _delete(self, before: Row) -> None:
         key = self._key.name_of(before)
