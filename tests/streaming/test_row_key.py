@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from autoglm.cli.commands import app
 from autoglm.contracts.change_event import ChangeEvent
 from autoglm.errors import ConfigError, DataError, SourceError
 from autoglm.loop.change_to_dataset import collect_changes
@@ -168,3 +170,23 @@ def test_a_person_may_spell_a_key_with_blanks_and_numbers(tmp_path: Path) -> Non
     assert erase_row(project, '["de", "7"]').changes == 1
     with pytest.raises(DataError, match=r"JSON arrays of the values of shop, id"):
         explain_row(project, '["de","7"]')
+
+
+def test_a_table_whose_primary_key_has_several_columns_becomes_a_project_with_that_key(
+    tmp_path: Path,
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "s.db")) as connection, connection:
+        connection.execute(
+            "create table rows (shop text, id int, body text, topic text, primary key (shop, id))"
+        )
+        connection.executemany(
+            "insert into rows values (?, ?, ?, ?)",
+            [("de", n, f"some words {n}", "ab"[n % 2]) for n in range(20)],
+        )
+    made = CliRunner().invoke(app, [
+        "init", str(tmp_path / "p"), "--source", f"sqlite:///{tmp_path}/s.db", "--table", "rows",
+        "--backbone", "conv", "--json",
+    ])  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["key"] == ["shop", "id"]
+    assert load_settings(tmp_path / "p").settings.data.source.key == KEY

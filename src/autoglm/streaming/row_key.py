@@ -35,8 +35,10 @@ class RowKey:
 
     def name_of(self, row: Mapping[str, Any]) -> str:
         """The row's name, `""` where one of its parts is missing, null or empty."""
-        if not self.is_composite:
+        if len(self.columns) == 1:  # for each row of a log: nothing is called that need not be
             value = row.get(self.columns[0])
+            if type(value) is str or type(value) is int:
+                return str(value)
             return "" if value is None else str(plain(value))
         values = [row.get(column) for column in self.columns]
         return "" if any(v is None or v == "" for v in values) else self.name(values)

@@ -149,7 +149,7 @@ class LogReader:
         if not key:
             self._refuse_unnamed(row)
             return self._dead(row, "source.null_key", f"the row has no {self._key}")
-        if self._has_seen(key):
+        if self._known.parts and self._has_seen(key):
             return None
         if not self._completed(row, (n for n in self._columns if n not in row)):
             return None
@@ -196,13 +196,13 @@ class LogReader:
         key = self._key.name_of(before)
         if not key:
             return self._dead(before, "source.null_key", f"a deleted row has no {self._key}")
-        if self._has_seen(key):
+        if self._known.parts and self._has_seen(key):
             return None
         return self._add(self._make.delete(key, self._next_version(), self._at))
 
     def _has_seen(self, key: str) -> bool:
         """Whether the snapshot that read this key had the transaction's change already."""
-        part = self._known.part_of(key, self._key) if self._known.parts else None
+        part = self._known.part_of(key, self._key)
         return part is not None and part.has_seen(self._xid)
 
     def _dead(self, row: Row, code: str, cause: str) -> None:
