@@ -324,6 +324,18 @@ def test_a_key_that_two_rows_have_stops_the_snapshot_and_the_log(mariadb: MariaD
     assert [(e.op, e.key) for e in table.read()][:2] == [("upsert", "2"), ("upsert", "1")]
 
 
+def test_two_rows_of_one_time_are_twins_in_the_log_too(mariadb: MariaDb) -> None:
+    table = Listened(mariadb, "moments", key="at")
+    table.do(
+        "create table {t} (at datetime(3), n int, primary key (at, n))",
+        "insert into {t} values ('2026-01-02 10:00:00.250', 1)",
+    )
+    assert [event.key for event in table.read()] == ["2026-01-02T10:00:00.250000"]
+    table.do("insert into {t} values ('2026-01-02 10:00:00.250', 2)")
+    with pytest.raises(SourceError, match="two rows with at = 2026-01-02T10:00:00.25"):
+        table.read()
+
+
 def test_a_key_of_several_columns_goes_through_snapshot_log_and_a_stop_between(
     mariadb: MariaDb,
 ) -> None:

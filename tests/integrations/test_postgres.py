@@ -407,6 +407,18 @@ def test_a_key_that_two_rows_have_stops_the_snapshot_and_the_log(postgres: Postg
         assert [(e.op, e.key) for e in reader.read()][:2] == [("upsert", "2"), ("upsert", "1")]
 
 
+def test_two_rows_of_one_time_are_twins_in_the_log_too(postgres: Postgres) -> None:
+    columns, there = (
+        "at timestamptz, n int, primary key (at, n)",
+        "values ('2026-01-02 10:00+01', 1)",
+    )
+    with listened(postgres, "moments", columns, there, key="at") as (connection, reader):
+        assert [event.key for event in reader.read()] == ["2026-01-02T09:00:00+00:00"]
+        connection.execute("insert into moments values ('2026-01-02 09:00+00', 2)")
+        with pytest.raises(SourceError, match="two rows with at = 2026-01-02 09:00"):
+            reader.read()
+
+
 def test_a_key_of_several_columns_goes_through_snapshot_log_and_a_stop_between(
     postgres: Postgres,
 ) -> None:

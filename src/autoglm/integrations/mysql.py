@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pymysql
+from pymysql.constants import FIELD_TYPE
 from pymysql.cursors import SSCursor
 from pymysqlreplication import BinLogStreamReader
 from pymysqlreplication.event import HeartbeatLogEvent, QueryEvent, XidEvent
@@ -289,9 +290,19 @@ class MysqlSource:
         Raises: SourceError source.duplicate_key.
         """
         columns = [_quoted(name) for name in self._key.columns]
-        key, texts = ", ".join(columns), ", ".join(f"cast({name} as char)" for name in columns)
+        key = ", ".join(columns)
         there = " and ".join(f"{name} is not null" for name in columns)
-        only = there if keys is None else f"({texts}) in %s"
+        only = there
+        if keys is not None:
+            # A time is compared as one: events spell it in another way than a cast does.
+            cursor.execute(f"select {key} from {_quoted(self._config.table)} limit 0")
+            texts = ", ".join(
+                name
+                if about[1] in (FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP)
+                else f"cast({name} as char)"
+                for name, about in zip(columns, cursor.description, strict=True)
+            )
+            only = f"({texts}) in %s"
         query = (
             f"select {key} from {_quoted(self._config.table)} where {only} group by {key}"
             " having count(*) > 1 limit 1"

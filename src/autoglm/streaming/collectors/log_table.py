@@ -11,6 +11,11 @@ from autoglm.streaming.row_key import RowKey
 
 # Else the log names the partition that a row lies in, and not the table.
 BY_ROOT = "publish_via_partition_root = true"
+# What events spell in another way than a cast to text does is compared as its own type.
+WRITTEN_OTHERWISE = {
+    16: "boolean", 700: "real", 701: "double precision", 1082: "date", 1083: "time",
+    1114: "timestamp", 1184: "timestamptz", 1266: "timetz",
+}  # fmt: skip
 
 
 class LogTable:
@@ -77,12 +82,7 @@ class LogTable:
 
     def columns(self, cursor: Any) -> list[tuple[str, int]]:
         """(name, type) of every column. Raises: SourceError source.no_column."""
-        cursor.execute(
-            "select attname, atttypid::int8 from pg_attribute where attrelid = %s::regclass and"
-            " attnum > 0 and not attisdropped order by attnum",
-            (self._text,),
-        )
-        columns = [(str(name), int(kind)) for name, kind in cursor.fetchall()]
+        columns = self._there(cursor)
         names = [name for name, _kind in columns]
         for wanted in (*self._key.columns, *self._columns):
             if wanted not in names:
@@ -93,6 +93,14 @@ class LogTable:
                     f" {', '.join(names)}.",
                 )
         return columns
+
+    def _there(self, cursor: Any) -> list[tuple[str, int]]:
+        cursor.execute(
+            "select attname, atttypid::int8 from pg_attribute where attrelid = %s::regclass and"
+            " attnum > 0 and not attisdropped order by attnum",
+            (self._text,),
+        )
+        return [(str(name), int(kind)) for name, kind in cursor.fetchall()]
 
     def is_partitioned(self, cursor: Any) -> bool:
         cursor.execute("select relkind = 'p' from pg_class where oid = to_regclass(%s)",
@@ -120,8 +128,16 @@ class LogTable:
         only, asked = f"({key}) is not null", None
         if keys is not None:
             asked = [list(column) for column in zip(*map(self._key.parts, keys), strict=True)]
-            listed = ", ".join("%s::text[]" for _column in asked)
-            only = f"({key}) in (select * from unnest({listed}))"
+            known = dict(self._there(cursor))
+            kinds = [
+                WRITTEN_OTHERWISE.get(known.get(name, 0), "text") for name in self._key.columns
+            ]
+            compared = ", ".join(
+                text if kind == "text" else text.removesuffix("::text")
+                for text, kind in zip(texts, kinds, strict=True)
+            )
+            listed = ", ".join(f"%s::text[]::{kind}[]" for kind in kinds)
+            only = f"({compared}) in (select * from unnest({listed}))"
         cursor.execute(
             f"select {key} from {table} where {only} group by {key} having count(*) > 1 limit 1",
             asked,
