@@ -61,6 +61,13 @@ def test_a_part_that_is_missing_leaves_the_row_without_a_name(missing: dict[str,
     assert RowKey.of(KEY).name_of(missing) == ""
 
 
+@pytest.mark.parametrize("name", ["7", "de", '["de"]', '{"shop": "de"}'])
+def test_a_position_of_another_key_stops_by_name(name: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        RowKey.of(KEY).parts(name)
+    assert caught.value.code == "source.key_changed"
+
+
 PROJECT = """\
 project: p
 model: {backbone: conv}

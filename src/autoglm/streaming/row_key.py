@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoglm.errors import SourceError
 from autoglm.streaming.collectors.database import plain
 
 
@@ -51,12 +52,21 @@ class RowKey:
         return json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
 
     def parts(self, name: str) -> tuple[str, ...]:
-        """The values' texts. Raises: ValueError for what `name` never made."""
+        """The values' texts. Raises: SourceError source.key_changed for what `name` never made."""
         if not self.is_composite:
             return (name,)
-        found = json.loads(name)
+        try:
+            found = json.loads(name)
+        except ValueError:
+            found = None
         if not isinstance(found, list) or len(found) != len(self.columns):
-            raise ValueError(f"{name} is no JSON array of a value each of {self}")
+            raise SourceError(
+                f"the stored position names a row {name!r}; by data.source.key, rows have the"
+                f" values of {self}.",
+                code="source.key_changed",
+                next_step="Say the key as it was; another one names other rows, and begins with an"
+                " empty state folder.",
+            )
         return tuple(map(str, found))
 
     def place(self, name: str) -> tuple[bytes, ...]:
