@@ -84,6 +84,8 @@ def _type(annotation: Any) -> str:
         return "duration"
     if is_free(annotation):
         return "map"
+    if isinstance(plain, UnionType):
+        return " or ".join(_type(kind) for kind in get_args(plain))
     if is_list(annotation):
         inner = get_args(plain)[0]
         return f"list of {'maps' if is_free(inner) else inner.__name__}"

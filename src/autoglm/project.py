@@ -184,10 +184,11 @@ class Project:
         from autoglm.datasets.feature_table import DeltaFeatureTable
 
         data = self.settings.data
+        key = data.source.key
         return DeltaFeatureTable(
             self.settings.storage.table or self.state / "table",
             project=self.name,
-            key=data.source.key,
+            key=key if isinstance(key, str) else ", ".join(key),
             text=data.input_column,
             label=data.answer_column,
         )

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from autoglm.project import Project
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -73,6 +75,9 @@ def test_rows_are_collected_then_processed_and_a_dead_letter_comes_back_once_its
     mended = autoglm("dead-letters", "replay", "-C", here, "--code", "data.length")
     assert (mended["rows"], mended["dead"]) == (1, 0)
     assert autoglm("dead-letters", "list", "-C", here) == {"waiting": 0, "dead_letters": []}
+    assert {row["_source"] for row in Project(project).table().changes_of(["30"]).to_pylist()} == {
+        "sql/rows"
+    }
     assert autoglm("dead-letters", "replay", "-C", here)["replayed"] == 0
 
 

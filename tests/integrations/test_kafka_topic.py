@@ -29,9 +29,12 @@ class Noida(Server):
         super().__init__()
         import noida_db
 
-        command = Path(noida_db.__file__).with_name("noida-db")
         self.url = f"127.0.0.1:{self.port}"
-        self.launch(command, "start", "--only", "kafka", "--kafka-port", str(self.port),
+        self._command = Path(noida_db.__file__).with_name("noida-db")
+        self.start()
+
+    def start(self) -> None:
+        self.launch(self._command, "start", "--only", "kafka", "--kafka-port", str(self.port),
                     "--data-dir", str(self.folder / "data"))  # fmt: skip
         until(self._answers)
 
@@ -65,12 +68,22 @@ class Topic:
         admin = AdminClient({"bootstrap.servers": server.url, "log_level": 0})
         for future in admin.create_topics([NewTopic(name, partitions, 1)]).values():
             future.result()
-        config = SourceConfig(kind="kafka", url=server.url, topic=name, key="id")
+        key = said.get("key", "id")
+        config = SourceConfig(kind="kafka", url=server.url, topic=name, key=key)
         self.open = lambda: KafkaTopicSource(
             config, project="p", base=Path(), batch_rows=said.get("batch_rows", 100)
         )
 
-    def send(self, *messages: tuple[Any, Any], commit: bool | None = None) -> None:
+    def grow(self, partitions: int) -> None:
+        from confluent_kafka.admin import AdminClient, NewPartitions
+
+        admin = AdminClient({"bootstrap.servers": self.url, "log_level": 0})
+        for future in admin.create_partitions([NewPartitions(self.name, partitions)]).values():
+            future.result()
+
+    def send(
+        self, *messages: tuple[Any, Any], commit: bool | None = None, partition: int = -1
+    ) -> None:
         settings = {"bootstrap.servers": self.url, "log_level": 0, "message.max.bytes": 50_000_000}
         if commit is not None:
             settings["transactional.id"] = f"{self.name}-writer"
@@ -80,7 +93,7 @@ class Topic:
             producer.begin_transaction()
         for key, value in messages:
             raw = value if value is None or isinstance(value, bytes) else json.dumps(value)
-            producer.produce(self.name, raw, key)
+            producer.produce(self.name, raw, key, partition)
         producer.flush(30)
         if commit is not None:
             (producer.commit_transaction if commit else producer.abort_transaction)(30)
@@ -128,6 +141,19 @@ def test_what_is_no_row_is_a_dead_letter_and_the_next_one_arrives(kafka: Noida) 
     assert events[-1].row["tags"] == '["p"]'
 
 
+def test_a_message_key_says_all_columns_of_a_key_of_several(kafka: Noida) -> None:
+    topic = Topic(kafka, "composite", partitions=1, key=("shop", "id"))
+    topic.send(
+        ('["de", 7]', {"text": "a"}), ('{"id": 8, "shop": "de"}', {"text": "b", "id": 8}),
+        ('["de","7"]', None), ("7", {"text": "c"}), ('["de", null]', {"text": "d"}),
+    )  # fmt: skip
+    first, second, third, *dead = topic.read()
+    assert (first.key, first.row) == ('["de","7"]', {"shop": "de", "id": 7, "text": "a"})
+    assert (second.key, second.row) == ('["de","8"]', {"shop": "de", "id": 8, "text": "b"})
+    assert (third.op, third.key) == ("delete", '["de","7"]')
+    assert [event.row["code"] for event in dead] == ["source.bad_key", "source.null_key"]
+
+
 def test_an_aborted_transaction_is_not_seen(kafka: Noida) -> None:
     topic = Topic(kafka, "transactions", partitions=1)
     topic.send(("a", {"n": 1}), commit=False)
@@ -153,6 +179,71 @@ def test_following_ends_when_cancelled(kafka: Noida, tmp_path: Path) -> None:
         cancel.set()
         thread.join(60)
     assert not thread.is_alive()
+    broker.close()
+
+
+def test_a_partition_that_is_added_is_read_from_its_first_message(
+    kafka: Noida, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoglm.integrations.kafka_topic.LOOK_SECONDS", 0.05)
+    topic, cancel, keys = Topic(kafka, "grown", partitions=1), threading.Event(), list[str]()
+    topic.send(("a", {"n": 1}))
+
+    def follow() -> None:
+        for batch in topic.open().follow("", cancel=cancel):
+            topic.position = batch.position
+            keys.extend(event.key for event in batch.events)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        until(lambda: keys == ["a"])
+        topic.grow(2)
+        topic.send(("b", {"n": 2}), partition=1)
+        until(lambda: keys == ["a", "b"])
+        topic.grow(3)
+        until(lambda: "2" in json.loads(topic.position)["offsets"])
+    finally:
+        cancel.set()
+        thread.join(60)
+    topic.send(("c", {"n": 3}), partition=2)
+    assert [event.key for event in topic.read()] == ["c"], "also when nobody looked meanwhile"
+    assert topic.read() == []
+
+
+def test_a_broker_that_is_gone_is_named_and_reading_goes_on_once_it_is_back(
+    kafka: Noida, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoglm.integrations.kafka_topic.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("autoglm.integrations.kafka_topic.ANSWER_SECONDS", 0.5)
+    topic, cancel = Topic(kafka, "away"), threading.Event()
+    broker, codes = SqliteBroker(tmp_path / "b.db", partitions=1), list[str]()
+
+    def collect_on() -> None:
+        while not cancel.is_set():
+            try:
+                collect(topic.open(), broker, topic="t", cancel=cancel, follow=True)
+            except SourceError as error:
+                codes.append(error.code)
+
+    thread = threading.Thread(target=collect_on)
+    thread.start()
+    try:
+        topic.send(("a", {"n": 1}), ("b", {"n": 1}))
+        until(lambda: broker.end_offset("t", 0) == 2)
+        kafka.stop(signal.SIGTERM)
+        until(lambda: "source.unreachable" in codes)
+        kafka.start()
+        topic.send(("a", {"n": 2}), ("c", {"n": 1}))
+        until(lambda: broker.end_offset("t", 0) == 4)
+    finally:
+        cancel.set()
+        thread.join(60)
+    batches = [broker.fetch("t", 0, offset, max_events=1) for offset in range(4)]
+    found = [batch.events[0] for batch in batches if batch is not None]
+    assert sorted((event.key, event.row["n"]) for event in found) == [
+        ("a", 1), ("a", 2), ("b", 1), ("c", 1),
+    ]  # fmt: skip
     broker.close()
 
 

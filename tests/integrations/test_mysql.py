@@ -24,7 +24,8 @@ class Listened:
     def __init__(self, server: MariaDb, name: str, *, batch_rows: int = 100, **said: Any) -> None:
         self.server, self.name, self.position = server, name, ""
         self.events: list[ChangeEvent] = []
-        config = SourceConfig(kind="mysql", url=server.url, table=name, key="id", **said)
+        said = {"key": "id", **said}
+        config = SourceConfig(kind="mysql", url=server.url, table=name, **said)
         self.open = lambda: MysqlSource(config, project="p", base=Path(), batch_rows=batch_rows)
 
     def do(self, *statements: str, once: bool = False) -> None:
@@ -231,6 +232,71 @@ def test_a_log_without_column_names_is_refused(table: Listened) -> None:
     assert caught.value.code == "source.log_settings"
 
 
+def test_rows_written_while_a_column_had_another_name_come_with_its_value_once_it_is_back(
+    mariadb: MariaDb,
+) -> None:
+    table = made(mariadb, "renamed_column")
+    config = SourceConfig(kind="mysql", url=mariadb.url, table=table.name, key="id")
+    table.open = lambda: MysqlSource(
+        config, project="p", base=Path(), batch_rows=100, columns=("text", "label")
+    )
+    table.read()
+    table.do(
+        "alter table {t} rename column text to content", "delete from {t} where id = 2",
+        "insert into {t} values (11, 'in between', 'b'), (12, 'gone', 'b')",
+        "delete from {t} where id = 12",
+    )  # fmt: skip
+    for _attempt in range(2):
+        with pytest.raises(SourceError, match="no column 'text'") as caught:
+            table.read()
+        assert caught.value.code == "source.no_column"
+    table.do("alter table {t} rename column content to text")
+    deleted, came, dead, gone = table.read()
+    assert [(e.op, e.key) for e in (deleted, came, gone)] == [
+        ("delete", "2"), ("upsert", "11"), ("delete", "12"),
+    ]  # fmt: skip
+    assert (came.row["text"], came.row["label"]) == ("in between", "b")
+    assert dead.row["code"] == "source.unchanged_lost"
+
+
+def test_columns_that_changed_places_keep_the_names_of_when_the_row_was_written(
+    table: Listened,
+) -> None:
+    table.read()
+    table.do(
+        "insert into {t} values (11, 'a text', 'a label')",
+        "alter table {t} rename column text to label, rename column label to text",
+        "insert into {t} (id, text, label) values (12, 'short', 'then long')",
+    )
+    assert [(e.row["text"], e.row["label"]) for e in table.read()] == [
+        ("a text", "a label"), ("short", "then long"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ("alter table {t} rename column id to nr", "alter table {t} rename column nr to id",
+         "source.no_column"),
+        ("set global binlog_row_metadata = 'NO_LOG'", "set global binlog_row_metadata = 'FULL'",
+         "source.log_settings"),
+    ],
+)  # fmt: skip
+def test_rows_whose_key_the_log_does_not_name_stop_by_name(
+    before: str, after: str, code: str, table: Listened
+) -> None:
+    table.read()
+    try:
+        table.do("insert into {t} values (11, 'x', 'a')", before, "insert into {t} values (12, 'y', 'a')")  # fmt: skip
+    finally:
+        table.do(after)
+    for _attempt in range(2):
+        with pytest.raises(SourceError) as caught:
+            table.read()
+        assert caught.value.code == code
+        assert "slot" in caught.value.next_step
+
+
 def test_a_row_without_a_key_is_a_dead_letter(mariadb: MariaDb) -> None:
     table = Listened(mariadb, "loose")
     table.do("create table {t} (id int, text text)", "insert into {t} values (null, 'a'), (1, 'b')")
@@ -256,6 +322,49 @@ def test_a_key_that_two_rows_have_stops_the_snapshot_and_the_log(mariadb: MariaD
             table.read()
     table.do("delete from {t} where part = 1 and id = 1")
     assert [(e.op, e.key) for e in table.read()][:2] == [("upsert", "2"), ("upsert", "1")]
+
+
+def test_two_rows_of_one_time_are_twins_in_the_log_too(mariadb: MariaDb) -> None:
+    table = Listened(mariadb, "moments", key="at")
+    table.do(
+        "create table {t} (at datetime(3), n int, primary key (at, n))",
+        "insert into {t} values ('2026-01-02 10:00:00.250', 1)",
+    )
+    assert [event.key for event in table.read()] == ["2026-01-02T10:00:00.250000"]
+    table.do("insert into {t} values ('2026-01-02 10:00:00.250', 2)")
+    with pytest.raises(SourceError, match="two rows with at = 2026-01-02T10:00:00.25"):
+        table.read()
+
+
+def test_a_key_of_several_columns_goes_through_snapshot_log_and_a_stop_between(
+    mariadb: MariaDb,
+) -> None:
+    table = Listened(mariadb, "halves2", key=("at", "part"), batch_rows=2)
+    table.do(
+        "create table {t} (at datetime, part varchar(9), text text, primary key (at, part))",
+        "insert into {t} select timestampadd(hour, seq div 2, '2026-01-02 10:00'),"
+        " if(seq % 2, 'b', 'a'), 'old' from seq_0_to_5",
+    )
+    assert [event.key for event in table.read(stop_after=1)] == [
+        '["2026-01-02T10:00:00","a"]', '["2026-01-02T10:00:00","b"]',
+    ]  # fmt: skip
+    table.do(
+        "update {t} set text = 'new' where part = 'b'",
+        "delete from {t} where at = '2026-01-02 12:00' and part = 'a'",
+        "update {t} set part = 'c' where at = '2026-01-02 10:00' and part = 'a'",
+    )
+    table.read()
+    table.read()
+    newest: dict[str, ChangeEvent] = {}
+    for event in table.events:
+        assert event.key not in newest or newest[event.key].version < event.version
+        newest[event.key] = event
+    with table.server.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("select at, part, text from halves2")
+        assert {k: e.row["text"] for k, e in newest.items() if e.op == "upsert"} == {
+            f'["{at.isoformat()}","{part}"]': text for at, part, text in cursor.fetchall()
+        }
+    assert len(table.events) == 8, "2 and 3 rows of snapshots; an update, a delete and an insert"
 
 
 def test_an_empty_key_is_a_dead_letter_in_the_snapshot_and_in_the_log(mariadb: MariaDb) -> None:

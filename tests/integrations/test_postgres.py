@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from servers import Postgres, until
 def source_of(
     server: Postgres, table: str, *, batch_rows: int = 100, **said: Any
 ) -> PostgresSource:
-    config = SourceConfig(kind="postgres", url=server.url, table=table, key="id", **said)
+    said = {"key": "id", **said}
+    config = SourceConfig(kind="postgres", url=server.url, table=table, **said)
     return PostgresSource(config, project="p", base=Path(), batch_rows=batch_rows)
 
 
@@ -73,6 +75,21 @@ class Reader:
         batches.close()  # type: ignore[attr-defined]
         self.events += new
         return new
+
+
+@contextmanager
+def listened(
+    server: Postgres, name: str, columns: str, *inserts: str, **said: Any
+) -> Iterator[tuple[Any, Reader]]:
+    """A table of these columns and rows with what `setup` prints; its slot goes with it."""
+    reader = Reader(server, name, **said)
+    with server.connect() as connection:
+        connection.execute(f"create table {name} ({columns})")
+        connection.execute(reader.open().setup_sql)
+        for values in inserts:
+            connection.execute(f"insert into {name} {values}")
+        yield connection, reader
+    reader.open().drop()
 
 
 def shown(events: list[ChangeEvent]) -> list[tuple[str, str, Any]]:
@@ -216,17 +233,17 @@ TYPES = {
 
 def test_values_are_the_same_polled_in_the_snapshot_and_in_the_log(postgres: Postgres) -> None:
     columns = ", ".join(f"c{index} {kind}" for index, kind in enumerate(TYPES))
-    with make_table(postgres, "typed", columns) as connection:
-        insert = f"insert into typed values (%s, {', '.join(TYPES.values())})"
+    with make_table(postgres, "of_all_types", columns) as connection:
+        insert = f"insert into of_all_types values (%s, {', '.join(TYPES.values())})"
         connection.execute(insert.replace("%s", "1"))
-        reader = Reader(postgres, "typed")
+        reader = Reader(postgres, "of_all_types")
         snapshot = reader.read()[0].row
         connection.execute(insert.replace("%s", "2"))
-        connection.execute(f"insert into typed values (3{', null' * len(TYPES)})")
+        connection.execute(f"insert into of_all_types values (3{', null' * len(TYPES)})")
         logged, nulls = (event.row for event in reader.read())
         config = SourceConfig(
             url=postgres.url.replace("postgresql:", "postgresql+psycopg:") + "?options=-c%20timezone%3DUTC",
-            table="typed", key="id",
+            table="of_all_types", key="id",
         )  # fmt: skip
         polled = [e for b in SqlPollSource(config, project="p", base=Path(), batch_rows=9).read("") for e in b.events]  # fmt: skip
     assert {**snapshot, "id": 2} == pytest.approx(logged, nan_ok=True)
@@ -363,12 +380,9 @@ def test_what_is_missing_is_named(
 
 
 def test_a_row_without_a_key_and_a_huge_value_are_events_not_stops(postgres: Postgres) -> None:
-    with postgres.connect() as connection:
-        connection.execute("create table loose (id text, text text)")
+    there = "values (null, 'a'), ('k', 'b')"
+    with listened(postgres, "loose", "id text, text text", there) as (connection, reader):
         connection.execute("alter table loose replica identity full")
-        connection.execute(source_of(postgres, "loose").setup_sql)
-        connection.execute("insert into loose values (null, 'a'), ('k', 'b')")
-        reader = Reader(postgres, "loose")
         assert sorted(event.op for event in reader.read()) == ["dead", "upsert"]
         connection.execute("insert into loose values (null, 'c')")
         connection.execute("insert into loose values ('big', repeat('x', 20000000))")
@@ -378,24 +392,72 @@ def test_a_row_without_a_key_and_a_huge_value_are_events_not_stops(postgres: Pos
 
 
 def test_a_key_that_two_rows_have_stops_the_snapshot_and_the_log(postgres: Postgres) -> None:
-    connection = postgres.connect()
-    connection.execute("create table halves (id int, part int, primary key (id, part))")
-    connection.execute(source_of(postgres, "halves").setup_sql)
-    connection.execute("insert into halves values (1, 1), (1, 2)")
-    reader = Reader(postgres, "halves")
-    with pytest.raises(SourceError, match="two rows with id = 1") as caught:
-        reader.read()
-    assert (caught.value.code, reader.events) == ("source.duplicate_key", [])
-    connection.execute("delete from halves where part = 2")
-    assert [event.key for event in reader.read()] == ["1"]
-    connection.execute("insert into halves values (2, 1), (1, 3)")
-    for _attempt in range(2):
-        with pytest.raises(SourceError, match="two rows with id = 1"):
+    columns, twins = "id int, part int, primary key (id, part)", "values (1, 1), (1, 2)"
+    with listened(postgres, "halves", columns, twins) as (connection, reader):
+        with pytest.raises(SourceError, match="two rows with id = 1") as caught:
             reader.read()
-    connection.execute("delete from halves where part = 1 and id = 1")
-    assert [(e.op, e.key) for e in reader.read()][:2] == [("upsert", "2"), ("upsert", "1")]
-    reader.open().drop()
-    connection.close()
+        assert (caught.value.code, reader.events) == ("source.duplicate_key", [])
+        connection.execute("delete from halves where part = 2")
+        assert [event.key for event in reader.read()] == ["1"]
+        connection.execute("insert into halves values (2, 1), (1, 3)")
+        for _attempt in range(2):
+            with pytest.raises(SourceError, match="two rows with id = 1"):
+                reader.read()
+        connection.execute("delete from halves where part = 1 and id = 1")
+        assert [(e.op, e.key) for e in reader.read()][:2] == [("upsert", "2"), ("upsert", "1")]
+
+
+def test_two_rows_of_one_time_are_twins_in_the_log_too(postgres: Postgres) -> None:
+    columns, there = (
+        "at timestamptz, n int, primary key (at, n)",
+        "values ('2026-01-02 10:00+01', 1)",
+    )
+    with listened(postgres, "moments", columns, there, key="at") as (connection, reader):
+        assert [event.key for event in reader.read()] == ["2026-01-02T09:00:00+00:00"]
+        connection.execute("insert into moments values ('2026-01-02 09:00+00', 2)")
+        with pytest.raises(SourceError, match="two rows with at = 2026-01-02 09:00"):
+            reader.read()
+
+
+def test_a_key_of_several_columns_goes_through_snapshot_log_and_a_stop_between(
+    postgres: Postgres,
+) -> None:
+    columns = "at timestamp, part text, text text, primary key (at, part)"
+    rows = (
+        "select timestamp '2026-01-02 10:00' + n * interval '1 hour', p, 'old'"
+        " from generate_series(0, 2) n, unnest(array['a', 'b']) p"
+    )
+    said = {"key": ("at", "part"), "batch_rows": 2}
+    with listened(postgres, "halves2", columns, rows, **said) as (connection, reader):
+        connection.execute("alter table halves2 alter text set storage external")
+        assert [event.key for event in reader.read(stop_after=1)] == [
+            '["2026-01-02T10:00:00","a"]', '["2026-01-02T10:00:00","b"]',
+        ]  # fmt: skip
+        connection.execute("update halves2 set text = 'new' where part = 'b'")
+        connection.execute("delete from halves2 where at = '2026-01-02 12:00' and part = 'a'")
+        connection.execute(
+            "update halves2 set part = 'c' where at = '2026-01-02 10:00' and part = 'a'"
+        )
+        reader.read()
+        reader.read()
+        expected = connection.execute("select at, part, text from halves2").fetchall()
+        assert latest(reader.events) == {
+            f'["{at.isoformat()}","{part}"]': text for at, part, text in expected
+        }
+        assert len(reader.events) == 8, (
+            "2 and 3 rows of snapshots; an update, a delete and an insert"
+        )
+        connection.execute("alter table halves2 add column n int")
+        connection.execute("insert into halves2 values ('2026-01-03', 'a', repeat('long', 9999))")
+        connection.execute("update halves2 set n = 1 where at = '2026-01-03'")
+        assert [(e.row["n"], len(e.row["text"])) for e in reader.read()] == [
+            (None, 39996),
+            (1, 39996),
+        ]
+        with pytest.raises(SourceError, match="two rows with at = 2026-01-02 10:00:00"):
+            Reader(
+                postgres, "halves2", key="at", slot=reader.open().name.removeprefix("postgres/")
+            ).read()
 
 
 def test_a_partitioned_table_is_listened_to_by_its_own_name(postgres: Postgres) -> None:
@@ -448,19 +510,29 @@ def test_a_column_that_is_renamed_stops_by_name_and_its_rows_come_when_it_is_bac
     assert [e.row["code"] for e in events if e.op == "dead"] == ["source.unchanged_lost"]
 
 
+def test_rows_written_while_the_key_had_another_name_stop_by_name(
+    postgres: Postgres, table: Any
+) -> None:
+    name, connection = table
+    reader = Reader(postgres, name)
+    reader.read()
+    connection.execute(f"alter table {name} rename column id to nr")
+    connection.execute(f"insert into {name} values (11, 'x')")
+    connection.execute(f"alter table {name} rename column nr to id")
+    for _attempt in range(2):
+        with pytest.raises(SourceError, match="had no column 'id'") as caught:
+            reader.read()
+        assert caught.value.code == "source.no_column"
+
+
 def test_an_empty_key_is_a_dead_letter_in_the_snapshot_and_in_the_log(postgres: Postgres) -> None:
-    connection = postgres.connect()
-    connection.execute("create table blank (id text primary key)")
-    connection.execute(source_of(postgres, "blank").setup_sql)
-    connection.execute("insert into blank values (''), ('a')")
-    reader = Reader(postgres, "blank")
-    assert [event.op for event in reader.read()] == ["dead", "upsert"]
-    connection.execute("update blank set id = '' where id = 'none'")
-    connection.execute("delete from blank where id = ''")
-    connection.execute("insert into blank values ('')")
-    assert [event.row.get("code") for event in reader.read()] == ["source.null_key"] * 2
-    reader.open().drop()
-    connection.close()
+    there = "values (''), ('a')"
+    with listened(postgres, "blank", "id text primary key", there) as (connection, reader):
+        assert [event.op for event in reader.read()] == ["dead", "upsert"]
+        connection.execute("update blank set id = '' where id = 'none'")
+        connection.execute("delete from blank where id = ''")
+        connection.execute("insert into blank values ('')")
+        assert [event.row.get("code") for event in reader.read()] == ["source.null_key"] * 2
 
 
 def test_status_tells_lag_and_advises_a_limit(postgres: Postgres, table: Any) -> None:

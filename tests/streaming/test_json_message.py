@@ -109,7 +109,7 @@ def test_a_key_or_a_column_that_is_no_text_is_left_to_the_processor() -> None:
 
 
 def _with_trace(event: ChangeEvent) -> bytes:
-    return to_value(event, event.source, event.traceparent)
+    return to_value(event, event.traceparent)
 
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)

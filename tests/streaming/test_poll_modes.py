@@ -19,7 +19,10 @@ from servers import Postgres
 def source_of(server: Postgres, *, batch_rows: int = 100, **said: Any) -> SqlPollSource:
     url = server.url.replace("postgresql:", "postgresql+psycopg:")
     return SqlPollSource(
-        SourceConfig(url=url, key="id", **said), project="p", base=Path(), batch_rows=batch_rows
+        SourceConfig(url=url, **{"key": "id", **said}),
+        project="p",
+        base=Path(),
+        batch_rows=batch_rows,
     )
 
 
@@ -86,6 +89,20 @@ def test_updates_and_new_rows_arrive_once_and_versions_grow(postgres: Postgres) 
         assert keys(after) == ["7"]
         assert after[0].events[0].version > max(e.version for b in first for e in b.events)
         assert list(source.read(after[-1].position)) == []
+
+
+def test_a_key_of_several_columns_is_polled_by_transaction_and_goes_on_within_one(
+    postgres: Postgres,
+) -> None:
+    connection = postgres.connect()
+    connection.execute("create table halves3 (id int, part text, primary key (id, part))")
+    said = {"key": ("id", "part"), "batch_rows": 2}
+    connection.execute(by_transaction(postgres, "halves3", **said).setup_sql)
+    connection.execute("insert into halves3 values (1, 'a'), (1, 'b'), (2, 'a'), (2, 'b')")
+    first = next(by_transaction(postgres, "halves3", **said).read(""))
+    rest = list(by_transaction(postgres, "halves3", **said).read(first.position))
+    assert keys([first, *rest]) == ['["1","a"]', '["1","b"]', '["2","a"]', '["2","b"]']
+    connection.close()
 
 
 def test_the_setup_stamps_rows_that_were_there_and_may_run_twice(postgres: Postgres) -> None:

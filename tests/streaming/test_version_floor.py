@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from contextlib import closing
@@ -9,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from autoglm.loop.change_to_dataset import collect_changes, collect_once, open_broker
+from autoglm.loop.change_to_dataset import (
+    collect_changes,
+    collect_once,
+    open_broker,
+    waiting_events,
+)
+from autoglm.processes.stream import collect_forever
 from autoglm.project import Project
 from autoglm.streaming.version_floor import RaisedPosition
+from s3_server import KEYS, running
+from servers import free_port, until
 
 TABLE = "{{kind: sql, url: 'sqlite:///a.db', table: {}, key: id{}}}"
 FOLDER = "{kind: folder, path: in, key: id}"
@@ -33,7 +43,7 @@ class Place:
     def project(self, source: str, more: str = "") -> Project:
         (self.folder / "autoglm.yaml").write_text(
             f"project: p\nmodel: {{backbone: conv}}\n{more}\n"
-            f"data: {{source: {source}, text: text, label: label}}\n"
+            f"data: {{source: {source}, text: text, label: label, poll_interval: 100ms}}\n"
         )
         return Project(self.folder)
 
@@ -114,3 +124,39 @@ def test_a_position_of_an_older_release_is_read(place: Place) -> None:
         assert RaisedPosition.read(text) == RaisedPosition(position=text)
         known = RaisedPosition(base=5, newest=9, position=text)
         assert RaisedPosition.read(known.write()) == known
+
+
+def test_a_collector_waits_by_name_for_the_table_s_store_and_then_runs_without_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("moto")
+    monkeypatch.setattr("autoglm.processes.again.MAX_BACK_OFF_SECONDS", 0.1)
+    port = free_port()
+    store = {
+        "allow_http": "true", "max_retries": "0", "endpoint_url": f"http://127.0.0.1:{port}", **KEYS
+    }  # fmt: skip
+    section = {"storage": {"table": "s3://bucket/p/table", "options": store}}
+    project = place.project(TABLE.format("rows", ""), json.dumps(section)[1:-1])
+    cancel = threading.Event()
+
+    def waiting() -> int:
+        with closing(open_broker(project)) as broker:
+            return waiting_events(project, broker)
+
+    place.execute("insert into rows values ('a', 'x', 'x', 1)")
+    collector = threading.Thread(target=collect_forever, args=(project, cancel))
+    try:
+        with capture_logs() as lines:
+            collector.start()
+            until(lambda: any("waits for the feature table" in line["event"] for line in lines))
+        assert {x["error_code"] for x in lines if "error_code" in x} == {"storage.unreachable"}
+        assert waiting() == 0, "nobody can tell yet whether the log is the table's"
+        with running(port) as back:
+            back.client().create_bucket(Bucket="bucket")
+            until(lambda: waiting() == 1)
+        place.execute("insert into rows values ('b', 'x', 'x', 1)")
+        until(lambda: waiting() == 2)
+    finally:
+        cancel.set()
+        collector.join(60)
+    assert not collector.is_alive()

@@ -97,7 +97,9 @@ def replay_letters(
 
 
 def _chosen(project: Any, code: str, key: str) -> list[Any]:
+    from autoglm.loop.explain import spelled
     from autoglm.streaming.replay import waiting
 
+    key = spelled(project, key) if key else ""
     found = waiting(project.table())
     return [x for x in found if code in ("", x.code) and key in ("", x.key)]

@@ -99,20 +99,22 @@ def _source(project: Project) -> str:
     """Read a little of it. Raises: SourceError, DataError."""
     from autoglm.loop.change_to_dataset import open_source
     from autoglm.streaming.file_import import inspect_source
+    from autoglm.streaming.row_key import RowKey
 
     data = project.settings.data
     if data.source.kind != "sql":
         source = open_source(project)
         found = source.status() if hasattr(source, "status") else {}
         return ", ".join([source.name, *(f"{k} {v}" for k, v in found.items() if v != "")])
-    inspect_source(
-        data.source.url,
-        data.source.table,
-        project.folder,
-        text=data.input_column,
-        label=data.answer_column,
-        task=project.settings.model.task,
-        key=data.source.key,
-        cursor=data.source.cursor or None,
-    )
+    for column in RowKey.of(data.source.key).columns:
+        inspect_source(
+            data.source.url,
+            data.source.table,
+            project.folder,
+            text=data.input_column,
+            label=data.answer_column,
+            task=project.settings.model.task,
+            key=column,
+            cursor=data.source.cursor or None,
+        )
     return f"{data.source.table} can be read"

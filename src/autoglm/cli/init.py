@@ -373,7 +373,7 @@ def _write(
         metric=form.metric,
         kind=kind,
         where=_where(kind, url, table),
-        key=_scalar(columns.key),
+        key=f"[{', '.join(map(_scalar, columns.keys))}]" if columns.keys else _scalar(columns.key),
         cursor=cursor,
         text=_scalar(columns.text),
         label=_scalar(columns.label),
@@ -425,7 +425,7 @@ def _show(
         "rows": num_rows,
         "text": columns.text,
         "label": columns.label,
-        "key": columns.key,
+        "key": list(columns.keys) or columns.key,
         "cursor": columns.cursor or None,
     }
     if as_json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from datetime import timedelta
 from functools import cache
+from types import UnionType
 from typing import Annotated, Any, get_args, get_origin
 
 from autoglm.config import units
@@ -37,6 +38,8 @@ def typed(annotation: Any, value: Any) -> Any:
     if isinstance(value, Text) and is_free(annotation):
         return parse_scalar(value)
     plain = _without_none(bare(annotation))
+    if isinstance(plain, UnionType):  # a text, or a list of texts
+        return _one_or_several(plain, value)
     if plain is timedelta and value is not None:
         return units.duration(value)
     if plain is bool:
@@ -74,6 +77,14 @@ def _items(annotation: Any, value: Any) -> Any:
     if not isinstance(value, list) or not inner or len(inner) > 1 and inner[1] is not ...:
         return value
     return [typed(inner[0], item) for item in value]
+
+
+def _one_or_several(union: UnionType, value: Any) -> Any:
+    several = next((kind for kind in get_args(union) if is_list(kind)), None)
+    is_said = isinstance(value, list) or isinstance(value, Text) and value.lstrip()[:1] == "["
+    if several is not None and is_said:
+        return _items(several, value)
+    return str(value) if isinstance(value, Text) else value
 
 
 def _without_none(plain: Any) -> Any:

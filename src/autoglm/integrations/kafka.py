@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,8 @@ from autoglm.integrations.kafka_lanes import QUEUED_KILOBYTES, Lanes, bounds, of
 from autoglm.plugins.kinds import Assignment, FetchedBatch, Finding
 from autoglm.streaming.config import BrokerConfig
 from autoglm.streaming.json_message import to_events, to_key, to_value, too_large
+from autoglm.streaming.position_name import name_of
 
-# A longer position is the record's in the positions topic only: each message carries its digest.
-MAX_POSITION_HEADER = 256
 # Of one message: as we make a topic, and as we send. Its envelope takes less than the other.
 MAX_BYTES, MAX_MESSAGE_BYTES, ENVELOPE_BYTES = "max.message.bytes", 20_000_000, 512
 # After so long the cluster ends the transaction of a producer that died in it.
@@ -200,21 +198,18 @@ class KafkaBroker:
     def _transaction(self, held: _Producing, topic: str, batch: ChangeBatch, name: str) -> None:
         """Raises: StorageError broker.too_large for a key or a position; a row is a dead letter."""
         producer, whole = held.producer, batch.position.encode()
-        position = whole
-        if len(position) > MAX_POSITION_HEADER:
-            position = b"sha256:" + sha256(whole).hexdigest().encode()
         headers: list[tuple[str, bytes]] = [
             ("traceparent", batch.traceparent.encode()),
             ("source", batch.source.encode()),
-            ("position", position),
+            ("position", name_of(batch.position).encode()),
         ]
         room = held.max_bytes - ENVELOPE_BYTES - sum(len(n) + len(v) for n, v in headers)
         producer.begin_transaction()
         for event in batch.events:
-            key, value = to_key(event), to_value(event, batch.source, batch.traceparent)
+            key, value = to_key(event), to_value(event, batch.traceparent)
             if len(key) + len(value) > room:
                 dead = too_large(event, len(value), held.max_bytes)
-                value = to_value(dead, batch.source, batch.traceparent)
+                value = to_value(dead, batch.traceparent)
                 _refuse_above(room, len(key) + len(value), f"the key {event.key[:100]!r}")
             while True:
                 try:

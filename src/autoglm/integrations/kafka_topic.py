@@ -20,8 +20,11 @@ from autoglm.errors import SourceError
 from autoglm.streaming.collectors.database import plain
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.row_key import RowKey
 
 ANSWER_SECONDS, SILENT_SECONDS, LINGER_SECONDS, WAIT_SECONDS = 10, 30, 0.05, 0.2
+# The client says nothing of a broker that is gone, nor of a partition that is new: it is asked.
+LOOK_SECONDS = 10.0
 GONE = (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET)
 NO_TOPIC = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -47,6 +50,7 @@ class KafkaTopicSource:
         del base, columns
         self._config, self._project, self._batch_rows = config, project, batch_rows
         self.name = f"kafka/{config.topic}"
+        self._key = RowKey.of(config.key)
         self._make = Maker(project, self.name)
 
     @property
@@ -61,7 +65,10 @@ class KafkaTopicSource:
         yield from self._stream(position, None)
 
     def follow(self, position: str, *, cancel: threading.Event) -> Iterator[ChangeBatch]:
-        """As `read`, then on and on; ends when cancelled."""
+        """As `read`, then on and on, in partitions that are added too; ends when cancelled.
+
+        Raises: as `read`, and source.unreachable when no broker answers any more.
+        """
         yield from self._stream(position, cancel)
 
     def acknowledge(self, position: str) -> None:
@@ -80,10 +87,19 @@ class KafkaTopicSource:
         with self._opened() as consumer:
             ends = self._watermarks(consumer)
             offsets = self._starts(offsets, ends)
-            consumer.assign([TopicPartition(self._config.topic, n, o) for n, o in offsets.items()])
+            self._assign(consumer, offsets)
             left = {n for n, (_low, high) in ends.items() if offsets[n] < high}
-            since = heard = time.monotonic()
+            since = heard = looked = time.monotonic()
             while (left or events) if cancel is None else not cancel.is_set():
+                if cancel is not None and time.monotonic() - looked > LOOK_SECONDS:
+                    if self._numbers(consumer) != offsets.keys():
+                        ends = self._watermarks(consumer)
+                        offsets = self._starts(offsets, ends)
+                        self._assign(consumer, offsets)
+                        # A partition that is in the position loses nothing without a word.
+                        yield self._batch(events, offsets, version)
+                        events = []
+                    looked = time.monotonic()
                 wanted = min(self._batch_rows - len(events), 10_000)
                 messages = consumer.consume(wanted, LINGER_SECONDS if events else WAIT_SECONDS)
                 for message in messages:
@@ -136,7 +152,17 @@ class KafkaTopicSource:
         if not key:
             return dead("source.null_key", "the message has no key")
         try:
-            name = key.decode("utf-8")
+            said = key.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return dead("source.not_utf8", str(error))
+        try:
+            named = self._key.said_in(said)
+        except ValueError as error:
+            return dead("source.bad_key", str(error))
+        name = self._key.name_of(named)
+        if not name:
+            return dead("source.null_key", f"the message's key has an empty part: {said}")
+        try:
             if value is None:
                 return self._make.delete(name, version, at)
             row = json.loads(value.decode("utf-8"))
@@ -146,20 +172,30 @@ class KafkaTopicSource:
             return dead("source.bad_json", str(error))
         if not isinstance(row, dict):
             return dead("source.bad_json", "a row must be an object")
-        content = {self._config.key: name} | {n: plain(v) for n, v in row.items()}
+        content = {n: plain(v) for n, v in (named | row).items()}
         return self._make.upsert(name, content, version, at)
 
-    def _watermarks(self, consumer: Any) -> dict[int, tuple[int, int]]:
-        """Partition → (oldest offset, next offset)."""
+    def _assign(self, consumer: Any, offsets: Mapping[int, int]) -> None:
+        consumer.assign([TopicPartition(self._config.topic, n, o) for n, o in offsets.items()])
+
+    def _numbers(self, consumer: Any) -> set[int]:
+        """The topic's partitions. Raises: KafkaException when nobody answers; SourceError."""
         topic = self._config.topic
         found = consumer.list_topics(topic, timeout=ANSWER_SECONDS).topics.get(topic)
         if found is None or not found.partitions:
             raise self._no_topic()
+        orphans = [number for number, each in found.partitions.items() if each.leader < 0]
+        if orphans:
+            raise self._unreachable(f"no broker leads partition {min(orphans)} of {topic}")
+        return set(found.partitions)
+
+    def _watermarks(self, consumer: Any) -> dict[int, tuple[int, int]]:
+        """Partition → (oldest offset, next offset)."""
         return {
             number: consumer.get_watermark_offsets(
-                TopicPartition(topic, number), timeout=ANSWER_SECONDS, cached=False
+                TopicPartition(self._config.topic, number), timeout=ANSWER_SECONDS, cached=False
             )
-            for number in found.partitions
+            for number in sorted(self._numbers(consumer))
         }
 
     def _starts(

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pymysql
+from pymysql.constants import FIELD_TYPE
 from pymysql.cursors import SSCursor
 from pymysqlreplication import BinLogStreamReader
 from pymysqlreplication.event import HeartbeatLogEvent, QueryEvent, XidEvent
@@ -25,12 +26,14 @@ from pymysqlreplication.row_event import DeleteRowsEvent, UpdateRowsEvent, Write
 
 from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
 from autoglm.errors import SourceError
+from autoglm.integrations.mysql_log import LogEvents, nameless, place_of
 from autoglm.streaming.collectors.database import duplicate_key, plain
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
 from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.row_key import RowKey
 
-HEARTBEAT_SECONDS, LINGER_SECONDS = 0.5, 0.05
+HEARTBEAT_SECONDS = 0.5
 NEEDED = {"log_bin": "ON", "binlog_format": "ROW", "binlog_row_image": "FULL",
           "binlog_row_metadata": "FULL"}  # fmt: skip
 LOG_GONE = (1236, 1220, 1373)  # the server's codes for a position that it cannot send from
@@ -51,7 +54,7 @@ class MysqlSource:
     ) -> None:
         del base
         self._config, self._batch_rows, self._columns = config, batch_rows, columns
-        self._address = _address(config.url)
+        self._address, self._key = _address(config.url), RowKey.of(config.key)
         self.name = f"mysql/{config.slot or config.table}"
         self._make = Maker(project, self.name)
         seed = hashlib.blake2b(f"{project}/{self.name}".encode(), digest_size=4).digest()
@@ -103,7 +106,7 @@ class MysqlSource:
                     self._refuse_twins(cursor)
             if known.server not in ("", server):
                 raise self._log_lost("this is another server")
-            if known.lsn > _place(file, end):
+            if known.lsn > place_of(file, end):
                 raise self._log_lost("the log ends before it")
             if known.after is not None:
                 for batch in self._snapshot(known, server):
@@ -128,8 +131,12 @@ class MysqlSource:
             is_first = not known.lsn
             start = place if is_first else known.lsn
             # Whoever began died: the rest is of a later place; the log is passed by until there.
-            parts = known.parts if is_first else (*known.parts, Part(after, "", place))
-            known = LogPosition(server, start, 0, 0, max(known.version, start), after, parts)
+            above = known.last or after
+            parts = known.parts if is_first else (*known.parts, Part(above, "", place))
+            known = replace(
+                known, server=server, lsn=start, version=max(known.version, start), after=after,
+                parts=parts,
+            )  # fmt: skip
             yield from self._rows(connection, columns, known)
 
     def _consistent(self, cursor: Any) -> int:
@@ -140,37 +147,47 @@ class MysqlSource:
         found = {name.lower(): value for name, value in cursor.fetchall()}
         if found.get("binlog_snapshot_file"):
             number = int(found["binlog_snapshot_position"])
-            return _place(found["binlog_snapshot_file"], number)
+            return place_of(found["binlog_snapshot_file"], number)
         cursor.execute("flush tables with read lock")
         try:
             cursor.execute("start transaction with consistent snapshot")
-            return _place(*self._end(cursor))
+            return place_of(*self._end(cursor))
         finally:
             cursor.execute("unlock tables")
 
     def _rows(
         self, connection: Any, columns: list[str], known: LogPosition
     ) -> Iterator[ChangeBatch]:
-        key = f"cast(convert({_quoted(self._config.key)} using utf8mb4) as binary)"
-        after, batch = known.after or "", list[ChangeEvent]()
+        keys = [
+            f"cast(convert({_quoted(name)} using utf8mb4) as binary)" for name in self._key.columns
+        ]
+        key, is_nameless = ", ".join(keys), " or ".join(f"{each} is null" for each in keys)
+        batch, num_keys = list[ChangeEvent](), len(keys)
+        last, texts_of_last = "", ()
         names = ", ".join(_quoted(name) for name in columns)
-        rest = f"where {key} > cast(%s as binary) or {key} is null" if after else ""
+        passed = self._key.parts(known.after) if known.after else ()
+        places = ", ".join("cast(%s as binary)" for _ in passed)
+        rest = f"where ({key}) > ({places}) or {is_nameless}" if passed else ""
         with connection.cursor(SSCursor) as rows:
             query = (
-                f"select {key}, {names} from {_quoted(self._config.table)} {rest} order by {key}"
+                f"select {key}, {names} from {_quoted(self._config.table)} {rest}"
+                f" order by ({is_nameless}), {key}"
             )
-            rows.execute(query, (after,) if after else None)
-            for place, *values in rows:
-                row = {name: plain(value) for name, value in zip(columns, values, strict=True)}
-                if not place:
-                    batch.append(self._dead(row, known.version, datetime.now(UTC)))
+            rows.execute(query, passed or None)
+            for found in rows:
+                values = zip(columns, found[num_keys:], strict=True)
+                row = {name: plain(value) for name, value in values}
+                if not (name := self._key.name_of(row)):
+                    batch.append(nameless(self._make, self._key, row, known.version))
                 else:
-                    after = bytes(place).decode("utf-8", "surrogateescape")
-                    batch.append(self._make.upsert(str(row[self._config.key]), row, known.version))
+                    last, texts_of_last = name, found[:num_keys]
+                    batch.append(self._make.upsert(name, row, known.version))
                 if len(batch) == self._batch_rows:
-                    yield self._make.batch(batch, replace(known, after=after).write())
+                    if last:
+                        known = replace(known, after=self._key.name(texts_of_last), last=last)
+                    yield self._make.batch(batch, known.write())
                     batch = []
-        yield self._make.batch(batch, replace(known, after=None).write())
+        yield self._make.batch(batch, replace(known, after=None, last="").write())
 
     # The log.
 
@@ -178,7 +195,9 @@ class MysqlSource:
         self, known: LogPosition, base: str, cancel: threading.Event | None
     ) -> Generator[ChangeBatch, None, None]:
         reader = self._open_log(known, base, is_waiting=cancel is not None)
-        log = _Log(known, self._make, self._config, self._dead)
+        log = LogEvents(
+            known, self._make, self._config, columns=self._columns, look_up=self._current
+        )
         try:
             while cancel is None or not cancel.is_set():
                 event = reader.fetchone()
@@ -216,11 +235,20 @@ class MysqlSource:
             pymysql_wrapper=_opened,
         )  # fmt: skip
 
-    def _dead(self, row: Mapping[str, Any], version: int, at: datetime) -> ChangeEvent:
-        return self._make.dead(
-            "a row without a key", row, code="source.null_key", cause=f"no {self._config.key}",
-            version=version, at=at,
-        )  # fmt: skip
+    def _current(self, column: str, row: Mapping[str, Any]) -> tuple[Any] | None:
+        """A value that the log has under no name that we know, as it is now; None: the row is gone.
+
+        Raises: SourceError source.no_column.
+        """
+        is_it = " and ".join(f"{_quoted(name)} = %s" for name in self._key.columns)
+        with self._asking() as cursor:
+            self._require([column], self._column_names(cursor))
+            cursor.execute(
+                f"select {_quoted(column)} from {_quoted(self._config.table)} where {is_it}",
+                [row[name] for name in self._key.columns],
+            )
+            found = cursor.fetchone()
+        return None if found is None else (plain(found[0]),)
 
     # What must be there.
 
@@ -234,39 +262,56 @@ class MysqlSource:
                     code="source.log_settings",
                     next_step=f"Set {name} = {wanted} in the server's configuration.",
                 )
-        columns = self._column_names(cursor)
-        for name in (self._config.key, *self._columns):
+        self._require((*self._key.columns, *self._columns), self._column_names(cursor))
+
+    def _require(self, wanted: Sequence[str], columns: Sequence[str]) -> None:
+        for name in wanted:
             if name not in columns:
                 raise SourceError(
                     f"{self._where} has no column {name!r}.",
                     code="source.no_column",
-                    next_step=f"There are: {', '.join(columns)}.",
+                    next_step="Bring it back: reading goes on where it was. There are:"
+                    f" {', '.join(columns)}.",
                 )
 
     def _is_unique(self, cursor: Any) -> bool:
-        """Whether an index holds that the key alone names a row."""
+        """Whether an index holds that the key names a row."""
         cursor.execute(f"show index from {_quoted(self._config.table)}")
         fields = [column[0] for column in cursor.description]
         parts: dict[str, list[Any]] = {}
         for row in (dict(zip(fields, values, strict=True)) for values in cursor.fetchall()):
             is_whole = not row["Non_unique"] and row["Sub_part"] is None
             parts.setdefault(row["Key_name"], []).append(row["Column_name"] if is_whole else None)
-        return [self._config.key] in parts.values()
+        return any(set(columns) <= set(self._key.columns) for columns in parts.values())
 
     def _refuse_twins(self, cursor: Any, keys: Sequence[str] | None = None) -> None:
         """Two rows of one key would be one row here, and each overwrite the other.
 
         Raises: SourceError source.duplicate_key.
         """
-        key = _quoted(self._config.key)
-        only = f"{key} is not null" if keys is None else f"cast({key} as char) in %s"
+        columns = [_quoted(name) for name in self._key.columns]
+        key = ", ".join(columns)
+        there = " and ".join(f"{name} is not null" for name in columns)
+        only = there
+        if keys is not None:
+            # A time is compared as one: events spell it in another way than a cast does.
+            cursor.execute(f"select {key} from {_quoted(self._config.table)} limit 0")
+            texts = ", ".join(
+                name
+                if about[1] in (FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP)
+                else f"cast({name} as char)"
+                for name, about in zip(columns, cursor.description, strict=True)
+            )
+            only = f"({texts}) in %s"
         query = (
             f"select {key} from {_quoted(self._config.table)} where {only} group by {key}"
             " having count(*) > 1 limit 1"
         )
-        cursor.execute(query, None if keys is None else (tuple(keys),))
+        parts = [self._key.parts(name) for name in keys or ()]
+        asked = parts if self._key.is_composite else [each for (each,) in parts]
+        cursor.execute(query, None if keys is None else (tuple(asked),))
         if (twice := cursor.fetchone()) is not None:
-            raise duplicate_key(self._where, self._config.key, plain(twice[0]))
+            raise duplicate_key(self._where, self._key.columns, twice)
 
     def _column_names(self, cursor: Any) -> list[str]:
         cursor.execute(f"select * from {_quoted(self._config.table)} limit 0")
@@ -329,112 +374,6 @@ class MysqlSource:
             raise SourceError(f"{self._where}: {error}.", code="source.not_utf8") from error
 
 
-class _Log:
-    """Events of the log → change events, with the place after each."""
-
-    def __init__(self, known: LogPosition, make: Maker, config: SourceConfig, dead: Any) -> None:
-        self.events: list[ChangeEvent] = []
-        self._known, self._make, self._config, self._dead = known, make, config, dead
-        self._version, self._skip, self._count = known.version, known.count, 0
-        self._since = 0.0
-
-    def has_waited(self) -> bool:
-        return time.monotonic() - self._since > LINGER_SECONDS
-
-    def taken(self) -> str:
-        """The position after the waiting events, which are forgotten."""
-        self.events = []
-        return replace(self._known, version=self._version, count=self._count).write()
-
-    def take(self, event: Any, reader: Any, at: datetime) -> Iterator[None]:
-        """Yields after each row. Raises: SourceError source.truncated, source.no_table."""
-        if isinstance(event, XidEvent):
-            self._commit(reader)
-        elif isinstance(event, QueryEvent):
-            text = (
-                event.query
-                if isinstance(event.query, str)
-                else event.query.decode("utf-8", "replace")
-            )
-            if text.strip().upper() != "BEGIN":
-                self._statement(text, at)
-                self._commit(reader)
-        elif isinstance(event, (WriteRowsEvent, UpdateRowsEvent, DeleteRowsEvent)):
-            for row in event.rows:
-                self._count += 1
-                if self._count > self._skip:
-                    self._row(event, row, at)
-                    yield
-
-    def _row(self, event: Any, row: Mapping[str, Any], at: datetime) -> None:
-        key = self._config.key
-        before = row.get("before_values", row.get("values", {}))
-        after = row.get("after_values", row.get("values", {}))
-        if isinstance(event, DeleteRowsEvent):
-            self._change(before, None, at)
-            return
-        if isinstance(event, UpdateRowsEvent) and before.get(key) not in (None, after.get(key)):
-            self._change(before, None, at)
-        self._change(after, {name: plain(value) for name, value in after.items()}, at)
-
-    def _change(self, named: Mapping[str, Any], row: dict[str, Any] | None, at: datetime) -> None:
-        self._version = max(self._version + 1, self._known.lsn)
-        if not self.events:
-            self._since = time.monotonic()
-        if named.get(self._config.key) in (None, ""):
-            shown = {name: plain(value) for name, value in named.items()}
-            self.events.append(self._dead(shown, self._version, at))
-            return
-        key = str(plain(named[self._config.key]))
-        if self._is_in_snapshot(key):
-            return
-        make = self._make
-        self.events.append(
-            make.delete(key, self._version, at)
-            if row is None
-            else make.upsert(key, row, self._version, at)
-        )
-
-    def _is_in_snapshot(self, key: str) -> bool:
-        """Whether the part of the snapshot that read this key is of a later place."""
-        place = key.encode("utf-8", "surrogateescape")
-        own = [p for p in self._known.parts if place > p.above.encode("utf-8", "surrogateescape")]
-        return bool(own) and self._known.lsn < own[-1].until
-
-    def _commit(self, reader: Any) -> None:
-        lsn = _place(reader.log_file, reader.log_pos)
-        parts = tuple(part for part in self._known.parts if lsn < part.until)
-        self._known = replace(self._known, lsn=lsn, count=0, parts=parts)
-        self._count = self._skip = 0
-
-    def _statement(self, text: str, at: datetime) -> None:
-        table = re.escape(self._config.table)
-        name = rf"(?:[`\"]?\w+[`\"]?\s*\.\s*)?[`\"]?{table}[`\"]?(?![\w`\"])"
-        if re.match(rf"\s*truncate\s+(?:table\s+)?{name}", text, re.IGNORECASE):
-            if self._config.truncate == "stop":
-                raise SourceError(
-                    f"the table {self._config.table} was emptied (truncate) at {at.isoformat()}:"
-                    " the log does not say which rows it had.",
-                    code="source.truncated",
-                    next_step="Set data.source.truncate: keep to go on with what was learnt; to"
-                    " forget it start from an empty state folder.",
-                )
-        elif (
-            re.search(rf"\brename\s+(?:table\s+)?{name}\s+to\b", text, re.IGNORECASE)
-            or re.match(
-                rf"\s*alter\s+table\s+{name}\s+rename\s+(?:to\s+|as\s+)?[`\w]", text, re.IGNORECASE
-            )
-            and not re.match(
-                rf"\s*alter\s+table\s+{name}\s+rename\s+(column|index|key)\b", text, re.IGNORECASE
-            )
-        ):
-            raise SourceError(
-                f"the table {self._config.table} was renamed at {at.isoformat()}.",
-                code="source.no_table",
-                next_step="Set data.source.table to its new name: it is read anew.",
-            )
-
-
 def _opened(**settings: Any) -> Any:
     """The library says `db`, of which the driver warns."""
     return pymysql.connect(database=settings.pop("db", None), **settings)
@@ -456,11 +395,6 @@ def _address(url: str) -> tuple[str, int, str, str, str]:
         )
     user, password = unquote(found.username or ""), unquote(found.password or "")
     return found.hostname, port, user, password, unquote(database)
-
-
-def _place(file: str, byte: int) -> int:
-    """File and byte as one number that grows."""
-    return (int(file.rpartition(".")[2]) << 32) + byte
 
 
 def _variable(cursor: Any, name: str) -> str:

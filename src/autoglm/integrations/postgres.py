@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from psycopg2 import errors as pg
 from psycopg2 import sql
 from psycopg2.extras import LogicalReplicationConnection
 
-from autoglm.contracts.change_event import ChangeBatch
+from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
 from autoglm.errors import SourceError
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
 from autoglm.streaming.collectors.log_reader import LogReader
 from autoglm.streaming.collectors.log_table import BY_ROOT, LogTable
-from autoglm.streaming.collectors.pgoutput import Decoder, converter
+from autoglm.streaming.collectors.pgoutput import Decoder, Row, converter
 from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.row_key import RowKey
 
 # Values of the stream and of the snapshot are text in this form, whatever the server's own is.
 SESSION = (
@@ -60,7 +62,8 @@ class PostgresSource:
     ) -> None:
         del base
         self._config, self._batch_rows, self._columns = config, batch_rows, columns
-        self._table = LogTable(config.table, key=config.key, columns=columns)
+        self._key = RowKey.of(config.key)
+        self._table = LogTable(config.table, key=self._key, columns=columns)
         self._quoted = sql.Identifier(self._table.schema, self._table.name)
         plain = re.sub(r"[^a-z0-9_]", "_", f"autoglm_{project}_{self._table.name}".lower())
         self._slot = config.slot or plain[:63]
@@ -207,43 +210,55 @@ class PostgresSource:
                 seen = cursor.fetchone()[0]
                 with self._asking() as other:
                     other.execute("select pg_current_wal_insert_lsn()::text")
-                    parts = (*parts, Part(after, seen, _lsn(other.fetchone()[0])))
+                    until = _lsn(other.fetchone()[0])
+                parts = (*parts, Part(known.last or after, seen, until))
             version = max(known.version, start)
-            known = LogPosition(server, start, 0, 0, version, after, parts)
+            known = LogPosition(server, start, 0, 0, version, after, parts, known.last)
             yield from self._rows(connection, cursor, known)
 
     def _rows(self, connection: Any, cursor: Any, known: LogPosition) -> Iterator[ChangeBatch]:
         columns = self._table.columns(cursor)
         names = [name for name, _type in columns]
         converters = [converter(type_oid) for _name, type_oid in columns]
-        key = sql.SQL('{}::text collate "C"').format(sql.Identifier(self._config.key))
+        keys = [
+            sql.SQL('{}::text collate "C"').format(sql.Identifier(name))
+            for name in self._key.columns
+        ]
+        key, is_nameless = (
+            sql.SQL(", ").join(keys),
+            sql.SQL("(({}) is null)").format(sql.SQL(" || ").join(keys)),
+        )
         values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(n)) for n in names)
         # Once begun it goes on behind the last key; "" is before all keys, and a key itself.
-        rest = sql.SQL("where {0} > %s or {0} is null").format(key) if known.after else sql.SQL("")
-        query = sql.SQL("select {} from {} {} order by {}")
-        query = query.format(values, self._quoted, rest, key)
-        place = names.index(self._config.key)
-        after, batch = known.after or "", []
+        passed = self._key.parts(known.after) if known.after else None
+        rest = sql.SQL("where ({}) > %s or {}").format(key, is_nameless) if passed else sql.SQL("")
+        query = sql.SQL("select {} from {} {} order by {}, {}")
+        query = query.format(values, self._quoted, rest, is_nameless, key)
+        places = [names.index(name) for name in self._key.columns]
+        batch, last, texts_of_last = list[ChangeEvent](), "", ()
         with connection.cursor(name="snapshot") as rows:
             rows.itersize = min(self._batch_rows, 5_000)
-            rows.execute(query, (known.after,) if known.after else None)
+            rows.execute(query, (passed,) if passed else None)
             for texts in rows:
                 row = {
                     name: text if convert is None or text is None else convert(text)
                     for name, convert, text in zip(names, converters, texts, strict=True)
                 }
-                if not texts[place]:
+                if not (name := self._key.name_of(row)):
                     batch.append(
                         self._make.dead("a row without a key", row, code="source.null_key",
-                                        cause=f"no {self._config.key}", version=known.version)
+                                        cause=f"no {self._key}", version=known.version)
                     )  # fmt: skip
                 else:
-                    after = texts[place]
-                    batch.append(self._make.upsert(str(row[self._config.key]), row, known.version))
+                    last, texts_of_last = name, texts
+                    batch.append(self._make.upsert(name, row, known.version))
                 if len(batch) == self._batch_rows:
-                    yield self._make.batch(batch, _moved(known, after=after).write())
+                    if last:
+                        after = self._key.name([texts_of_last[place] for place in places])
+                        known = replace(known, after=after, last=last)
+                    yield self._make.batch(batch, known.write())
                     batch = []
-        yield self._make.batch(batch, _moved(known, after=None).write())
+        yield self._make.batch(batch, replace(known, after=None, last="").write())
 
     # The log.
 
@@ -264,7 +279,7 @@ class PostgresSource:
             options={"proto_version": "1", "publication_names": f'"{self._slot}"'},
         )  # fmt: skip
         reader = LogReader(
-            known, self._make, key=self._config.key, table=self._table.name, number=number,
+            known, self._make, key=self._key, table=self._table.name, number=number,
             truncate=self._config.truncate, look_up=self._current, columns=self._columns,
         )  # fmt: skip
         decoder = Decoder()
@@ -306,14 +321,16 @@ class PostgresSource:
             select.select([cursor], [], [], WAIT_SECONDS)
         cursor.send_feedback(flush_lsn=self._confirmed, force=True)
 
-    def _current(self, column: str, key: object) -> tuple[Any] | None:
+    def _current(self, column: str, of: Row) -> tuple[Any] | None:
         """A value that the log left out, as it is now; None when the row is gone."""
         with self._asking() as cursor:
             columns = dict(self._table.columns(cursor))
-            query = sql.SQL("select {}::text from {} where {}::text = %s").format(
-                sql.Identifier(column), self._quoted, sql.Identifier(self._config.key)
+            # Compared as its own type: the server writes a time in another way than events do.
+            is_it = [sql.SQL("{} = %s").format(sql.Identifier(n)) for n in self._key.columns]
+            query = sql.SQL("select {}::text from {} where {}").format(
+                sql.Identifier(column), self._quoted, sql.SQL(" and ").join(is_it)
             )
-            cursor.execute(query, (str(key),))
+            cursor.execute(query, [str(of.get(name)) for name in self._key.columns])
             row = cursor.fetchone()
         if row is None:
             return None
@@ -426,10 +443,6 @@ class PostgresSource:
             if is_passing
             else "wal_level must be logical, the user one with the right of replication.",
         )
-
-
-def _moved(known: LogPosition, *, after: str | None) -> LogPosition:
-    return LogPosition(known.server, known.lsn, 0, 0, known.version, after, known.parts)
 
 
 def _lsn(text: str) -> int:

@@ -71,32 +71,57 @@ def collect_once(
     *,
     on_batch: Callable[[int], None] | None = None,
     follow: bool = False,
-    is_again: bool = False,
+    floor: TableFloor | None = None,
 ) -> int:
     """Source ─► broker: what it shows now, and with `follow`, where the source can, what it will
-    show until cancelled. Says how many events there were. `is_again`: this process has done so
-    before, so nobody else has given rows since. Raises: StorageError broker.offset_gone for a log
-    that is not the table's; SourceError.
+    show until cancelled. Says how many events there were. `floor` is kept by who calls again: the
+    table is asked once. Raises: StorageError broker.offset_gone for a log that is not the table's,
+    storage.unreachable while nobody can tell; SourceError.
     """
     from autoglm.streaming.collector import collect
 
     source = open_source(project)
     on_event({"kind": "source", "promise": source.promise})
     topic = topic_of(project)
-
-    def newest_of(position: str) -> int:
-        return -1 if is_again and position else newest_version(project, broker)
-
+    known = floor or TableFloor(project)
     found = collect(
         source,
         broker,
         topic=topic,
         cancel=cancel,
         on_batch=on_batch,
-        newest_of=newest_of,
+        newest_of=lambda position: known.newest(broker, position),
         follow=follow,
     )
     return found.events
+
+
+class TableFloor:
+    """The highest version that anybody gave before this process did. The table is asked before the
+    first event, and then no more: a collector that runs goes on while the table's store is away.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self._project, self._known = project, -1
+        self._has_asked = False
+
+    def newest(self, broker: Broker, position: str) -> int:
+        """`position` is the source's in the broker; of a log without one the table is asked anew.
+
+        Raises: StorageError. Without the table's answer nothing may be appended: neither whether
+        the log is the table's is known then, nor above which versions the source has to give.
+        """
+        if not self._has_asked or not position:
+            try:
+                self._known = newest_version(self._project, broker)
+            except StorageError as error:
+                get_logger().warning(
+                    "collector waits for the feature table", error_code=error.code,
+                    cause=error.message,
+                )  # fmt: skip
+                raise
+            self._has_asked = True
+        return self._known
 
 
 def newest_version(project: Project, broker: Broker) -> int:

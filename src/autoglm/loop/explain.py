@@ -24,12 +24,13 @@ from autoglm.triggers.admission import Admission
 
 def explain_row(project: Project, key: str) -> dict[str, Any]:
     """Raises: DataError data.no_such_row."""
+    key = spelled(project, key)
     changes = history(project).of(key)
     if not changes:
         raise DataError(
             f"the feature table has no row with the key {key!r}.",
             code="data.no_such_row",
-            next_step=f"Keys are values of the column {project.settings.data.source.key!r}.",
+            next_step=_what_keys_are(project),
         )
     return {
         "project": project.name,
@@ -39,6 +40,20 @@ def explain_row(project: Project, key: str) -> dict[str, Any]:
         "runs": [_run_of(row, changes) for row in _runs(project) if _is_in(row, changes)],
         "models": [_brief(version) for version in learnt_from(project, changes)],
     }
+
+
+def spelled(project: Project, key: str) -> str:
+    """A key that a person wrote, as the table has it."""
+    from autoglm.streaming.row_key import RowKey
+
+    return RowKey.of(project.settings.data.source.key).spelled(key)
+
+
+def _what_keys_are(project: Project) -> str:
+    said = project.settings.data.source.key
+    if isinstance(said, str):
+        return f"Keys are values of the column {said!r}."
+    return f'Keys are JSON arrays of the values of {", ".join(said)}, like \'["a","7"]\'.'
 
 
 def explain_model(project: Project, reference: str) -> dict[str, Any]:

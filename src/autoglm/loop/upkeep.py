@@ -12,7 +12,7 @@ from typing import Any
 from autoglm.contracts.model_version import ModelVersion
 from autoglm.datasets import erasure
 from autoglm.loop.change_to_dataset import open_broker, topic_of
-from autoglm.loop.explain import history, learnt_from
+from autoglm.loop.explain import history, learnt_from, spelled
 from autoglm.project import Project
 from autoglm.triggers.admission import UNFINISHED, Admission
 
@@ -41,6 +41,7 @@ def erase_row(project: Project, key: str) -> ErasedRow:
 
     The owner's lock is held. Raises: OwnerError, DataError data.no_such_row.
     """
+    key = spelled(project, key)
     with project.own("data erase"):
         models = learnt_from(project, history(project).of(key))
         done = erasure.erase(project.table(), key)

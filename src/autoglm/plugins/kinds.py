@@ -59,7 +59,9 @@ class ListeningSource(Source, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FetchedBatch:
-    """Events of one partition at offsets `range.start` … `range.end`, and the source's position."""
+    """Events of one partition at offsets `range.start` … `range.end`, and the source's position: a
+    long one (some hold a digest per row) by its SHA-256.
+    """
 
     events: Sequence[ChangeEvent]
     range: OffsetRange

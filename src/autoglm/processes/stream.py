@@ -9,7 +9,7 @@ import threading
 from contextlib import closing
 
 from autoglm.clock import SystemClock
-from autoglm.loop.change_to_dataset import collect_once, hold_back, open_broker
+from autoglm.loop.change_to_dataset import TableFloor, collect_once, hold_back, open_broker
 from autoglm.loop.names import judge
 from autoglm.observability import logging as logs
 from autoglm.processes.again import again_and_again
@@ -65,10 +65,9 @@ def stream(project: Project, cancel: threading.Event) -> None:
 def collect_forever(project: Project, cancel: threading.Event) -> None:
     """Source ─► broker: follow a source that can be listened to, poll any other."""
     clock, logger = SystemClock(), logs.get_logger()
-    trips = 0
+    floor = TableFloor(project)
 
     def once() -> None:
-        nonlocal trips
         with closing(open_broker(project)) as broker:
             events = collect_once(
                 project,
@@ -77,9 +76,8 @@ def collect_forever(project: Project, cancel: threading.Event) -> None:
                 lambda event: logger.debug("collector", **event),
                 on_batch=lambda _events: hold_back(project, broker, cancel, clock),
                 follow=True,
-                is_again=trips > 0,
+                floor=floor,
             )
-        trips += 1
         if events:
             logger.info("collected", events=events)
 

@@ -24,6 +24,7 @@ from autoglm.plugins.kinds import Assignment, FetchedBatch
 from autoglm.streaming import group_members
 from autoglm.streaming.config import BrokerConfig
 from autoglm.streaming.event_blob import from_blob, to_blob
+from autoglm.streaming.position_name import name_of
 
 BUSY_SECONDS = 30
 PIECE_BYTES = 32 << 20
@@ -82,7 +83,9 @@ class SqliteBroker:
         for change in batch.events:
             by_partition.setdefault(_partition_of(change.key, num_partitions), []).append(change)
         pieces = [
-            (number, *piece) for number, events in by_partition.items() for piece in _pieces(events)
+            (number, *piece)
+            for number, events in by_partition.items()
+            for piece in _pieces(events, batch.source)
         ]
         with self._transaction() as connection:
             row = connection.execute(
@@ -100,7 +103,7 @@ class SqliteBroker:
                 base = self._tail(connection, topic, number)
                 connection.execute(
                     "insert into log values (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (topic, number, base, count, batch.source, batch.position,
+                    (topic, number, base, count, batch.source, name_of(batch.position),
                      batch.traceparent, blob),
                 )  # fmt: skip
                 connection.execute(
@@ -336,15 +339,15 @@ def _ours(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _pieces(events: list[ChangeEvent]) -> list[tuple[int, bytes]]:
+def _pieces(events: list[ChangeEvent], source: str) -> list[tuple[int, bytes]]:
     """(events, blob) of rows of the log: whoever reads one holds all of it, and SQLite takes no
     value of a gigabyte.
     """
-    blob = to_blob(events)
+    blob = to_blob(events, source=source)
     if len(blob) <= PIECE_BYTES or len(events) == 1:
         return [(len(events), blob)]
     middle = len(events) // 2
-    return [*_pieces(events[:middle]), *_pieces(events[middle:])]
+    return [*_pieces(events[:middle], source), *_pieces(events[middle:], source)]
 
 
 def _partition_of(key: str, num_partitions: int) -> int:

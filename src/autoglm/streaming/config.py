@@ -22,7 +22,10 @@ class SourceConfig:
             " push; docs/sources.md."
         ),
     ] = "sql"
-    key: Annotated[str, Key("Column that names a row for life.")]
+    key: Annotated[
+        str | tuple[str, ...],
+        Key("Column that names a row for life; or several, as a list: then all together do."),
+    ]
     url: Annotated[
         Address,
         Key(
@@ -63,6 +66,9 @@ class SourceConfig:
     ] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        names = [self.key] if isinstance(self.key, str) else list(self.key)
+        if not names or not all(names) or len(set(names)) < len(names):
+            raise ValueError("key is a column, or a list of different ones")
         if self.mode in ("snapshot_cursor", "lag_window") and not self.cursor:
             raise ValueError(f"mode {self.mode} needs a cursor: the column that grows")
         if self.mode == "full_diff" and self.lag_window:

@@ -47,12 +47,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Columns:
-    """Which columns count; `cursor` is empty where there is none."""
+    """Which columns count; `cursor` is empty where there is none. `keys` are those of a primary key
+    of several columns, `key` its first.
+    """
 
     text: str
     label: str
     key: str
     cursor: str
+    keys: tuple[str, ...] = ()
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -423,13 +426,18 @@ def inspect_source(
         raise SourceError(f"{where} has no rows yet.", code="source.no_rows")
     asked = {"text": text, "label": label, "key": key}
     guessed = guess_columns(sample, **asked, where=where, form=TASKS[task])
-    found = guessed.key or (primary[0] if len(primary) == 1 else "")
-    if key is None and len(primary) == 1:
-        found = primary[0]
+    keys = tuple(map(str, primary)) if key is None else ()
+    found = keys[0] if keys else guessed.key
     if not found:
         raise DataError(
             f"no column of {where} names a row.",
             code="data.no_key",
             next_step="Say it with --key COLUMN.",
         )
-    return Columns(text=guessed.text, label=guessed.label, key=str(found), cursor=cursor or "")
+    return Columns(
+        text=guessed.text,
+        label=guessed.label,
+        key=found,
+        cursor=cursor or "",
+        keys=keys if len(keys) > 1 else (),
+    )

@@ -3,7 +3,8 @@
 {"op": "upsert", "version": 7, "committed_at": "2026-01-02T03:04:05.678901+00:00",
  "source": "sql/articles", "trace": "00-…", "row": {"id": 3, "text": "…"}}
 
-Source and trace stand in the message's headers too, for tools; here they cost a reader no call.
+Source and trace stand in the message's headers too, for tools (there the source is the producer's,
+whose position it is); here they cost a reader no call.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ def to_key(event: ChangeEvent) -> bytes:
     return event.key.encode("utf-8", "surrogatepass")
 
 
-def to_value(event: ChangeEvent, source: str, traceparent: str) -> bytes:
+def to_value(event: ChangeEvent, traceparent: str) -> bytes:
+    """The source is the event's own: a replayed dead letter keeps that which gave it."""
     document = {
         "op": event.op,
         "version": event.version,
         "committed_at": event.committed_at.isoformat(),
-        "source": source,
+        "source": event.source,
         "trace": traceparent,
         "row": event.row,
     }

@@ -71,7 +71,8 @@ def waiting(table: DeltaFeatureTable) -> list[Waiting]:
 
 def replay(letters: Sequence[Waiting], broker: Broker, *, topic: str, project: str) -> Replayed:
     """Append their events again, each once whoever asks how often: the position names all that were
-    replayed. One that dies again is another letter, at another offset. Raises: StorageError.
+    replayed. One that dies again is another letter, at another offset. An event keeps the source
+    that gave it; the batch has a position of its own, and moves no source's. Raises: StorageError.
     """
     epoch = broker.new_epoch(topic, PRODUCER)
     done = _places(broker.position(topic, PRODUCER))

@@ -130,6 +130,26 @@ class BrokerSuite:
         assert {e.traceparent for e in found} == {TRACE}
         assert len({(e.partition, e.offset) for e in found}) == 50
 
+    def test_an_event_keeps_the_source_that_gave_it_in_a_batch_of_another(
+        self, connect: Connect
+    ) -> None:
+        """As replayed dead letters come; rows as columns, and one that needs JSON."""
+        topic = _name()
+        with closing(connect()) as broker:
+            epoch = broker.new_epoch(topic, "suite/rows")
+            rows: list[dict[str, Any]] = [{"id": "1"}, {"id": "1", "tags": ["a"]}]
+            for number, row in enumerate(rows):
+                events = [
+                    replace(change(str(number), version, row), source=name)
+                    for version, name in enumerate(("a", "b"))
+                ]
+                batch = batch_of(events, str(number))
+                broker.append(topic, batch, producer="suite/rows", epoch=epoch)
+            found = read_all(broker, topic)
+        assert sorted((e.key, e.source) for e in found) == [
+            ("0", "a"), ("0", "b"), ("1", "a"), ("1", "b"),
+        ]  # fmt: skip
+
     def test_a_row_keeps_the_types_of_its_values(self, connect: Connect) -> None:
         topic = _name()
         rows: list[dict[str, Any]] = [
@@ -194,6 +214,22 @@ class BrokerSuite:
             broker.append(topic, batch_of([], "three"), producer="p", epoch=epoch)
             assert again.position(topic, "p") == "three"
             assert len(read_all(again, topic)) == 1
+
+    def test_a_long_position_is_the_producers_and_no_batch_repeats_it(
+        self, connect: Connect
+    ) -> None:
+        topic, positions = _name(), [f"{number}" * 100_000 for number in (1, 2)]
+        with closing(connect()) as broker:
+            epoch = broker.new_epoch(topic, "p")
+            for version, position in enumerate(positions):
+                batch = batch_of([change("k", version)], position)
+                broker.append(topic, batch, producer="p", epoch=epoch)
+            assert broker.position(topic, "p") == positions[-1]
+            (partition,) = {event.partition for event in read_all(broker, topic)}
+            found = [broker.fetch(topic, partition, at, max_events=1) for at in (0, 1)]
+        names = [fetched.position for fetched in found if fetched is not None]
+        assert len(set(names)) == 2
+        assert max(map(len, names)) <= 256
 
     def test_a_batch_at_the_stored_position_is_ignored(self, connect: Connect) -> None:
         topic = _name()

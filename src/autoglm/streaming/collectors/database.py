@@ -118,12 +118,12 @@ def column_names(engine: Engine, table: str, where: str) -> list[str]:
             return list(map(str, connection.execute(query).keys()))
 
 
-def is_unique(engine: Engine, table: str, key: str) -> bool:
-    """Whether the database itself holds that `key` alone names a row."""
+def is_unique(engine: Engine, table: str, key: Sequence[str]) -> bool:
+    """Whether the database itself holds that the columns of `key` name a row."""
     name, schema = place_of(table)
     inspector = inspect(engine)
     try:
-        held = [
+        held: list[Any] = [
             inspector.get_pk_constraint(name, schema)["constrained_columns"],
             *(found["column_names"] for found in inspector.get_unique_constraints(name, schema)),
             *(
@@ -135,33 +135,34 @@ def is_unique(engine: Engine, table: str, key: str) -> bool:
         ]
     except (SQLAlchemyError, NotImplementedError):  # a view holds nothing
         return False
-    return [key] in held
+    return any(columns and set(columns) <= set(key) for columns in held)
 
 
-def refuse_twins(engine: Engine, table: str, key: str, where: str) -> None:
+def refuse_twins(engine: Engine, table: str, key: Sequence[str], where: str) -> None:
     """Two rows of one key would be one row here, and each overwrite the other.
 
     Raises: SourceError source.duplicate_key.
     """
-    found = table_clause(table, [key]).c[key]
+    found = table_clause(table, key).c
     with readable(where), engine.connect() as connection:
         twice = connection.execute(
-            select(found)
-            .where(found.is_not(None))
-            .group_by(found)
+            select(*found)
+            .where(*(column.is_not(None) for column in found))
+            .group_by(*found)
             .having(func.count() > 1)
             .limit(1)
         ).first()
     if twice is not None:
-        raise duplicate_key(where, key, plain(twice[0]))
+        raise duplicate_key(where, key, twice)
 
 
-def duplicate_key(where: str, key: str, value: object) -> SourceError:
+def duplicate_key(where: str, key: Sequence[str], values: Sequence[object]) -> SourceError:
+    shown = ", ".join(f"{name} = {plain(v)}" for name, v in zip(key, values, strict=True))
     return SourceError(
-        f"{where} has two rows with {key} = {value}.",
+        f"{where} has two rows with {shown}.",
         code="source.duplicate_key",
-        next_step="Choose a column for data.source.key that names one row (a view or a generated"
-        " column can make one of several), and give it a unique index.",
+        next_step="Choose a column for data.source.key that names one row, or several that do"
+        " together (a list), and give them a unique index.",
     )
 
 

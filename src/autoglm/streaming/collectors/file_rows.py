@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -42,8 +42,8 @@ class Found:
     hides_rows: bool = False
 
 
-def read_found(path: Path, *, key: str = "") -> Iterator[Found]:
-    """Everything in `path`; of a header without the column `key` only that.
+def read_found(path: Path, *, key: Sequence[str] = ()) -> Iterator[Found]:
+    """Everything in `path`; of a header that lacks a column of `key` only that.
 
     Raises: OSError for a file that cannot be opened.
     """
@@ -66,7 +66,7 @@ def read_found(path: Path, *, key: str = "") -> Iterator[Found]:
         yield Found(0, code="source.unreadable", cause=f"behind line {line}: {error}")
 
 
-def _read(path: Path, suffix: str, key: str) -> Iterator[Found]:
+def _read(path: Path, suffix: str, key: Sequence[str]) -> Iterator[Found]:
     if suffix == ".parquet":
         yield from (Found(n, row) for n, row in enumerate(parquet_rows(path), start=1))
         return
@@ -145,7 +145,7 @@ def _object(row: Any, number: int, raw: str) -> Found:
     return Found(number, raw=raw, code="source.bad_json", cause="a row must be an object")
 
 
-def _csv(lines: Iterator[str], delimiter: str, key: str) -> Iterator[Found]:
+def _csv(lines: Iterator[str], delimiter: str, key: Sequence[str]) -> Iterator[Found]:
     csv.field_size_limit(sys.maxsize)
     used: list[str] = []
 
@@ -171,8 +171,8 @@ def _csv(lines: Iterator[str], delimiter: str, key: str) -> Iterator[Found]:
                 cause = "the header names a column twice"
                 yield Found(0, raw="".join(used), code="source.bad_csv", cause=cause)
                 return
-            if key and key not in names:
-                yield Found(0, raw="".join(used), code="source.no_column", cause=no_key(key, names))
+            if cause := no_key(key, names):
+                yield Found(0, raw="".join(used), code="source.no_column", cause=cause)
                 return
         elif len(values) == len(names):
             row = {n: v if v != "" else None for n, v in zip(names, values, strict=True)}
@@ -189,5 +189,7 @@ def _bad_record(line: int, used: list[str], cause: str) -> Found:
     return Found(line, None, raw, "source.bad_csv", cause, is_cut, hides_rows)
 
 
-def no_key(key: str, names: Iterable[str]) -> str:
-    return f"no column {key!r}; there are: {', '.join(names)}"
+def no_key(key: Sequence[str], names: Collection[str]) -> str:
+    """Which column of the key `names` lack, `""` for none."""
+    missing = next((column for column in key if column not in names), None)
+    return "" if missing is None else f"no column {missing!r}; there are: {', '.join(names)}"

@@ -25,6 +25,7 @@ from autoglm.errors import SourceError
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.file_rows import Found, no_key, read_found
 from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.row_key import RowKey
 
 LOOK_MILLISECONDS = 5_000  # even without a hint
 # A last line without an end is looked at again until its file is this old.
@@ -103,7 +104,7 @@ class FolderSource:
         columns: Sequence[str] = (),
     ) -> None:
         del columns  # a row without them is a dead letter: it names file and line
-        self._key, self._batch_rows = config.key, batch_rows
+        self._key, self._batch_rows = RowKey.of(config.key), batch_rows
         self._folder = (base / config.path).resolve()
         self.name = f"folder/{config.path}"
         self._make = Maker(project, self.name)
@@ -207,7 +208,7 @@ class FolderSource:
         file, now = self._folder / path, _File(stat=[1])
         letters: list[tuple[Found, str]] = []
         columns: set[str] = set()
-        for found in read_found(file, key=self._key):
+        for found in read_found(file, key=self._key.columns):
             if found.is_cut and _is_growing(file):
                 now.stat = []
                 return now
@@ -216,14 +217,13 @@ class FolderSource:
                 letters.append((found, found.raw))
                 continue
             columns |= row.keys()
-            if row.get(self._key) in (None, ""):
+            key = self._key.name_of(row)
+            if not key:
                 nameless = Found(found.line, code="source.null_key", cause=f"no {self._key}")
                 letters.append((nameless, json.dumps(row)))
                 continue
-            key = str(row[self._key])
             now.rows[key], now.lines[key] = digest(row, size=8), found.line
-        if columns and self._key not in columns:
-            cause = no_key(self._key, sorted(columns))
+        if columns and (cause := no_key(self._key.columns, sorted(columns))):
             letters = [(Found(0, code="source.no_column", cause=cause), "")]
         is_whole = now.rows and not any(f.line == 0 or f.hides_rows for f, _raw in letters)
         if letters and not is_whole:  # what cannot be told is not gone
@@ -261,7 +261,7 @@ class FolderSource:
         for path in sorted(by_path):
             wanted, lines = by_path[path], files[path].lines
             for found in read_found(self._folder / path):
-                key = "" if found.row is None else str(found.row.get(self._key))
+                key = "" if found.row is None else self._key.name_of(found.row)
                 if found.row is None or key not in wanted:
                     continue
                 name = digest(found.row, size=8)

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from autoglm.streaming.row_key import RowKey
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -33,7 +35,8 @@ class Part:
 class LogPosition:
     """`lsn`: all transactions that end at or before it are read. `within`: of the transaction
     that commits there, `count` changes too. `version` is the newest that was given. `after` is the
-    key that an unfinished snapshot got to, None when it is finished.
+    key that an unfinished snapshot got to, None when it is finished; `last` is the same key as
+    events spell it (the server writes a time in another way).
     """
 
     server: str = ""
@@ -43,6 +46,7 @@ class LogPosition:
     version: int = 0
     after: str | None = ""
     parts: tuple[Part, ...] = ()
+    last: str = ""
 
     @classmethod
     def read(cls, text: str) -> LogPosition:
@@ -54,11 +58,11 @@ class LogPosition:
     def write(self) -> str:
         return json.dumps(asdict(self))
 
-    def has_seen(self, key: str, xid: int) -> bool:
-        """Whether the snapshot that read this key had the transaction's change already."""
-        place = key.encode("utf-8", "surrogateescape")
-        own = [p for p in self.parts if place > p.above.encode("utf-8", "surrogateescape")]
-        return bool(own) and own[-1].has_seen(xid)
+    def part_of(self, key: str, row_key: RowKey) -> Part | None:
+        """The part that read this key, where that was not the first snapshot."""
+        place = row_key.place(key) if self.parts else ()
+        own = [part for part in self.parts if place > row_key.place(part.above)]
+        return own[-1] if own else None
 
 
 def _signed(distance: int) -> int:

@@ -24,13 +24,14 @@ from autoglm.streaming.collectors.pgoutput import (
     Truncate,
     Update,
 )
+from autoglm.streaming.row_key import RowKey
 
 BATCH_BYTES = 64 << 20  # of values; few rows of megabytes fill a batch too
 
 
 class LogReader:
-    """`look_up(column, key)` reads a value that the log left out: a tuple of it, None if gone. It
-    is asked for `columns` too that the table lacked when the log was written.
+    """`look_up(column, row)` reads a value that the log left out, by the row's key: a tuple of it,
+    None if gone. It is asked for `columns` too that the table lacked when the log was written.
     """
 
     def __init__(
@@ -38,11 +39,11 @@ class LogReader:
         known: LogPosition,
         make: Maker,
         *,
-        key: str,
+        key: RowKey,
         table: str,
         number: int,
         truncate: str,
-        look_up: Callable[[str, object], tuple[Any] | None],
+        look_up: Callable[[str, Row], tuple[Any] | None],
         columns: Sequence[str] = (),
     ) -> None:
         self.events: list[ChangeEvent] = []
@@ -144,11 +145,11 @@ class LogReader:
         self._num_bytes += sum(len(v) for v in event.row.values() if type(v) is str)
 
     def _upsert(self, row: Row) -> None:
-        value = row.get(self._key)
-        if value is None or value == "":
+        key = self._key.name_of(row)
+        if not key:
+            self._refuse_unnamed(row)
             return self._dead(row, "source.null_key", f"the row has no {self._key}")
-        key = str(value)
-        if self._known.parts and self._known.has_seen(key, self._xid):
+        if self._known.parts and self._has_seen(key):
             return None
         if not self._completed(row, (n for n in self._columns if n not in row)):
             return None
@@ -158,8 +159,7 @@ class LogReader:
         row, before = message.row, message.before or {}
         if not self._completed(row, [name for name, value in row.items() if value is UNCHANGED]):
             return
-        old = before.get(self._key)
-        if old is not None and old != row.get(self._key):
+        if (old := self._key.name_of(before)) and old != self._key.name_of(row):
             self._delete(before)
         self._upsert(row)
 
@@ -169,7 +169,7 @@ class LogReader:
         Raises: SourceError source.no_column for a column that is not there now either.
         """
         for name in names:
-            found = self._look_up(name, row.get(self._key))
+            found = self._look_up(name, row)
             if found is None:
                 row[name] = None
                 self._dead(row, "source.unchanged_lost",
@@ -178,14 +178,32 @@ class LogReader:
             row[name] = found[0]
         return True
 
+    def _refuse_unnamed(self, row: Row) -> None:
+        """The key had another name, or no column at all, when the row was written: nobody can tell
+        whose it is, and the log will never say it in another way.
+        """
+        missing = next((name for name in self._key.columns if name not in row), None)
+        if missing is not None:
+            raise SourceError(
+                f"the table {self._table} had no column {missing!r} when a row was written at"
+                f" {self._at.isoformat()}; it had {', '.join(row)}.",
+                code="source.no_column",
+                next_step="Set data.source.slot to a new name: the table is read anew (what was"
+                " deleted meanwhile stays learnt).",
+            )
+
     def _delete(self, before: Row) -> None:
-        value = before.get(self._key)
-        if value is None or value == "":
+        key = self._key.name_of(before)
+        if not key:
             return self._dead(before, "source.null_key", f"a deleted row has no {self._key}")
-        key = str(value)
-        if self._known.parts and self._known.has_seen(key, self._xid):
+        if self._known.parts and self._has_seen(key):
             return None
         return self._add(self._make.delete(key, self._next_version(), self._at))
+
+    def _has_seen(self, key: str) -> bool:
+        """Whether the snapshot that read this key had the transaction's change already."""
+        part = self._known.part_of(key, self._key)
+        return part is not None and part.has_seen(self._xid)
 
     def _dead(self, row: Row, code: str, cause: str) -> None:
         where = f"change {self._count} of the transaction at {self._within}"

@@ -7,15 +7,21 @@ from typing import Any
 
 from autoglm.errors import SourceError
 from autoglm.streaming.collectors.database import duplicate_key
+from autoglm.streaming.row_key import RowKey
 
 # Else the log names the partition that a row lies in, and not the table.
 BY_ROOT = "publish_via_partition_root = true"
+# What events spell in another way than a cast to text does is compared as its own type.
+WRITTEN_OTHERWISE = {
+    16: "boolean", 700: "real", 701: "double precision", 1082: "date", 1083: "time",
+    1114: "timestamp", 1184: "timestamptz", 1266: "timetz",
+}  # fmt: skip
 
 
 class LogTable:
     """`table` is `name` or `schema.name`; `columns` must be there beside the key."""
 
-    def __init__(self, table: str, *, key: str, columns: Sequence[str]) -> None:
+    def __init__(self, table: str, *, key: RowKey, columns: Sequence[str]) -> None:
         schema, _, self.name = table.rpartition(".")
         self.schema, self.where = schema or "public", f"table {table}"
         self._said, self._key, self._columns = table, key, columns
@@ -59,15 +65,16 @@ class LogTable:
 
     def _check_identity(self, cursor: Any, oid: int, identity: str) -> None:
         cursor.execute(
-            "select exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid"
-            " and a.attnum = any(i.indkey) where i.indrelid = %s and a.attname = %s and"
-            " case when %s = 'd' then i.indisprimary else i.indisreplident end)",
-            (oid, self._key, identity),
+            "select a.attname from pg_index i join pg_attribute a on a.attrelid = i.indrelid"
+            " and a.attnum = any(i.indkey) where i.indrelid = %s and"
+            " case when %s = 'd' then i.indisprimary else i.indisreplident end",
+            (oid, identity),
         )
-        if not cursor.fetchone()[0]:
+        said = {str(row[0]) for row in cursor.fetchall()}
+        if missing := [name for name in self._key.columns if name not in said]:
             self.columns(cursor)
             raise SourceError(
-                f"{self.where}: a delete does not say {self._key}, which is not in the table's"
+                f"{self.where}: a delete does not say {missing[0]}, which is not in the table's"
                 " replica identity.",
                 code="source.no_identity",
                 next_step=f"alter table {self._said} replica identity full;",
@@ -75,14 +82,9 @@ class LogTable:
 
     def columns(self, cursor: Any) -> list[tuple[str, int]]:
         """(name, type) of every column. Raises: SourceError source.no_column."""
-        cursor.execute(
-            "select attname, atttypid::int8 from pg_attribute where attrelid = %s::regclass and"
-            " attnum > 0 and not attisdropped order by attnum",
-            (self._text,),
-        )
-        columns = [(str(name), int(kind)) for name, kind in cursor.fetchall()]
+        columns = self._there(cursor)
         names = [name for name, _kind in columns]
-        for wanted in (self._key, *self._columns):
+        for wanted in (*self._key.columns, *self._columns):
             if wanted not in names:
                 raise SourceError(
                     f"{self.where} has no column {wanted!r}.",
@@ -92,35 +94,56 @@ class LogTable:
                 )
         return columns
 
+    def _there(self, cursor: Any) -> list[tuple[str, int]]:
+        cursor.execute(
+            "select attname, atttypid::int8 from pg_attribute where attrelid = %s::regclass and"
+            " attnum > 0 and not attisdropped order by attnum",
+            (self._text,),
+        )
+        return [(str(name), int(kind)) for name, kind in cursor.fetchall()]
+
     def is_partitioned(self, cursor: Any) -> bool:
         cursor.execute("select relkind = 'p' from pg_class where oid = to_regclass(%s)",
                        (self._text,))  # fmt: skip
         return bool((cursor.fetchone() or (False,))[0])
 
     def is_unique(self, cursor: Any) -> bool:
-        """Whether an index holds that the key alone names a row."""
+        """Whether an index holds that the key names a row."""
         cursor.execute(
-            "select exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid"
-            " and a.attnum = i.indkey[0] where i.indrelid = %s::regclass and a.attname = %s"
-            " and i.indisunique and i.indisvalid and i.indnkeyatts = 1 and i.indpred is null)",
-            (self._text, self._key),
+            "select array(select a.attname::text from pg_attribute a where a.attrelid = i.indrelid"
+            " and a.attnum = any((i.indkey::int2[])[0:i.indnkeyatts - 1])) from pg_index i"
+            " where i.indrelid = %s::regclass and i.indisunique and i.indisvalid"
+            " and i.indpred is null and i.indexprs is null",
+            (self._text,),
         )
-        return bool(cursor.fetchone()[0])
+        return any(set(names) <= set(self._key.columns) for (names,) in cursor.fetchall())
 
     def refuse_twins(self, cursor: Any, keys: Sequence[str] | None = None) -> None:
         """Two rows of one key would be one row here, and each overwrite the other.
 
         Raises: SourceError source.duplicate_key.
         """
-        key = f"{_quoted(self._key)}::text".replace("%", "%%")
-        table = self._text.replace("%", "%%")
-        only = f"{key} is not null" if keys is None else f"{key} = any(%s)"
+        texts = [f"{_quoted(name)}::text".replace("%", "%%") for name in self._key.columns]
+        key, table = ", ".join(texts), self._text.replace("%", "%%")
+        only, asked = f"({key}) is not null", None
+        if keys is not None:
+            asked = [list(column) for column in zip(*map(self._key.parts, keys), strict=True)]
+            known = dict(self._there(cursor))
+            kinds = [
+                WRITTEN_OTHERWISE.get(known.get(name, 0), "text") for name in self._key.columns
+            ]
+            compared = ", ".join(
+                text if kind == "text" else text.removesuffix("::text")
+                for text, kind in zip(texts, kinds, strict=True)
+            )
+            listed = ", ".join(f"%s::text[]::{kind}[]" for kind in kinds)
+            only = f"({compared}) in (select * from unnest({listed}))"
         cursor.execute(
-            f"select {key} from {table} where {only} group by 1 having count(*) > 1 limit 1",
-            None if keys is None else (list(keys),),
+            f"select {key} from {table} where {only} group by {key} having count(*) > 1 limit 1",
+            asked,
         )
         if (twice := cursor.fetchone()) is not None:
-            raise duplicate_key(self.where, self._key, twice[0])
+            raise duplicate_key(self.where, self._key.columns, twice)
 
 
 def _quoted(name: str) -> str:

@@ -15,6 +15,7 @@ from autoglm.streaming.collectors.database import plain
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.config import SourceConfig
 from autoglm.streaming.inbox import Inbox
+from autoglm.streaming.row_key import RowKey
 
 LOOK_SECONDS = 0.1
 # Versions: the batch's number in the upper bits, the event's place in it below.
@@ -34,7 +35,7 @@ class PushSource:
         columns: Sequence[str] = (),
     ) -> None:
         del columns
-        self._key, self._batch_rows = config.key, batch_rows
+        self._key, self._batch_rows = RowKey.of(config.key), batch_rows
         self._inbox = Inbox(base / (config.path or "inbox"))
         self.name = "push"
         self._make = Maker(project, self.name)
@@ -81,16 +82,34 @@ class PushSource:
         for index, event in enumerate(said):
             version = (number << BATCH_SHIFT) + index
             row = {str(name): plain(value) for name, value in event.get("row", {}).items()}
-            key = event.get("key", row.get(self._key))
-            if key is None or key == "":
-                yield self._make.dead(
-                    f"{path.name}:{index}", event, code="source.null_key",
-                    cause=f"neither key nor {self._key}", version=version, at=at,
-                )  # fmt: skip
+            try:
+                named = self._named(event, row)
+            except ValueError as error:
+                yield self._dead(path, index, event, "source.bad_key", str(error), version, at)
+                continue
+            key = self._key.name_of(named)
+            if not key:
+                cause = f"neither key nor {self._key}"
+                yield self._dead(path, index, event, "source.null_key", cause, version, at)
             elif event.get("op") == "delete":
-                yield self._make.delete(str(key), version, at)
+                yield self._make.delete(key, version, at)
             else:
-                yield self._make.upsert(str(key), {self._key: key} | row, version, at)
+                yield self._make.upsert(key, named | row, version, at)
+
+    def _named(self, event: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+        """The key's columns. Raises: ValueError for a key that does not say them."""
+        if "key" not in event:
+            return {name: row[name] for name in self._key.columns if name in row}
+        if not self._key.is_composite:
+            return {self._key.columns[0]: event["key"]}
+        return self._key.said_in(str(event["key"]))
+
+    def _dead(
+        self, path: Path, index: int, event: object, code: str, cause: str, version: int,
+        at: datetime,
+    ) -> ChangeEvent:  # fmt: skip
+        where = f"{path.name}:{index}"
+        return self._make.dead(where, event, code=code, cause=cause, version=version, at=at)
 
 
 def _read(position: str) -> tuple[int, int]:

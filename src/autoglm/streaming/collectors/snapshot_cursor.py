@@ -31,6 +31,7 @@ from sqlalchemy.types import UserDefinedType
 from autoglm.errors import SourceError
 from autoglm.streaming.collectors.database import place_of, table_clause
 from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.row_key import RowKey
 
 SETUP = """\
 -- What `mode: snapshot_cursor` needs. The column is filled by the trigger, also for rows there now.
@@ -96,22 +97,25 @@ def read_rows(
     Raises: SourceError source.no_snapshot_cursor, source.cursor_ahead.
     """
     _check_cursor(connection, config, known, where)
-    source = table_clause(config.table, columns)
-    cursor, key = source.c[config.cursor], cast(source.c[config.key], Text)
+    source, row_key = table_clause(config.table, columns), RowKey.of(config.key)
+    cursor = source.c[config.cursor]
+    key = [cast(source.c[name], Text) for name in row_key.columns]
+    passed = row_key.parts(known.key) if known.key else [""] * len(key)
     after = _xid8(known.xid)
     # One statement is one snapshot: rows and the bound are of the same moment.
     query = (
-        select(*source.c, key)
+        select(*source.c, *key)
         .where(cursor >= after)  # says less than the pair; it is what an index can answer
         .where(cursor < func.pg_snapshot_xmin(func.pg_current_snapshot()))
-        .where(tuple_(cursor, key) > tuple_(after, literal(known.key, Text)))
-        .order_by(cursor, key)
+        .where(tuple_(cursor, *key) > tuple_(after, *(literal(each, Text) for each in passed)))
+        .order_by(cursor, *key)
     )
     options = {"stream_results": True, "yield_per": batch_rows}
     with connection.execution_options(**options).execute(query) as rows:
-        for *values, key_text in rows:
-            content = dict(zip(columns, values, strict=True))
-            place = XidPosition(int(content[config.cursor]), key_text or "", known.base)
+        for values in rows:
+            content = dict(zip(columns, values, strict=False))  # behind them stands the key
+            name = row_key.name([text or "" for text in values[len(columns) :]])
+            place = XidPosition(int(content[config.cursor]), name, known.base)
             yield content, place
 
 

@@ -41,6 +41,7 @@ from autoglm.streaming.collectors.database import (
     table_clause,
 )
 from autoglm.streaming.config import SourceConfig
+from autoglm.streaming.row_key import RowKey
 
 # Versions of one poll: poll number in the upper bits, row order in the lower 32.
 POLL_SHIFT = 32
@@ -108,7 +109,7 @@ class SqlPollSource:
         without them would be passed by and never read again.
         """
         self._config, self._project, self._base = config, project, base
-        self._columns = columns
+        self._columns, self._key = columns, RowKey.of(config.key)
         self._batch_rows = batch_rows
         self._cursor = config.cursor if config.polls_by != "full_diff" else ""
         self.name = f"sql/{config.table}"
@@ -141,7 +142,8 @@ class SqlPollSource:
         try:
             columns = column_names(engine, self._config.table, self._where)
             config = self._config
-            wanted = [config.key, *([self._cursor] if self._cursor else []), *self._columns]
+            key = self._key.columns
+            wanted = [*key, *([self._cursor] if self._cursor else []), *self._columns]
             require_columns(wanted, columns, self._where)
             with readable(self._where), engine.connect() as connection:
                 if config.polls_by == "snapshot_cursor":
@@ -151,8 +153,8 @@ class SqlPollSource:
                 # Looked for when there is something new: a poll that finds nothing stays cheap.
                 with closing(found):  # whoever stops reading leaves no statement open
                     for number, batch in enumerate(found):
-                        if number == 0 and not is_unique(engine, config.table, config.key):
-                            refuse_twins(engine, config.table, config.key, self._where)
+                        if number == 0 and not is_unique(engine, config.table, key):
+                            refuse_twins(engine, config.table, key, self._where)
                         yield batch
         finally:
             engine.dispose()
@@ -181,7 +183,7 @@ class SqlPollSource:
         for row, known in rows:
             content = {name: plain(value) for name, value in row.items()}
             version = known.base + known.xid
-            batch.append(self._event(self._key(row), "upsert", content, version))
+            batch.append(self._event(self._name(row), "upsert", content, version))
             if len(batch) == self._batch_rows:
                 yield self._batch(batch, known.write())
                 batch = []
@@ -209,12 +211,13 @@ class SqlPollSource:
     def _query(self, columns: list[str], known: _Position) -> Select[Any]:
         source = table_clause(self._config.table, columns)
         query = select(*source.c)
+        keys = [source.c[name] for name in self._key.columns]
         if not self._cursor:
-            return query.order_by(source.c[self._config.key])
+            return query.order_by(*keys)
         cursor = source.c[self._config.cursor]
         if known.cursor is not None:
             query = query.where(cursor >= known.bound(self._config.lag_window))
-        return query.order_by(cursor, source.c[self._config.key])
+        return query.order_by(cursor, *keys)
 
     def _refuse_null_cursors(self, connection: Connection) -> None:
         source = table_clause(self._config.table, [self._config.cursor])
@@ -232,7 +235,7 @@ class SqlPollSource:
     def _refuse_future(self, value: Any, row: Mapping[str, Any], now: cursors.Now) -> None:
         if now.refuses(value):
             raise SourceError(
-                f"{self._where}: {self._config.cursor} of the row {self._key(row)} is {value},"
+                f"{self._where}: {self._config.cursor} of the row {self._name(row)} is {value},"
                 " more than a day ahead of the clock.",
                 code="source.clock_ahead",
                 next_step="Correct the row, or the clock of this machine or the database's;"
@@ -246,7 +249,7 @@ class SqlPollSource:
         for index, row in enumerate(rows):
             value = row[self._config.cursor]
             self._refuse_future(value, row, now)
-            key, content = self._key(row), {name: plain(v) for name, v in row.items()}
+            key, content = self._name(row), {name: plain(v) for name, v in row.items()}
             row_digest = digest(content, size=8)
             known.move(value, now, where)
             known.window[key] = (value, row_digest)
@@ -256,9 +259,9 @@ class SqlPollSource:
     def _diff(self, rows: Iterator[Mapping[str, Any]], known: _Position) -> Iterator[ChangeEvent]:
         before, present, index = dict(known.seen), set(), 0
         for row in rows:
-            key, content = self._key(row), {name: plain(v) for name, v in row.items()}
+            key, content = self._name(row), {name: plain(v) for name, v in row.items()}
             if key in present:
-                raise duplicate_key(self._where, self._config.key, key)
+                raise duplicate_key(self._where, self._key.columns, self._key.parts(key))
             present.add(key)
             row_digest = digest(content, size=8)
             if before.get(key) != row_digest:
@@ -310,15 +313,15 @@ class SqlPollSource:
             committed_at=datetime.now(UTC),
         )
 
-    def _key(self, row: Mapping[str, Any]) -> str:
-        value = row[self._config.key]
-        if value is None or value == "":
+    def _name(self, row: Mapping[str, Any]) -> str:
+        name = self._key.name_of(row)
+        if not name:
             raise SourceError(
-                f"{self._where} has a row without {self._config.key}.",
+                f"{self._where} has a row without {self._key}.",
                 code="source.null_key",
-                next_step="Choose a key column that every row has.",
+                next_step="Choose a key that every row has.",
             )
-        return str(plain(value))
+        return name
 
 
 def _version(known: _Position, index: int) -> int:
