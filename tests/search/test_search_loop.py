@@ -16,12 +16,14 @@ from autoglm.contracts.trial import Trial
 from autoglm.errors import FencedError, PluginError, SearchError, StorageError, TrainingError
 from autoglm.plugins import registry
 from autoglm.search import journal, samplers
+from autoglm.search.constraints import read_constraints
 from autoglm.search.report import report_of
 from autoglm.search.results import Objective, pareto
+from autoglm.search.space import read_space
 from autoglm.search.stopping import expected_gain
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
-from search.numeric_runner import STEPS, NumericRunner, value_of
+from search.numeric_runner import KEYS, STEPS, NumericRunner, value_of
 from search.studies import LR, opened, run
 
 FINITE = {"lr": {"choice": [0.1, 0.3, 0.5]}, "epochs": {"randint": [1, 3]}}
@@ -179,6 +181,32 @@ def test_the_expected_gain_is_what_the_last_doubling_added() -> None:
     assert expected_gain([1.0, *[0.0] * 7]) == pytest.approx(0.5)
     assert expected_gain([*[0.0] * 7, 1.0]) == pytest.approx(1.0)  # it came late: still learning
     assert expected_gain([-1.0] * 9) == 0
+
+
+def test_a_study_whose_points_are_all_trained_says_so_and_trains_none_again(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    # Endless by its bounds; but the constraint leaves two points.
+    space = {
+        "lr": {"choice": [0.2, 0.3]},
+        "epochs": {"choice": [1, 3]},
+        "dropout": {"uniform": [0.0, 0.5], "when": {"epochs": 3}},
+    }
+    constraints = read_constraints(["epochs < 2"], KEYS)
+    result = run(
+        log, runner, trials=20, space=space, constraints=constraints, sampler="random",
+        defaults={"training.epochs": 1, "training.dropout": 0.0},
+    )  # fmt: skip
+    assert (result.stopped_by, len(result.trials)) == ("space", 2)
+    assert {trial.params["training.lr"] for trial in result.trials} == {0.2, 0.3}
+
+
+def test_a_range_of_one_number_is_one_point(log: EventLog, runner: NumericRunner) -> None:
+    (lr,) = read_space({"lr": optuna.distributions.FloatDistribution(0.1, 0.1)}, KEYS)
+    assert lr.points() == (0.1,)
+    space = {"lr": {"choice": [0.1]}, "dropout": optuna.distributions.FloatDistribution(0.2, 0.2)}
+    result = run(log, runner, trials=20, space=space)
+    assert (result.stopped_by, len(result.trials)) == ("space", 1)
 
 
 def test_every_point_of_a_finite_space_ends_the_study(log: EventLog, runner: NumericRunner) -> None:

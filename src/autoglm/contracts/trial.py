@@ -42,7 +42,7 @@ class Removal:
     """A dimension of the space that was not asked, what stood in its place, by what and why."""
 
     key: str
-    by: Literal["task", "prior", "probe"]
+    by: Literal["task", "prior", "condition", "probe"]
     value: Any
     evidence: str
 

@@ -112,11 +112,8 @@ class Study:
         )  # fmt: skip
         self._samplers = Samplers(config.sampler, seed)
         self._scheduler = make_scheduler(config, seed)
-        self._crew, self._log, self._clock = (
-            Crew([over_folds(each, config.folds) for each in runners]),
-            log,
-            clock,
-        )
+        self._crew = Crew([over_folds(each, config.folds) for each in runners])
+        self._log, self._clock = log, clock
         self._branches = Branches(
             dimensions, lambda params: self._crew.next.plan(params), self._proposals.allows
         )
@@ -126,6 +123,7 @@ class Study:
         self._chains: dict[int, StageChain] = {}
         self._read: dict[int, tuple[FrozenTrial, Standing | None]] = {}
         self._forgiven: set[int] = set()
+        self._is_used_up = False
         self._study: optuna.Study
         self._storage: StudyStorage
 
@@ -196,7 +194,7 @@ class Study:
                 self._finish(stop)
             else:
                 too_dear = "" if is_hopeless else self._too_dear(stop)
-                return reason or too_dear or done
+                return reason or too_dear or ("space" if self._is_used_up else done)
 
     def _answered(self, standings: Sequence[Standing]) -> str:
         is_answered = self._refresh is not None and self._refresh.is_answered(standings)
@@ -248,7 +246,7 @@ class Study:
         while True:
             found = self._affordable(asked, others, stop)
             room = min(limit - len(others) - len(asked), MOST_TOO_DEAR - len(asked))
-            if found is not None or room < 1:
+            if found is not None or room < 1 or self._is_used_up:
                 return found
             asked += self._ask(limit - len(others) - len(asked))
 
@@ -286,7 +284,11 @@ class Study:
             if branch is not None:
                 self._study.enqueue_trial(branch[1], {BRANCH_OF: branch[0]})
             for _ in range(num):
-                trial, params = self._proposals.next(self._study, self._samplers.of)
+                new = self._proposals.next(self._study, self._samplers.of, but=self._forgiven)
+                if new is None:
+                    self._is_used_up = True
+                    break
+                trial, params = new
                 trial.set_user_attr(PARAMS, params)
                 numbers.add(trial.number)
                 trial.set_user_attr(COST, self._cost(trial.number, params))
@@ -374,9 +376,8 @@ class Study:
         scores = {**each.scores, stage: self._sign * value}
         paid, saved = paid_of(each, progress)
         num_stages = len(self._chains[each.number].stages)
-        mine = replace(
-            each, scores=scores, seconds=each.seconds + seconds, num_stages=num_stages
-        )  # fmt: skip
+        seconds += each.seconds
+        mine = replace(each, scores=scores, seconds=seconds, num_stages=num_stages)
         facts: dict[str, Any] = {
             CURVE: {str(at): self._sign * score for at, score in scores.items()},
             "metrics": dict(progress.metrics),
