@@ -33,7 +33,7 @@ from autoglm import tune
 autoglm.register("space", "mine", {
     "lr": tune.loguniform(1e-4, 1e-2),
     "training": {"dropout": tune.uniform(0.1, UPPER)},
-    "lora_rank": tune.choice([4, 8]).when(trainable_layers=0),
+    "lora_rank": tune.choice([4, 8]).when(dropout={"below": 0.3}),
 })
 """
 
@@ -75,7 +75,7 @@ def test_a_run_keeps_the_space_that_a_file_of_the_project_gave(tmp_path: Path) -
     assert spec.config["search"]["space"] == {
         "lr": {"loguniform": [1e-4, 1e-2]},
         "training.dropout": {"uniform": [0.1, 0.5]},
-        "lora_rank": {"choice": [4, 8], "when": {"trainable_layers": 0}},
+        "lora_rank": {"choice": [4, 8], "when": {"dropout": {"below": 0.3}}},
     }
     first = dimensions(spec)
     project(tmp_path, "imports: [own.py]\nsearch: {space: mine}\n", upper=0.3)

@@ -14,6 +14,7 @@ import pytest
 from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.contracts.trial import Trial
 from autoglm.errors import FencedError, PluginError, SearchError, StorageError, TrainingError
+from autoglm.evaluation.roles import read_roles
 from autoglm.plugins import registry
 from autoglm.search import journal, samplers
 from autoglm.search.constraints import read_constraints
@@ -21,6 +22,7 @@ from autoglm.search.report import report_of
 from autoglm.search.results import Objective, pareto
 from autoglm.search.space import read_space
 from autoglm.search.stopping import expected_gain
+from autoglm.search.warm_start import best_points
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import KEYS, STEPS, NumericRunner, value_of
@@ -355,17 +357,29 @@ def test_a_trial_that_fails_at_a_later_rung_is_no_best(
 def test_the_best_that_keeps_the_constraints_is_trained_to_its_end_shown_and_picked(
     log: EventLog, tmp_path: Path
 ) -> None:
-    def fulfils(metrics: Mapping[str, float]) -> bool:
-        return metrics["size"] < 0.2
-
+    bounds = read_roles({"size": {"at_most": 0.2}})
     runner = TwoSided(tmp_path / "stages")
-    result = run(log, runner, trials=12, scheduler="asha", fulfils=fulfils)
-    kept = [trial for trial in result.trials if trial.metrics["size"] < 0.2]
+    result = run(log, runner, trials=12, scheduler="asha", bounds=bounds)
+    kept = [trial for trial in result.trials if trial.metrics["size"] <= 0.2]
     assert kept
     assert result.best.value == max(trial.value or 0 for trial in kept)
     assert result.best.value < max(trial.value or 0 for trial in result.trials)
     assert epochs_of(result.best) == 9
-    assert report_of(log, "run-1", project="p")["best"]["number"] == result.best.number
+    report = report_of(log, "run-1", project="p")
+    assert report["best"]["number"] == result.best.number
+    assert (report["constraints"], report["unmet"]) == ({"size": "at most 0.2"}, [])
+
+
+def test_what_an_earlier_study_gives_first_kept_its_constraints(
+    log: EventLog, tmp_path: Path
+) -> None:
+    bounds = read_roles({"size": {"at_most": 0.2}})
+    found = run(log, TwoSided(tmp_path / "stages"), trials=8, bounds=bounds)
+    points = best_points(
+        log, "run-1", {"space": [str(*read_space(LR, KEYS))], "metric": "accuracy"}
+    )
+    assert points[0]["number"] == found.best.number
+    assert points[0]["value"] < max(point["value"] for point in points)
 
 
 def test_a_new_study_tries_the_best_points_of_earlier_ones_first(
