@@ -447,10 +447,10 @@ class Worker:
 
 
 def more_metrics(spec: RunSpec) -> list[str]:
-    """Evaluators that are told of each trial, beside the one that picks."""
+    """Evaluators that are told of each trial, beside the one that picks and those of its task."""
     evaluate, search = spec.config["evaluate"], spec.config["search"]
-    names = [*evaluate.get("metrics", {}), *search.get("objectives", ())]
-    return [name for name in names if name not in MEASURED]
+    told = {*MEASURED, *spec.dataset.form.metrics, evaluate["metric"]}
+    return sorted({*evaluate.get("metrics", {}), *search.get("objectives", ())} - told)
 
 
 def main() -> None:
