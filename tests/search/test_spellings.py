@@ -386,7 +386,11 @@ def test_a_part_of_kind_space_is_named_in_the_configuration(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("part", "words"),
-    [(lambda: 1 / 0, "gave no space: ZeroDivisionError"), (lambda: [1], "no map of dimensions")],
+    [
+        (lambda: 1 / 0, "gave no space: ZeroDivisionError"),
+        (lambda: sys.exit(2), "gave no space: SystemExit"),
+        (lambda: [1], "no map of dimensions"),
+    ],
 )
 def test_a_function_that_gives_no_space_is_refused(part: Any, words: str) -> None:
     registry.register("space", "broken", part, replace=True)

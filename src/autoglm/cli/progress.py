@@ -158,6 +158,8 @@ class Progress:
     def _on_evaluator_warning(self, event: Mapping[str, Any]) -> None:
         self._line("warning", event["warning"])
 
+    _on_folds_warning = _on_evaluator_warning
+
     def _on_constraints_unmet(self, event: Mapping[str, Any]) -> None:
         self._line("warning", event["said"])
 

@@ -191,7 +191,13 @@ def _check_backbone(ref: str, where: Layers) -> None:
 
 
 def _check_metric(settings: Settings, metric: str, key: str) -> None:
-    """Whether it says something of the task's answers."""
+    """Whether it says something of the task's answers, when a study can hear it."""
+    if metric in MEASURED:
+        raise ConfigError(
+            f"{key} = {metric!r}: it is measured of the exported model, when the search is over.",
+            code="config.wrong_value",
+            next_step=f"Bound it: evaluate.metrics: {{{metric}: {{at_most: …}}}}, or report it.",
+        )
     known = TASKS[settings.model.task].metrics
     if metric not in known and any(metric in names for names in METRICS_OF.values()):
         raise ConfigError(

@@ -117,6 +117,9 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     if settings.search.sampler not in registry.names("sampler"):
         project_files.open_parts(spec)  # under `up` nobody has read the project's files here yet
     probe_evaluators(spec, app)
+    if settings.search.folds and (lacking := app.errand("probe_folds", spec=to_json(spec))):
+        get_logger(run_id=spec.run_id).warning(lacking)
+        app.on_event({"kind": "folds_warning", "warning": lacking})
     keys = searchable_keys(settings.model.backbone)
     asked = pruned_space(settings, _said(spec))
     constraints = read_constraints(settings.search.constraints, keys)

@@ -159,7 +159,7 @@ def _named(name: str) -> Any:
         return part()
     except AutoGLMError:
         raise
-    except Exception as error:  # it is code of the project's
+    except (Exception, SystemExit) as error:  # it is code of the project's
         told = f"space:{name} gave no space: {type(error).__name__}: {error}."
         raise refused(told, "Correct the function that is registered.") from error
 
