@@ -91,8 +91,12 @@ def test_what_a_study_alone_found_is_tried_first_by_the_run_behind_it(
     training = {**spec.config["training"], "epochs": 9}
     question = replace(spec, config={**spec.config, "training": training})
     assert asked(app, question) is None  # another question
+    keep_spec(replace(alone, config=question.config))  # called again, it is what it was
+    assert asked(app, spec) is not None
     (Path(alone.folder) / SPEC).write_text("{half")
     assert asked(app, spec) is None
+    keep_spec(alone)
+    assert asked(app, spec) is not None
 
 
 def test_what_is_kept_of_a_study_alone_holds_no_secret(app: App) -> None:

@@ -46,6 +46,17 @@ def test_a_study_says_what_each_trial_was_expected_to_cost_and_why(
     assert "9 stages; &lt;states&gt; are kept" in page_of(report)
 
 
+def test_a_study_whose_one_feasible_point_is_trained_keeps_its_result(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    constraints = read_constraints(["lr == 0.3"], KEYS)
+    result = run(
+        log, runner, trials=9, constraints=constraints, sampler="random",
+        defaults={"training.lr": 0.3},
+    )  # fmt: skip
+    assert (result.stopped_by, len(result.trials)) == ("space", 1)
+
+
 def test_progress_counts_trials_and_not_what_was_refused_or_repeated(
     log: EventLog, runner: NumericRunner
 ) -> None:

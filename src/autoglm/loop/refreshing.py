@@ -86,10 +86,12 @@ def find_refresh(
 
 
 def keep_spec(draft: RunSpec) -> None:
-    """What a study alone asks, beside its decisions, so that a later one can be compared with it.
-    `draft` is frozen: it holds no secrets.
+    """What a study alone asks, beside its decisions, so that a later one can be compared with it:
+    as it began, whoever calls it again. `draft` is frozen: it holds no secrets.
     """
     path = Path(draft.folder) / SPEC
+    if _read(path) is not None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{SPEC}.{os.getpid()}")
     staging.write_text(json.dumps(to_json(draft)), encoding="utf-8")
@@ -104,7 +106,10 @@ def _spec_of(run_id: str, app: App) -> RunSpec | None:
     """Of a run, or of a study alone; None where nothing is known of it (any more)."""
     if run_id in _runs(app):
         return app.admission.spec(run_id)
-    path = app.project.state / "runs" / run_id / SPEC
+    return _read(app.project.state / "runs" / run_id / SPEC)
+
+
+def _read(path: Path) -> RunSpec | None:
     with contextlib.suppress(OSError, ValueError):
         return from_json(RunSpec, json.loads(path.read_text(encoding="utf-8")))
     return None

@@ -20,8 +20,8 @@ from autoglm.search.standing import HAS_ROOM, PARAMS, standing_of
 if TYPE_CHECKING:
     import optuna
 
-# So many infeasible proposals in a row end a study. After so many known points a new one is looked
-# for without the sampler; after so many draws there is none.
+# So many infeasible proposals end a study that has no trial yet. After as many in a row, or so many
+# known points, a new one is looked for without the sampler; after so many draws there is none.
 MOST_INFEASIBLE = 100
 MOST_KNOWN = 20
 MOST_DRAWN = 200
@@ -72,18 +72,19 @@ class Proposals:
             if missed:
                 off.update(missed)
                 num_refused += 1
-                if num_refused >= MOST_INFEASIBLE:
+                if num_refused >= MOST_INFEASIBLE and not told:
                     raise self._infeasible(off)
             elif not _is_among(values, told):
                 return trial, values
             else:
                 num_known, num_refused = num_known + 1, 0
                 study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
-                if num_known == MOST_KNOWN:
-                    new = self._untold(told, num_asked)
-                    if new is None:
-                        return None
-                    study.enqueue_trial(new)
+            if num_known == MOST_KNOWN or num_refused == MOST_INFEASIBLE:
+                new = self._untold(told, num_asked)
+                if new is None:
+                    return None
+                study.enqueue_trial(new)
+                num_known += 1
 
     def again(
         self, study: optuna.Study, trial_id: int, sampler: Any
