@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,6 +107,7 @@ def test_where_smaller_is_better_search_and_gate_see_the_negative() -> None:
         (lambda _t, _p: "0.5", "plugin.evaluator_type"),
         (lambda _t, _p: True, "plugin.evaluator_type"),
         (lambda _t, _p: 1 / 0, "plugin.evaluator_raised"),
+        (lambda _t, _p: sys.exit(3), "plugin.evaluator_raised"),
     ],
 )
 def test_what_gives_no_number_is_told_by_name_place_and_next_step(gives: Any, code: str) -> None:

@@ -10,7 +10,7 @@ from sklearn import metrics as sk
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from autoglm.contracts.task import METRICS_OF
-from autoglm.evaluation.evaluator import find_evaluator, paired
+from autoglm.evaluation.evaluator import MetricEvaluator, find_evaluator, paired
 from autoglm.evaluation.floors import linear_predictions, majority_predictions
 from autoglm.evaluation.metrics import OF_LABEL, OF_LABELS, OF_NUMBER, OF_TAGS, entities
 
@@ -116,3 +116,21 @@ def test_r2_knows_no_unit_and_has_no_value_for_equal_numbers() -> None:
     small = OF_NUMBER["r2"]([n * 1e-9 for n in numbers], [n * 1e-9 for n in near])
     assert small == pytest.approx(wanted)
     assert OF_NUMBER["r2"]([0.1] * 3, [0.1, 0.2, 0.3]) is None
+
+
+@pytest.mark.parametrize("name", ["accuracy", "minority_recall"])
+def test_rows_that_are_all_right_are_no_certainty(name: str) -> None:
+    """Drawn again they are all right each time; the interval is Wilson's then."""
+    truth = ["a"] * 40 + ["b"] * 20
+    rows = 20 if name == "minority_recall" else 60
+    perfect = MetricEvaluator(name).evaluate(truth, truth)
+    assert (perfect.value, perfect.high) == (1.0, 1.0)
+    assert perfect.low == pytest.approx(rows / (rows + 1.959964**2))
+    assert 1 - 4 / rows < (perfect.low or 0) < 1 - 3 / rows  # about what the rule of three says
+    wrong = MetricEvaluator(name).evaluate(truth, ["c"] * 60)
+    assert (wrong.value, wrong.low) == (0.0, 0.0)
+    assert wrong.high == pytest.approx(1 - (perfect.low or 0))
+    labels = [frozenset({label}) for label in truth]
+    assert MetricEvaluator("accuracy").evaluate(labels, labels).low == pytest.approx(60 / 63.8415)
+    # No share of rows: resampling alone, which says nothing of rows that are all right.
+    assert MetricEvaluator("macro_f1").evaluate(truth, truth).low == 1.0

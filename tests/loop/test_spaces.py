@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.errors import PluginError, SearchError
+from autoglm.errors import ConfigError, PluginError, SearchError
 from autoglm.loop.app import App
 from autoglm.loop.dataset_to_run import draft_spec, trigger_event
 from autoglm.loop.names import check_names
@@ -33,7 +34,7 @@ from autoglm import tune
 autoglm.register("space", "mine", {
     "lr": tune.loguniform(1e-4, 1e-2),
     "training": {"dropout": tune.uniform(0.1, UPPER)},
-    "lora_rank": tune.choice([4, 8]).when(trainable_layers=0),
+    "lora_rank": tune.choice([4, 8]).when(dropout={"below": 0.3}),
 })
 """
 
@@ -75,7 +76,7 @@ def test_a_run_keeps_the_space_that_a_file_of_the_project_gave(tmp_path: Path) -
     assert spec.config["search"]["space"] == {
         "lr": {"loguniform": [1e-4, 1e-2]},
         "training.dropout": {"uniform": [0.1, 0.5]},
-        "lora_rank": {"choice": [4, 8], "when": {"trainable_layers": 0}},
+        "lora_rank": {"choice": [4, 8], "when": {"dropout": {"below": 0.3}}},
     }
     first = dimensions(spec)
     project(tmp_path, "imports: [own.py]\nsearch: {space: mine}\n", upper=0.3)
@@ -110,6 +111,8 @@ def test_a_space_in_calls_is_kept_as_maps(tmp_path: Path) -> None:
             "training.seed is one for all trials",
         ),
         ("search: {space: {lr: choice([1])}, constraints: ['lrr < 1']}\n", "Did you mean lr"),
+        ("evaluate: {metric: latency_ms}\n", "measured of the exported model.*at_most"),
+        ("search: {objectives: [size_bytes]}\n", "measured of the exported model.*at_most"),
         (
             "search: {space: {num_layers: choice([2])}, constraints: [num_layers*hidden_size<9]}\n",
             "hidden_size is 0",
@@ -118,7 +121,7 @@ def test_a_space_in_calls_is_kept_as_maps(tmp_path: Path) -> None:
 )
 def test_the_configuration_is_judged_with_its_space(more: str, words: str, tmp_path: Path) -> None:
     settings = load_settings(project(tmp_path, more)).settings
-    with pytest.raises((SearchError, PluginError), match=words) as caught:
+    with pytest.raises((ConfigError, SearchError, PluginError), match=words) as caught:
         check_names(settings, Layers(folder=tmp_path), kinds=())
     assert caught.value.exit_code == 2
 
@@ -130,3 +133,13 @@ def test_a_constraint_on_a_size_that_is_said_or_searched_is_taken(tmp_path: Path
     said = PROJECT.replace('"package:x"}', '"package:x", structure: {hidden_size: 192}}')
     (tmp_path / "autoglm.yaml").write_text(said + more)
     check_names(load_settings(tmp_path).settings, Layers(folder=tmp_path), kinds=())
+
+
+def test_a_budget_may_be_a_timedelta_of_python(tmp_path: Path) -> None:
+    said = {"search.budget": timedelta(minutes=2), "search.cpu_budget": timedelta(seconds=90)}
+    made = Project(project(tmp_path, "")).with_values(said)
+    spec = drafted(App(project=made))  # through JSON, as a run keeps it
+    kept = from_snapshot(spec.config).search
+    assert (kept.budget, kept.cpu_budget) == (timedelta(minutes=2), timedelta(seconds=90))
+    with pytest.raises(ConfigError, match="search.budget = .*greater than 0"):
+        made.with_values({"search.budget": timedelta(0)})

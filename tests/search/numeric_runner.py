@@ -64,9 +64,11 @@ class NumericRunner:
                 self.step()
             staging = path.with_suffix(".part")
             staging.write_text(json.dumps({"value": value_of(chain.params, number)}))
+            staging.rename(path)
+            # Behind it: where the other worker's thread kills us in between, a line before it would
+            # stand there twice, of a stage that was stored once.
             with (self.folder / "stored.log").open("a") as log:
                 log.write(stage.key + "\n")
-            staging.rename(path)
         values = [
             json.loads((self.folder / s.key).read_text())["value"] for s in chain.stages[:last]
         ]

@@ -30,7 +30,10 @@ def some(made: Proposals, num: int = 60) -> list[dict[str, Any]]:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     found = []
     for _ in range(num):
-        trial, values = made.next(study)
+        new = made.next(study)
+        if new is None:  # every point was tried
+            break
+        trial, values = new
         assert made.values(trial.params) == values
         study.tell(trial, 0.0)
         found.append(values)
@@ -61,10 +64,15 @@ def test_a_dimension_is_asked_only_where_its_condition_holds(
     assert num_points(made.dimensions, OWN) == 4 + 2 * len(asked_for)
 
 
-def test_the_projects_own_value_counts_where_no_dimension_says_another() -> None:
-    space = {"lora_rank": tune.choice([4, 8]).when({"trainable_layers": 2})}
-    assert all(LORA in values for values in some(proposals(space), 3))
-    assert some(proposals(space, own={**OWN, LAYERS: 0}), 3) == [{}] * 3
+def test_a_condition_on_what_is_no_dimension_is_refused_with_the_nearest() -> None:
+    space = {
+        "lora_rank": tune.choice([4, 8]).when({"structure.num_layers": 2}),
+        "trainable_layers": tune.choice([0, 1]),
+    }
+    with pytest.raises(SearchError, match="Did you mean trainable_layers") as caught:
+        proposals(space)
+    assert (caught.value.code, caught.value.exit_code) == ("search.condition", 2)
+    assert "model.structure.num_layers is no dimension" in caught.value.message
 
 
 def test_a_condition_on_what_was_not_asked_sees_the_projects_own_value() -> None:
@@ -73,8 +81,9 @@ def test_a_condition_on_what_was_not_asked_sees_the_projects_own_value() -> None
         "lora_rank": tune.choice([4, 8]).when(trainable_layers=1),
         "lora_alpha": tune.uniform(8, 32).when(lora_rank={"above": 0}),
     }
-    found = some(proposals(space))
+    found = some(proposals(space), 20)
     assert {len(values) for values in found} == {1, 3}
+    assert sum(values == {LAYERS: 0} for values in found) == 1  # the only one of its kind
     assert all(("model.structure.lora_alpha" in v) == (v[LAYERS] == 1) for v in found)
 
 

@@ -160,5 +160,8 @@ def test_only_a_whole_study_of_this_space_and_metric_answers(log: EventLog, tmp_
 
 
 def test_enough_is_a_standard_error_below_a_share_and_the_margin_below_what_is_none() -> None:
-    assert standard_error(0.95, 220, 0.01) == pytest.approx(0.0147, abs=1e-4)
+    assert standard_error(0.95, 220, 0.01) == pytest.approx(0.0157, abs=1e-4)
+    # All rows are right: one of the next may be wrong.
+    assert 1 / 220 < standard_error(1.0, 220, 0.01) < 2 / 220
+    assert standard_error(0.0, 220, 0.01) == pytest.approx(standard_error(1.0, 220, 0.01))
     assert standard_error(12.5, 220, 0.01) == 0.01

@@ -14,14 +14,18 @@ import pytest
 from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.contracts.trial import Trial
 from autoglm.errors import FencedError, PluginError, SearchError, StorageError, TrainingError
+from autoglm.evaluation.roles import read_roles
 from autoglm.plugins import registry
 from autoglm.search import journal, samplers
+from autoglm.search.constraints import read_constraints
 from autoglm.search.report import report_of
 from autoglm.search.results import Objective, pareto
+from autoglm.search.space import read_space
 from autoglm.search.stopping import expected_gain
+from autoglm.search.warm_start import best_points
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
-from search.numeric_runner import STEPS, NumericRunner, value_of
+from search.numeric_runner import KEYS, STEPS, NumericRunner, value_of
 from search.studies import LR, opened, run
 
 FINITE = {"lr": {"choice": [0.1, 0.3, 0.5]}, "epochs": {"randint": [1, 3]}}
@@ -181,6 +185,32 @@ def test_the_expected_gain_is_what_the_last_doubling_added() -> None:
     assert expected_gain([-1.0] * 9) == 0
 
 
+def test_a_study_whose_points_are_all_trained_says_so_and_trains_none_again(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    # Endless by its bounds; but the constraint leaves two points.
+    space = {
+        "lr": {"choice": [0.2, 0.3]},
+        "epochs": {"choice": [1, 3]},
+        "dropout": {"uniform": [0.0, 0.5], "when": {"epochs": 3}},
+    }
+    constraints = read_constraints(["epochs < 2"], KEYS)
+    result = run(
+        log, runner, trials=20, space=space, constraints=constraints, sampler="random",
+        defaults={"training.epochs": 1, "training.dropout": 0.0},
+    )  # fmt: skip
+    assert (result.stopped_by, len(result.trials)) == ("space", 2)
+    assert {trial.params["training.lr"] for trial in result.trials} == {0.2, 0.3}
+
+
+def test_a_range_of_one_number_is_one_point(log: EventLog, runner: NumericRunner) -> None:
+    (lr,) = read_space({"lr": optuna.distributions.FloatDistribution(0.1, 0.1)}, KEYS)
+    assert lr.points() == (0.1,)
+    space = {"lr": {"choice": [0.1]}, "dropout": optuna.distributions.FloatDistribution(0.2, 0.2)}
+    result = run(log, runner, trials=20, space=space)
+    assert (result.stopped_by, len(result.trials)) == ("space", 1)
+
+
 def test_every_point_of_a_finite_space_ends_the_study(log: EventLog, runner: NumericRunner) -> None:
     result = run(log, runner, trials=50, space=FINITE)
     assert (result.stopped_by, len(result.trials)) == ("space", 6)
@@ -327,17 +357,29 @@ def test_a_trial_that_fails_at_a_later_rung_is_no_best(
 def test_the_best_that_keeps_the_constraints_is_trained_to_its_end_shown_and_picked(
     log: EventLog, tmp_path: Path
 ) -> None:
-    def fulfils(metrics: Mapping[str, float]) -> bool:
-        return metrics["size"] < 0.2
-
+    bounds = read_roles({"size": {"at_most": 0.2}})
     runner = TwoSided(tmp_path / "stages")
-    result = run(log, runner, trials=12, scheduler="asha", fulfils=fulfils)
-    kept = [trial for trial in result.trials if trial.metrics["size"] < 0.2]
+    result = run(log, runner, trials=12, scheduler="asha", bounds=bounds)
+    kept = [trial for trial in result.trials if trial.metrics["size"] <= 0.2]
     assert kept
     assert result.best.value == max(trial.value or 0 for trial in kept)
     assert result.best.value < max(trial.value or 0 for trial in result.trials)
     assert epochs_of(result.best) == 9
-    assert report_of(log, "run-1", project="p")["best"]["number"] == result.best.number
+    report = report_of(log, "run-1", project="p")
+    assert report["best"]["number"] == result.best.number
+    assert (report["constraints"], report["unmet"]) == ({"size": "at most 0.2"}, [])
+
+
+def test_what_an_earlier_study_gives_first_kept_its_constraints(
+    log: EventLog, tmp_path: Path
+) -> None:
+    bounds = read_roles({"size": {"at_most": 0.2}})
+    found = run(log, TwoSided(tmp_path / "stages"), trials=8, bounds=bounds)
+    points = best_points(
+        log, "run-1", {"space": [str(*read_space(LR, KEYS))], "metric": "accuracy"}
+    )
+    assert points[0]["number"] == found.best.number
+    assert points[0]["value"] < max(point["value"] for point in points)
 
 
 def test_a_new_study_tries_the_best_points_of_earlier_ones_first(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -147,7 +148,11 @@ def test_the_command_line_may_say_a_call() -> None:
 
 
 def test_a_frozen_space_is_plain_json_and_reads_alike() -> None:
-    for space in (PYTHON, RAY, OPTUNA, {"lora_rank": tune.choice([4]).when(trainable_layers=0)}):
+    conditional = {
+        "trainable_layers": tune.choice([0, 1]),
+        "lora_rank": tune.choice([4]).when(trainable_layers=0),
+    }
+    for space in (PYTHON, RAY, OPTUNA, conditional):
         frozen = json.loads(canonical(space_said(space)))
         assert read(frozen) == read(space)
 
@@ -351,6 +356,24 @@ def test_the_last_part_of_every_key_names_it(backbone: str) -> None:
     assert resolve(num_layers.replace("num_", "n_"), keys) == num_layers
 
 
+def test_numbers_of_numpy_are_plain_numbers() -> None:
+    space = {
+        "epochs": tune.randint(np.int64(1), np.int64(4)).when(num_layers=np.int64(2)),
+        "num_layers": tune.choice([np.int64(2), np.int64(3)]),
+        "lr": tune.choice(np.logspace(-4, -2, 3)),
+        "dropout": optuna.distributions.FloatDistribution(np.float32(0.0), np.float64(0.5)),
+        "batch_size": {"choice": np.array([8, 16])},
+        "gradient_checkpointing": tune.choice([np.True_]),
+    }
+    plain = space_said(space)
+    assert json.loads(json.dumps(plain)) == plain  # numpy's own would not be kept
+    read = {d.key.rpartition(".")[2]: d for d in read_space(space, searchable_keys("package:x"))}
+    assert read["lr"].choices == (1e-4, 1e-3, 1e-2)
+    assert read["gradient_checkpointing"].choices == (True,)
+    assert read["epochs"].points() == (1, 2, 3)
+    assert {type(each) for d in read.values() for each in d.choices} == {bool, int, float}
+
+
 def test_a_part_of_kind_space_is_named_in_the_configuration(tmp_path: Path) -> None:
     registry.register("space", "as-map", PYTHON, replace=True)
     registry.register("space", "as-function", lambda: PYTHON, replace=True)
@@ -363,7 +386,11 @@ def test_a_part_of_kind_space_is_named_in_the_configuration(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("part", "words"),
-    [(lambda: 1 / 0, "gave no space: ZeroDivisionError"), (lambda: [1], "no map of dimensions")],
+    [
+        (lambda: 1 / 0, "gave no space: ZeroDivisionError"),
+        (lambda: sys.exit(2), "gave no space: SystemExit"),
+        (lambda: [1], "no map of dimensions"),
+    ],
 )
 def test_a_function_that_gives_no_space_is_refused(part: Any, words: str) -> None:
     registry.register("space", "broken", part, replace=True)

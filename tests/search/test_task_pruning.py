@@ -106,6 +106,76 @@ def test_a_wrong_prior_is_refused(prior: dict[str, Any], words: str) -> None:
     assert caught.value.exit_code == 2
 
 
+CHILD, PARENT = "model.structure.lora_rank", "training.trainable_layers"
+CONDITIONAL = {
+    "lr": {"loguniform": [1e-5, 1e-2]},
+    "trainable_layers": {"choice": [0, 1, 2]},
+    "lora_rank": {"choice": [4, 8], "when": {"trainable_layers": 0}},
+    "lora_alpha": {"uniform": [8, 32], "when": {"lora_rank": {"above": 4}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        ({"trainable_layers": 2}, "asked when training.trainable_layers is 0; that stays at 2"),
+        ({"trainable_layers": {"choice": [1, 2]}}, "no point of training.trainable_layers: [1, 2]"),
+    ],
+)
+def test_what_is_never_asked_once_its_parent_is_frozen_or_narrowed_is_left_out_by_name(
+    prior: dict[str, Any], words: str
+) -> None:
+    found = pruned(CONDITIONAL, prior=prior)
+    entries = {r.key: r for r in found.removed if r.by == "condition"}
+    assert entries.keys() == {CHILD, "model.structure.lora_alpha"}  # and what waits for it
+    assert words in entries[CHILD].evidence
+    assert not keys_of(found) & entries.keys()
+    assert keys_of(pruned(CONDITIONAL, prior={"trainable_layers": 0})) >= entries.keys()
+
+
+def test_what_a_condition_asks_of_may_be_what_the_task_takes_out() -> None:
+    space = {**CONDITIONAL, "dropout": {"uniform": [0, 0.5], "when": {"kernel_size": [3]}},
+             "kernel_size": {"choice": [3, 5]}}  # fmt: skip
+    found = pruned(space)
+    (never,) = [r for r in found.removed if r.by == "condition"]
+    assert (never.key, never.value) == ("training.dropout", 0.1)
+    assert "(by task)" in never.evidence
+    with pytest.raises(SearchError, match="nobody reads a dimension .kernel_size"):
+        pruned({name: said for name, said in space.items() if name != "kernel_size"})
+
+
+@pytest.mark.parametrize(
+    ("wide", "prior", "points"),
+    [
+        ("quniform(0, 0.4, 0.1)", "uniform(0.05, 0.3)", (0.1, 0.2, 0.3)),
+        ("uniform(0, 0.4)", "quniform(0, 0.3, 0.1)", (0.0, 0.1, 0.2, 0.3)),
+        ("quniform(0, 0.6, 0.1)", "quniform(0, 0.6, 0.15)", (0.0, 0.3, 0.6)),
+        ("uniform(0, 0.3)", "uniform(0.3, 0.9)", (0.3,)),
+        ("choice([0.1, 0.15, 0.2])", "quniform(0, 0.3, 0.1)", (0.1, 0.2)),
+        ("quniform(0, 0.4, 0.1)", "uniform(0.11, 0.19)", None),
+        ({"steps": [0.0, 0.8, 0.2]}, {"steps": [0.1, 0.9, 0.2]}, None),
+    ],
+)
+def test_a_prior_keeps_to_the_grid(wide: Any, prior: Any, points: tuple[float, ...] | None) -> None:
+    space = {**CONDITIONAL, "dropout": wide}
+    if points is None:
+        with pytest.raises(SearchError, match=r"training.dropout.*in common") as caught:
+            pruned(space, prior={"dropout": prior})
+        assert caught.value.code == "search.prior"
+        return
+    found = pruned(space, prior={"dropout": prior})
+    (dropout,) = [d for d in found.dimensions if d.key == "training.dropout"]
+    assert dropout.points() == points
+    assert [dropout.point(dropout.told(point)) for point in points] == [*points]
+    assert dropout.distribution()._contains(points[-1])
+
+
+def test_whole_numbers_stay_on_both_grids_however_many_they_are() -> None:
+    space = {"batch_size": "qrandint(8, 80000, 8)"}
+    (size,) = pruned(space, prior={"batch_size": "qrandint(20, 70000, 12)"}).dimensions
+    assert (size.low, size.high, size.step, size.is_whole) == (24, 69984, 24, True)
+
+
 class Felt:
     """Scores that depend on some keys only."""
 
@@ -159,6 +229,16 @@ def test_a_dimension_that_a_head_does_not_feel_is_left_out_with_the_figures() ->
         r.evidence for r in found.removed if r.key == "training.weight_decay"
     )
     assert runner.asked == 6
+
+
+def test_what_others_wait_for_is_not_probed_away() -> None:
+    space = {**PROBED_SPACE, "lora_rank": {"choice": [4, 8], "when": {"dropout": {"above": 0.2}}}}
+    own = {"training.trainable_layers": 2, "training.dropout": 0.1}
+    found = by_probe(
+        pruned(space), Felt(dropout=-0.001, weight_decay=0.001), metric="accuracy", own=own, cancel=threading.Event()
+    )  # fmt: skip
+    assert {"training.dropout", "model.structure.lora_rank"} <= keys_of(found)
+    assert "training.weight_decay" not in keys_of(found)
 
 
 def test_a_trial_that_breaks_proves_nothing() -> None:

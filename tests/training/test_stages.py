@@ -136,11 +136,31 @@ def test_what_an_earlier_run_trained_costs_a_later_one_nothing(
 def test_a_stage_that_was_not_asked_for_an_evaluators_value_is_trained_for_it(
     tmp_path: Path, spec: Any, tiny_backbone: Path
 ) -> None:
-    evaluate = {**spec.config["evaluate"], "metrics": {"minority_recall": {"at_least": 0.5}}}
-    other = replace(spec, config={**spec.config, "evaluate": evaluate})
+    other = asked_for(spec, {"f2": "report"})
     one, another = (Runner(tmp_path / "work", each, tiny_backbone) for each in (spec, other))
     keys = [each.plan().stages[0].key for each in (one, another)]
     assert len(set(keys)) == 2
+
+
+def test_a_metric_that_every_stage_has_is_asked_for_without_training(
+    tmp_path: Path, spec: Any, tiny_backbone: Path
+) -> None:
+    first = Runner(tmp_path / "work", spec, tiny_backbone)
+    trained = first.advance(first.plan(**{"training.epochs": 1}), 1)
+    assert trained.metrics.keys() >= {"accuracy", "macro_f1", "minority_recall"}
+    picks = spec.config["evaluate"]["metric"]
+    roles = {"minority_recall": {"at_least": 0.5}, picks: "objective", "size_bytes": "report"}
+    later = Runner(tmp_path / "work", asked_for(spec, roles, "accuracy"), tiny_backbone)
+    found = later.advance(later.plan(**{"training.epochs": 1}), 1)
+    assert (found.key, found.reused_steps) == (trained.key, found.num_steps)
+    assert later.num_steps == 0
+
+
+def asked_for(spec: Any, metrics: Any, *objectives: str) -> Any:
+    evaluate = {**spec.config["evaluate"], "metrics": metrics}
+    search = {**spec.config["search"], "objectives": objectives}
+    config = {**spec.config, "evaluate": evaluate, "search": search}
+    return replace(spec, run_id="later", config=config)
 
 
 def test_trials_share_the_steps_that_are_equal_and_no_others(runner: Runner) -> None:

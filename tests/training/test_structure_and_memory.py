@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
 import threading
 from pathlib import Path
@@ -19,7 +20,7 @@ from autoglm.modeling.adapters import load_trained
 from autoglm.modeling.attention import packed
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.recovery.checkpoints import Checkpoints
-from autoglm.training import memory, precision
+from autoglm.training import devices, memory, precision
 from autoglm.training.decisions import Decisions
 from autoglm.training.state import optimizer_tensors
 from autoglm.training.trainer import Pause
@@ -99,6 +100,28 @@ def test_what_was_measured_once_is_read_ever_after(tmp_path: Path) -> None:
     assert Decisions(path).decided("precision", never)["bf16"] == 3.0
     trained = toy.train(decisions=Decisions(path), precision="auto", epochs=8)
     assert trained.metrics["accuracy"] > 0.5, "in bf16, as the run once decided"
+
+
+def test_runs_of_a_project_compute_in_one_format_however_busy_the_machine_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, slow = {"bf16": 2.0, "fp16": 1.0}, {"bf16": 0.5, "fp16": 0.5}
+    answers = [quick, slow, slow]
+    monkeypatch.setattr(precision, "measure", lambda _device: answers.pop(0))
+    machine = tmp_path / "machine.json"
+
+    def format_of(run: str) -> str:
+        (tmp_path / run).mkdir(exist_ok=True)
+        decisions = Decisions(tmp_path / run / "decisions.json", machine=machine)
+        return precision.choose("auto", precision.speeds("cpu", decisions), "cpu")
+
+    assert [format_of("a"), format_of("b")] == ["bf16", "bf16"]
+    machine.unlink()  # measure anew: for runs that begin, not for those that go on
+    assert [format_of("c"), format_of("a"), format_of("d")] == ["fp32", "bf16", "fp32"]
+    assert answers == [slow]
+    monkeypatch.setattr(devices, "identity", lambda _kind: "another processor/device")
+    assert (format_of("e"), answers) == ("fp32", [])
+    assert len(json.loads(machine.read_text())) == 2
 
 
 def in_fp16(tmp_path: Path, **more: Any) -> Any:

@@ -93,8 +93,14 @@ class Progress:
         self._trials = event["trials"]
         self._line("study", event["study"])
 
+    def _place(self, event: Mapping[str, Any]) -> str:
+        """Which trial of how many. Its number may be higher: points that were refused, or repeated
+        another one, have numbers too.
+        """
+        return f"{event.get('place', event['number'] + 1)}/{self._trials}"
+
     def _on_trial_started(self, event: Mapping[str, Any]) -> None:
-        self._live("trial", f"{event['number'] + 1}/{self._trials} {_params(event['params'])}")
+        self._live("trial", f"{self._place(event)} {_params(event['params'])}")
 
     def _on_trial_resumed(self, event: Mapping[str, Any]) -> None:
         self._line("resume", f"goes on from step {event['step']}, epoch {event['epoch']}")
@@ -113,12 +119,12 @@ class Progress:
         self._best = event["best"]
         self._line(
             "trial",
-            f"{event['number'] + 1}/{self._trials}  {number(event['value'])}"
+            f"{self._place(event)}  {number(event['value'])}"
             f"  best {number(event['best'])}  {event['seconds']:.1f} s  {_params(event['params'])}",
         )
 
     def _on_trial_promoted(self, event: Mapping[str, Any]) -> None:
-        self._live("trial", f"{event['number'] + 1}/{self._trials} goes on to {event['stage']}")
+        self._live("trial", f"{self._place(event)} goes on to {event['stage']}")
 
     def _on_trial_paused(self, event: Mapping[str, Any]) -> None:
         self._at_rung("paused", event)
@@ -129,15 +135,15 @@ class Progress:
     def _at_rung(self, what: str, event: Mapping[str, Any]) -> None:
         self._line(
             "trial",
-            f"{event['number'] + 1}/{self._trials}  {number(event['value'])}"
+            f"{self._place(event)}  {number(event['value'])}"
             f"  {what} after {event['stage']} epochs  {_params(event['params'])}",
         )
 
     def _on_trial_failed(self, event: Mapping[str, Any]) -> None:
-        self._line("trial", f"{event['number'] + 1}/{self._trials}  failed: {event['cause']}")
+        self._line("trial", f"{self._place(event)}  failed: {event['cause']}")
 
     def _on_trial_cut_off(self, event: Mapping[str, Any]) -> None:
-        self._line("trial", f"{event['number'] + 1}/{self._trials}  cut off: the budget is used up")
+        self._line("trial", f"{self._place(event)}  cut off: the budget is used up")
 
     def _on_step_started(self, event: Mapping[str, Any]) -> None:
         if event["step"] != "search":
@@ -151,6 +157,11 @@ class Progress:
 
     def _on_evaluator_warning(self, event: Mapping[str, Any]) -> None:
         self._line("warning", event["warning"])
+
+    _on_folds_warning = _on_evaluator_warning
+
+    def _on_constraints_unmet(self, event: Mapping[str, Any]) -> None:
+        self._line("warning", event["said"])
 
     def _on_dimension_removed(self, event: Mapping[str, Any]) -> None:
         self._line("space", f"{event['key']} stays at {event['value']}: {event['evidence']}")

@@ -52,6 +52,7 @@ def run(folder: Folder = Path(), as_json: AsJson = False) -> None:
             "CPU seconds": number(found["cpu_seconds"], 1),
         }
     )
+    _print_unmet(found["unmet"], is_over=True)
     if found["pareto"]:
         typer.echo(f"no other trial beats: {', '.join(map(str, found['pareto']))}")
     typer.echo(f"next: autoglm search show {folder}, autoglm search apply {folder}")
@@ -104,6 +105,7 @@ def apply(folder: Folder = Path(), study: StudyOption = "", as_json: AsJson = Fa
     if as_json:
         print_json(done)
         return
+    _print_unmet(done["unmet"], is_over=done["is_ended"])
     if not done["is_ended"]:
         typer.echo("the study has not ended yet: these are its best values so far.")
     rows = [(key, change["was"], change["is"]) for key, change in done["changes"].items()]
@@ -139,6 +141,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
     )
     if best:
         print_pairs({f"best {metric}": _best(best), **best["params"]})
+    _print_unmet(report["unmet"], is_over=bool(report["stopped_by"]))
     screen = console()
     for axis, label in (("seconds", "seconds of training"), ("cpu_seconds", "CPU-seconds")):
         points = [(moment[axis], moment["value"]) for moment in report["best_so_far"]]
@@ -151,12 +154,37 @@ def _print_report(report: Mapping[str, Any]) -> None:
     _print_tables(report)
 
 
+def _print_unmet(unmet: Sequence[Mapping[str, Any]], *, is_over: bool) -> None:
+    from autoglm.contracts.record import from_json
+    from autoglm.contracts.trial import Unmet
+    from autoglm.search.bounds import said_of
+
+    if said := said_of([from_json(Unmet, each) for each in unmet]):
+        then = "the best of all is shown; a run would release nothing" if is_over else "so far"
+        typer.echo(f"{said}: {then}.")
+
+
 def _print_tables(report: Mapping[str, Any]) -> None:
     if report["removed"]:
         typer.echo("\nnot asked")
         print_table(
             ("key", "stays at", "by", "evidence"),
             [(r["key"], r["value"], r["by"], r["evidence"]) for r in report["removed"]],
+        )
+    expected = [row for row in report["trials"] if row["why"]]
+    if expected:
+        typer.echo("\nwhat trials were expected to cost")
+        print_table(
+            ("trial", "expected CPU s", "paid", "why"),
+            [
+                (
+                    row["number"],
+                    number(row["expected_cpu_seconds"], 1),
+                    number(row["cpu_seconds"], 1),
+                    "; ".join(row["why"]),
+                )
+                for row in expected
+            ],
         )
     if report["saved"]:
         typer.echo("\nCPU-seconds saved")

@@ -13,8 +13,8 @@ class Trial:
     value at its end. `cpu_seconds` is what was paid for it; `saved`, by lever, what was not
     (`stage_tree`: steps that others had made, or we before we were killed). Of a cross-validated
     trial `metrics` are means, `folds` those of each fold, `interval` the 95 % interval of `value`.
-    `expected_cpu_seconds` were reckoned before it began; `peak` is the most memory that training
-    took, bytes by kind.
+    `expected_cpu_seconds` were reckoned before it began, `why` of what; `peak` is the most memory
+    that training took, bytes by kind.
     """
 
     project: str
@@ -35,6 +35,7 @@ class Trial:
     interval: tuple[float, ...] = ()
     peak: Mapping[str, int] = field(default_factory=dict)
     expected_cpu_seconds: float = 0.0
+    why: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +43,24 @@ class Removal:
     """A dimension of the space that was not asked, what stood in its place, by what and why."""
 
     key: str
-    by: Literal["task", "prior", "probe"]
+    by: Literal["task", "prior", "condition", "probe"]
     value: Any
     evidence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unmet:
+    """A constraint of evaluate.metrics that `missed_by` of the `of` complete trials miss, in a
+    study in which none keeps all. `nearest` is the value nearest to the `bound`, of `trial`; None
+    where it is undefined in all.
+    """
+
+    metric: str
+    bound: str
+    missed_by: int
+    of: int
+    nearest: float | None
+    trial: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +71,9 @@ class StudyResult:
     holds) `| space` (every point was tried).
     `objectives`: metric → `maximize | minimize`; `pareto`: numbers of the complete trials that no
     other one beats in all of them. `hints`: points that earlier studies gave to this one.
-    `removed`: dimensions that were not asked. `refresh`: the earlier answer that was tried first
-    (search.refresh.Refresh), when there was one.
+    `removed`: dimensions that were not asked. `unmet`: constraints that stand in the way where no
+    trial keeps all; `best` is then the best of all, and a run does not release it. `refresh`: the
+    earlier answer that was tried first (search.refresh.Refresh), when there was one.
     """
 
     project: str
@@ -71,4 +88,5 @@ class StudyResult:
     pareto: tuple[int, ...] = ()
     hints: tuple[Mapping[str, Any], ...] = ()
     removed: tuple[Removal, ...] = ()
+    unmet: tuple[Unmet, ...] = ()
     refresh: Mapping[str, Any] = field(default_factory=dict)

@@ -118,7 +118,7 @@ def _asked(evaluator: Evaluator, ask: Any, truth: Sequence[Any], prediction: Seq
         return ask(list(truth), list(prediction))
     except (AutoGLMError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # one that leaves is a broken one
         raise PluginError(
             f"evaluator:{_name(evaluator)} raised on {len(truth):,} rows:"
             f" {type(error).__name__}: {error}.",

@@ -7,7 +7,7 @@ from autoglm.contracts.evaluation_report import PairedDifference, Score
 from autoglm.contracts.task import TextScore
 from autoglm.evaluation.asking import Negated, value_of
 from autoglm.evaluation.metrics import METRICS, Metric, metrics_of
-from autoglm.evaluation.resampling import UNDEFINED, drawn, interval, weights
+from autoglm.evaluation.resampling import UNDEFINED, drawn, interval, weights, wilson
 from autoglm.plugins import registry
 from autoglm.plugins.kinds import Evaluator
 
@@ -80,9 +80,14 @@ class MetricEvaluator:
 
 
 def _score(metric: Metric, statistics: Any, num_rows: int) -> Score:
-    value = metric.of(statistics.sums())
+    sums = statistics.sums()
+    value = metric.of(sums)
     if value is None:
         return Score(value=None, low=None, high=None, rows=num_rows)
+    if value in (0.0, 1.0) and metric.rows_of is not None:
+        # Rows that are all alike are alike however they are drawn; which is no certainty.
+        ends = wilson(value, metric.rows_of(sums))
+        return Score(value=value, low=ends[0], high=ends[1], rows=num_rows)
     low, high = interval(metric.of(statistics.sums(rows)) for rows in weights(num_rows))
     return Score(value=value, low=low, high=high, rows=num_rows)
 

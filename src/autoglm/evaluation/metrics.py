@@ -46,10 +46,13 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`of` makes a value of the sums of `statistics`; None where it is undefined."""
+    """`of` makes a value of the sums of `statistics`; None where it is undefined. `rows_of`: of a
+    metric that is the share of rows answered rightly, how many rows that is a share of.
+    """
 
     statistics: Callable[[Sequence[Any], Sequence[Any]], Statistics]
     of: Callable[[Array], float | None]
+    rows_of: Callable[[Array], float] | None = None
 
     def __call__(self, truth: Sequence[Any], prediction: Sequence[Any]) -> float | None:
         return self.of(self.statistics(truth, prediction).sums())
@@ -173,13 +176,17 @@ def _r2(sums: Array) -> float | None:
     return float(1 - squares / spread) if spread > 1e-12 * total_squares else None
 
 
+def _out_of(sums: Array) -> float:
+    return float(sums[1])
+
+
 OF_LABEL: Mapping[str, Metric] = {
-    "accuracy": Metric(_hits, _share),
+    "accuracy": Metric(_hits, _share, _out_of),
     "macro_f1": Metric(_per_label, _macro_f1),
-    "minority_recall": Metric(_of_rarest, _share),
+    "minority_recall": Metric(_of_rarest, _share, _out_of),
 }
 OF_LABELS: Mapping[str, Metric] = {
-    "accuracy": Metric(_hits, _share),
+    "accuracy": Metric(_hits, _share, _out_of),
     "macro_f1": Metric(_per_label, _macro_f1),
     "micro_f1": Metric(_per_label, _micro_f1),
 }

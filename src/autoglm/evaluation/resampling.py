@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -14,6 +15,8 @@ from autoglm.errors import PluginError
 RESAMPLES = 1000
 # What is not made of sums is computed from the rows each time.
 PLUGIN_RESAMPLES = 200
+# So many standard deviations lie around the middle 95 % of a normal distribution.
+NORMAL_95 = 1.959964
 UNDEFINED = Score(value=None, low=None, high=None, rows=0)
 
 
@@ -31,6 +34,18 @@ def interval(draws: Iterable[float | None]) -> tuple[float | None, float | None]
         return None, None
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)
+
+
+def wilson(share: float, num: float) -> tuple[float, float]:
+    """The 95 % interval of a share of `num` independent rows, also where it is 0 or 1 (of n rows
+    that are all right: n / (n + 3.84) to 1; the rule of three says 1 - 3 / n of its lower end).
+    Source: Wilson, "Probable Inference", 1927, JASA 22.
+    """
+    squared = NORMAL_95**2
+    centre = (share + squared / (2 * num)) / (1 + squared / num)
+    spread = share * (1 - share) / num + squared / (4 * num**2)
+    half = NORMAL_95 * math.sqrt(spread) / (1 + squared / num)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def drawn(

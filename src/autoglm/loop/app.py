@@ -21,6 +21,7 @@ from autoglm.registry.model_registry import LocalModelRegistry
 from autoglm.release.gateway_client import GatewayClient
 from autoglm.serving.launcher import GatewayProcess
 from autoglm.state.event_log import EventLog
+from autoglm.training.decisions import MACHINE
 from autoglm.training.launcher import TrainingWorker
 from autoglm.training.stages import GRAPHS
 from autoglm.triggers.admission import Admission
@@ -67,7 +68,7 @@ class App:
     @property
     def work(self) -> Path:
         """Stored stages of the run in hand; a new attempt at a failed run finds them here. The
-        graphs are for the next run too.
+        graphs are for the next run too, and so is what was measured of the machine.
         """
         return self.project.state / "work"
 
@@ -166,7 +167,7 @@ class App:
 
     def clear_work(self) -> None:
         for path in self.work.glob("*"):
-            if path.name != GRAPHS:
+            if path.name not in {GRAPHS, MACHINE}:
                 shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:

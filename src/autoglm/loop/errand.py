@@ -48,6 +48,12 @@ def probe(arguments: Mapping[str, Any]) -> Any:
     return to_json(probe_evaluators(from_json(RunSpec, arguments["spec"])))
 
 
+def probe_folds(arguments: Mapping[str, Any]) -> Any:
+    from autoglm.loop.folding import probe_folds as lacking
+
+    return lacking(from_json(RunSpec, arguments["spec"]))
+
+
 def evaluate_texts(arguments: Mapping[str, Any]) -> Any:
     from autoglm.loop.evaluation import evaluate_texts as report_of
 
@@ -86,6 +92,7 @@ ERRANDS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "evaluate": evaluate,
     "evaluate_texts": evaluate_texts,
     "probe": probe,
+    "probe_folds": probe_folds,
     "execute": execute,
 }
 

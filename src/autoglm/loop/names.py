@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autoglm.config.config_loader import Config
+from autoglm.config.provenance import flat
 from autoglm.contracts.task import METRICS_OF, TASKS
 from autoglm.errors import ConfigError, ModelError, PluginError, SearchError
 from autoglm.evaluation.roles import MEASURED, read_roles
@@ -106,7 +107,7 @@ def _check_space(settings: Settings, kinds: Collection[str]) -> set[str]:
     if isinstance(settings.search.space, str):
         _sound("space", settings.search.space, "search.space", ("space", *kinds))
     keys = searchable_keys(settings.model.backbone)
-    dimensions = pruned_space(settings, {}).dimensions
+    dimensions = pruned_space(settings, flat(settings)).dimensions
     searched = {dimension.key for dimension in dimensions}
     for constraint in read_constraints(settings.search.constraints, keys):
         for key in {*constraint.keys.values()} - searched:
@@ -190,7 +191,13 @@ def _check_backbone(ref: str, where: Layers) -> None:
 
 
 def _check_metric(settings: Settings, metric: str, key: str) -> None:
-    """Whether it says something of the task's answers."""
+    """Whether it says something of the task's answers, when a study can hear it."""
+    if metric in MEASURED:
+        raise ConfigError(
+            f"{key} = {metric!r}: it is measured of the exported model, when the search is over.",
+            code="config.wrong_value",
+            next_step=f"Bound it: evaluate.metrics: {{{metric}: {{at_most: …}}}}, or report it.",
+        )
     known = TASKS[settings.model.task].metrics
     if metric not in known and any(metric in names for names in METRICS_OF.values()):
         raise ConfigError(

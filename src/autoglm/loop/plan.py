@@ -48,11 +48,12 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     from autoglm.search.space import num_points
 
     settings = project.settings
-    dimensions = pruned_space(settings, {}).dimensions
+    pruned = pruned_space(settings, flat(settings))
     texts = load_rows(dataset, "train").inputs
     sample = texts[:: max(1, len(texts) // SAMPLED_TEXTS)][:SAMPLED_TEXTS]
     per_text, (num_params, weights_bytes) = _measure(dataset, sample, project)
-    num_trials = num_points(dimensions, flat(settings)) or settings.search.trials
+    own = {**flat(settings), **pruned.fixed}
+    num_trials = num_points(pruned.dimensions, own) or settings.search.trials
     trials = min(settings.search.trials, num_trials)
     tokens = int(per_text * dataset.rows)
     flops = 2.0 * num_params * per_text * len(texts) * PASSES * settings.training.epochs

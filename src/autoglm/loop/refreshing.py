@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.datasets.comparison import compare
 from autoglm.datasets.feature_table import DeltaFeatureTable
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
 # Where training starts is asked apart; `refresh` says when to look back, not for what.
 NO_QUESTION = {"model": {"start_from"}, "search": {"refresh"}}
+# What a study that is no run's asked, and of which rows.
+SPEC = "spec.json"
 
 
 def find_refresh(
@@ -39,7 +45,11 @@ def find_refresh(
         if earlier is None or _question(earlier) != _question(spec, like=earlier):
             return None
         changed = _changed(earlier, spec)
-        return changed if changed and changed <= search.refresh else None
+        if changed is None or changed > search.refresh:
+            return None
+        # A run of the very rows of another run was asked for to search again; of those that a study
+        # alone has searched, to use what it found.
+        return changed if changed or earlier.run_id not in _runs(app) else None
 
     def from_stable(run_id: str) -> bool:
         """Whether training starts from a version that learnt what that run learnt from, or more."""
@@ -75,10 +85,34 @@ def find_refresh(
     return found
 
 
+def keep_spec(draft: RunSpec) -> None:
+    """What a study alone asks, beside its decisions, so that a later one can be compared with it:
+    as it began, whoever calls it again. `draft` is frozen: it holds no secrets.
+    """
+    path = Path(draft.folder) / SPEC
+    if _read(path) is not None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{SPEC}.{os.getpid()}")
+    staging.write_text(json.dumps(to_json(draft)), encoding="utf-8")
+    staging.replace(path)
+
+
+def _runs(app: App) -> set[str]:
+    return {row["run_id"] for row in app.admission.rows()}
+
+
 def _spec_of(run_id: str, app: App) -> RunSpec | None:
-    """None of a study that was no run's."""
-    rows = {row["run_id"] for row in app.admission.rows()}
-    return app.admission.spec(run_id) if run_id in rows else None
+    """Of a run, or of a study alone; None where nothing is known of it (any more)."""
+    if run_id in _runs(app):
+        return app.admission.spec(run_id)
+    return _read(app.project.state / "runs" / run_id / SPEC)
+
+
+def _read(path: Path) -> RunSpec | None:
+    with contextlib.suppress(OSError, ValueError):
+        return from_json(RunSpec, json.loads(path.read_text(encoding="utf-8")))
+    return None
 
 
 def _question(spec: RunSpec, *, like: RunSpec | None = None) -> Mapping[str, Any]:

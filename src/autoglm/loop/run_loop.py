@@ -105,6 +105,7 @@ def succeeded(spec: RunSpec, candidate: Candidate, rollout: Rollout) -> dict[str
         "status": "succeeded",
         "num_trials": len(candidate.study.trials),
         "stopped_by": candidate.study.stopped_by,
+        "unmet": to_json(candidate.study.unmet),
         "best": {
             "params": dict(best.params),
             "metric": candidate.study.metric,

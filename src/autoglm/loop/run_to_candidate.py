@@ -18,7 +18,7 @@ from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trial import Removal, StudyResult
 from autoglm.errors import CancelledError, SearchError, TrainingError
-from autoglm.evaluation.roles import MEASURED, read_roles
+from autoglm.evaluation.roles import MEASURED, Role, read_roles
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
 from autoglm.loop.lineage import lineage_of
@@ -76,7 +76,9 @@ def run_to_candidate(spec: RunSpec, app: App, step: Step) -> Candidate:
 
     study = from_json(StudyResult, timed("search", lambda: search(spec, settings, app)))
     exported = timed("export", lambda: export(spec, settings, study, app))
-    report = from_json(EvaluationReport, timed("evaluate", lambda: evaluate(spec, exported, app)))
+    report = from_json(
+        EvaluationReport, timed("evaluate", lambda: evaluate(spec, study, exported, app))
+    )
     version = from_json(
         ModelVersion, timed("register", lambda: register(spec, study, exported, report, app))
     )
@@ -115,6 +117,9 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     if settings.search.sampler not in registry.names("sampler"):
         project_files.open_parts(spec)  # under `up` nobody has read the project's files here yet
     probe_evaluators(spec, app)
+    if settings.search.folds and (lacking := app.errand("probe_folds", spec=to_json(spec))):
+        get_logger(run_id=spec.run_id).warning(lacking)
+        app.on_event({"kind": "folds_warning", "warning": lacking})
     keys = searchable_keys(settings.model.backbone)
     asked = pruned_space(settings, _said(spec))
     constraints = read_constraints(settings.search.constraints, keys)
@@ -140,7 +145,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             log=app.log,
             clock=app.clock,
             on_event=app.on_event,
-            fulfils=constraints_hold(settings),
+            bounds=bounds_of(settings),
             refresh=find_refresh(spec, settings, pruned, app, starts_from_stable=from_stable),
         )
         try:
@@ -223,15 +228,10 @@ def probe_evaluators(spec: RunSpec, app: App) -> None:
             app.on_event({"kind": "evaluator_warning", **found})
 
 
-def constraints_hold(settings: Settings) -> Callable[[Mapping[str, float]], bool]:
-    """Whether a trial's scores keep every constraint that can be known before the export."""
-    roles = [r for r in read_roles(settings.evaluate.metrics) if r.name not in MEASURED]
-
-    def fulfils(metrics: Mapping[str, float]) -> bool:
-        values = [(role, metrics.get(role.name)) for role in roles]
-        return not any(role.missed(v) or role.is_unknown(v) for role, v in values)
-
-    return fulfils
+def bounds_of(settings: Settings) -> tuple[Role, ...]:
+    """The constraints whose values can be known before the export."""
+    roles = read_roles(settings.evaluate.metrics)
+    return tuple(r for r in roles if r.role == "constraint" and r.name not in MEASURED)
 
 
 def _said(spec: RunSpec) -> Mapping[str, Any]:
@@ -293,11 +293,22 @@ def stable_to_beat(spec: RunSpec, app: App) -> ModelVersion | None:
     return stable if facts.get("task", spec.dataset.task) == spec.dataset.task else None
 
 
-def evaluate(spec: RunSpec, exported: Mapping[str, Any], app: App) -> Any:
-    """Candidate, stable and the floors on the same test rows."""
+def evaluate(
+    spec: RunSpec, study: StudyResult, exported: Mapping[str, Any], app: App
+) -> Mapping[str, Any]:
+    """Candidate, stable and the floors on the same test rows. A constraint that no trial kept on
+    the validation rows fails the candidate, though test rows may happen to be easier.
+    """
+    from autoglm.search.bounds import said_of
+
     stable = stable_to_beat(spec, app)
     folder, since = (stable.folder, stable.lineage.dataset_version) if stable else ("", None)
-    return app.evaluate(spec, exported["folder"], folder, since=since)
+    report: Mapping[str, Any] = app.evaluate(spec, exported["folder"], folder, since=since)
+    if not study.unmet:
+        return report
+    before = "" if report["verdict"] == "Successful" else f"{report['reason']}; "
+    reason = f"{before}constraint_missed on the validation rows: {said_of(study.unmet)}"
+    return {**report, "verdict": "Failed", "reason": reason}
 
 
 def register(

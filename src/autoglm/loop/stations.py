@@ -26,6 +26,7 @@ from autoglm.loop.app import App, ignore
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import draft_spec, trigger_event
 from autoglm.loop.names import check_names
+from autoglm.loop.refreshing import keep_spec
 from autoglm.loop.run_to_candidate import open_trainer, probe_evaluators, trained_keys
 from autoglm.project import Project
 from autoglm.settings import from_snapshot, unfreeze
@@ -94,7 +95,9 @@ def search(app: App) -> StudyResult:
     Stopped and called again with the same settings and rows it goes on; ended, it is read.
     Raises: ConfigError, DataError, SearchError, TrainingError, CancelledError.
     """
-    spec = _spec(app)
+    draft = _draft(app)
+    keep_spec(draft)
+    spec = unfreeze(draft, app.project.config)
     settings = from_snapshot(spec.config)
     app.on_event({"kind": "study", "study": spec.run_id, "trials": settings.search.trials})
     try:
@@ -135,13 +138,18 @@ def _folder(app: App, name: str) -> str:
 
 def _spec(app: App) -> RunSpec:
     """What a run would get, without being one: nothing is admitted."""
+    return unfreeze(_draft(app), app.project.config)
+
+
+def _draft(app: App) -> RunSpec:
+    """As it may lie on a disk."""
     check_names(app.project.settings, app.project.layers)
     dataset = _dataset(app)
     trigger = trigger_event(app, "command", cause="", reason="one station")
     draft = draft_spec(trigger, dataset, app)
     name = digest(draft.config_digest, dataset.content_digest, size=6)
     folder = str(app.project.state / "runs" / f"alone-{name}")
-    return unfreeze(replace(draft, run_id=f"alone-{name}", folder=folder), app.project.config)
+    return replace(draft, run_id=f"alone-{name}", folder=folder)
 
 
 def _dataset(app: App) -> DatasetVersion:

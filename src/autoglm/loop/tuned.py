@@ -51,6 +51,7 @@ def apply_best(project: Project, study: str = "") -> dict[str, Any]:
         "metric": report["metric"],
         "value": best["value"],
         "is_ended": bool(report["stopped_by"]),
+        "unmet": report["unmet"],
         "changes": {
             key: {"was": old["value"], "is": new["value"]} for key, (old, new) in said.items()
         },

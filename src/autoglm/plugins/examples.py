@@ -186,7 +186,7 @@ def Part():
     return {
         "lr": tune.loguniform(1e-4, 1e-2),
         "n_layers": tune.choice([2, 3, 4]),
-        "lora_rank": tune.choice([4, 8]).when(trainable_layers=0),
+        "lora_rank": tune.choice([4, 8]).when(n_layers=4),
     }
 """,
     "metric_provider": """

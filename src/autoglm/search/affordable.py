@@ -7,9 +7,12 @@ study ends and which one that begins with what is cheap would not reach.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+from autoglm.contracts.stage_chain import Cost, StageChain
+from autoglm.errors import ModelError, SearchError, TrainingError
+from autoglm.plugins.kinds import TrialRunner
 from autoglm.search.config import SearchConfig
 from autoglm.search.standing import Standing
 
@@ -21,6 +24,19 @@ LEAST = {"cpu_budget": 0.5, "budget": 0.05}  # several threads use less wall tim
 MOST = 4.0
 
 Budget = Literal["budget", "cpu_budget"]
+
+
+def expected(runner: TrialRunner, params: Mapping[str, Any]) -> tuple[StageChain | None, Cost]:
+    """The trial's chain and what it will cost. One that cannot be planned costs nothing: it fails
+    when its turn comes, first.
+    """
+    try:
+        chain = runner.plan(params)
+        return chain, runner.cost(chain)
+    except (ModelError, TrainingError, SearchError) as error:
+        if error.retryable:
+            raise
+        return None, Cost(cpu_seconds=0.0, disk_bytes=0, num_steps=0, why=(str(error),))
 
 
 def next_affordable(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from autoglm.errors import SearchError
 from autoglm.search.spellings import refused
 
 if TYPE_CHECKING:
@@ -71,10 +73,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def in_order(dimensions: Mapping[str, Dimension]) -> tuple[Dimension, ...]:
-    """What a condition asks of comes before what it decides; else as they stand.
+def in_order(
+    dimensions: Mapping[str, Dimension], elsewhere: Collection[str] = ()
+) -> tuple[Dimension, ...]:
+    """What a condition asks of comes before what it decides; else as they stand. `elsewhere` are
+    keys of dimensions that the space names beside these.
 
-    Raises: SearchError search.condition for a circle, or for a condition that no point fulfils.
+    Raises: SearchError search.condition for a circle, for a condition on what is no dimension, or
+    for one that no point fulfils.
     """
     left, order = dict(dimensions), []
     while left:
@@ -89,27 +95,51 @@ def in_order(dimensions: Mapping[str, Dimension]) -> tuple[Dimension, ...]:
         del left[free[0].key]
     for dimension in order:
         for condition in dimension.when:
-            _possible(dimension, condition, dimensions)
+            _possible(dimension, condition, dimensions, elsewhere)
     return tuple(order)
 
 
 def _possible(
-    dimension: Dimension, condition: Condition, dimensions: Mapping[str, Dimension]
+    dimension: Dimension,
+    condition: Condition,
+    dimensions: Mapping[str, Dimension],
+    elsewhere: Collection[str],
 ) -> None:
     parent = dimensions.get(condition.key)
-    if parent is None or parent.when:
-        return  # the project's own value counts, or may count
-    is_range = not parent.choices
-    points = parent.choices or (parent.low, parent.high)
-    can_hold = any(condition.holds({parent.key: point}) for point in points)
-    can_hold = can_hold or (is_range and any(map(parent.holds, condition.values)))
-    if is_range and not condition.values and not can_hold:
-        low, high = condition.above, condition.below
-        can_hold = (low is None or low < parent.high) and (high is None or high > parent.low)
-    if not can_hold:
+    if parent is None:
+        if condition.key not in elsewhere:
+            others = {*dimensions, *elsewhere} - {dimension.key}
+            raise _no_dimension(dimension.key, condition, others)
+        return  # whoever took it out knows its value
+    if not parent.when and not can_hold(condition, parent):  # else the project's own value may do
         raise refused(
             f"{dimension.key} would never be asked: no point of {parent} fulfils its condition,"
             f" {condition}.",
             "Correct the condition, or take the dimension out.",
             "search.condition",
         )
+
+
+def can_hold(condition: Condition, parent: Dimension) -> bool:
+    """Whether a point of `parent` fulfils the condition."""
+    if parent.choices or condition.values:
+        points = parent.choices or condition.values
+        return any(parent.holds(p) and condition.holds({parent.key: p}) for p in points)
+    if (every := parent.points()) is not None:
+        return any(condition.holds({parent.key: point}) for point in every)
+    low, high = condition.above, condition.below
+    if low is not None and high is not None and low >= high:
+        return False
+    return (low is None or low < parent.high) and (high is None or high > parent.low)
+
+
+def _no_dimension(name: str, condition: Condition, others: Collection[str]) -> SearchError:
+    shown = sorted(key.rpartition(".")[2] for key in others)
+    near = difflib.get_close_matches(condition.key.rpartition(".")[2], shown, n=1)
+    known = f"Did you mean {near[0]}?" if near else f"Others are: {', '.join(shown) or 'none'}."
+    return refused(
+        f"search.space: {name} is asked when {condition}, and {condition.key} is no dimension of"
+        " the space: it has one value in all trials.",
+        f"{known} Or take the condition out.",
+        "search.condition",
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.trial import Removal
 from autoglm.errors import SearchError
+from autoglm.evaluation.roles import Role
 from autoglm.search.proposals import Proposals
 from autoglm.search.results import Objective
 from autoglm.search.samplers import Samplers
@@ -32,6 +33,7 @@ class Asked:
     seed: int
     removed: Sequence[Removal]
     num_folds: int = 0
+    bounds: Sequence[Role] = ()
 
     @property
     def directions(self) -> list[str]:
@@ -86,6 +88,7 @@ def open_study(
         if "asks" not in study.user_attrs:
             study.set_user_attr("asks", asked.to_json())
             study.set_user_attr("removed", [to_json(removal) for removal in asked.removed])
+            study.set_user_attr("bounds", [to_json(bound) for bound in asked.bounds])
         if storage.recorded(study._study_id):
             return study, storage
         if refresh is not None:

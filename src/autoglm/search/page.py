@@ -35,6 +35,7 @@ def page_of(report: Mapping[str, Any]) -> str:
         ("Best so far over CPU-seconds", _best_so_far(report, "cpu_seconds")),
         ("Parallel coordinates", _parallel(report)),
         ("Importance (PED-ANOVA)", _shares(report["importance"])),
+        ("Constraints that no trial keeps", _unmet(report["unmet"])),
         ("Not asked", _removed(report["removed"])),
         ("Learning curves", _curves(report)),
         ("CPU-seconds saved", _numbers(report["saved"])),
@@ -54,6 +55,20 @@ def page_of(report: Mapping[str, Any]) -> str:
 def _removed(removed: Sequence[Mapping[str, Any]]) -> str:
     rows = [(r["key"], r["value"], r["by"], r["evidence"]) for r in removed]
     return _table(("key", "stays at", "by", "evidence"), rows) if rows else ""
+
+
+def _unmet(missed: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            each["metric"],
+            each["bound"],
+            f"{each['missed_by']} of {each['of']}",
+            "undefined" if each["nearest"] is None else each["nearest"],
+            "—" if each["trial"] is None else each["trial"],
+        )
+        for each in missed
+    ]
+    return _table(("metric", "bound", "missed by", "at best", "trial"), rows) if rows else ""
 
 
 def _head(report: Mapping[str, Any]) -> str:
@@ -145,12 +160,16 @@ def _trials(report: Mapping[str, Any]) -> str:
             row["state"].replace("_", " "),
             "—" if row["value"] is None else f"{row['value']:.4f}",
             f"{row['cpu_seconds']:.1f}",
+            f"{row['expected_cpu_seconds']:.1f}: {'; '.join(row['why'])}" if row["why"] else "—",
             ", ".join(row["curve"]),
             row["cause"] or row["params"],
         )
         for row in report["trials"]
     ]
-    names = ("trial", "state", report["metric"], "CPU-seconds", "judged after epochs", "parameters")
+    names = (
+        "trial", "state", report["metric"], "CPU-seconds", "expected", "judged after epochs",
+        "parameters",
+    )  # fmt: skip
     return _table(names, rows)
 
 

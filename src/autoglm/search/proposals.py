@@ -5,7 +5,7 @@ new and fulfils the constraints.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,16 @@ from autoglm.search.constraints import Constraint, violations
 from autoglm.search.first_points import first_points
 from autoglm.search.space import Dimension, assignments
 from autoglm.search.spellings import refused
-from autoglm.search.standing import HAS_ROOM, PARAMS
+from autoglm.search.standing import HAS_ROOM, PARAMS, standing_of
 
 if TYPE_CHECKING:
     import optuna
 
-# So many infeasible proposals in a row end a study, so many known points a search for a new one.
+# So many infeasible proposals end a study that has no trial yet. After as many in a row, or so many
+# known points, a new one is looked for without the sampler; after so many draws there is none.
 MOST_INFEASIBLE = 100
 MOST_KNOWN = 20
+MOST_DRAWN = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,17 +39,27 @@ class Proposals:
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def next(
-        self, study: optuna.Study, sampler_of: Callable[[int], Any] | None = None
-    ) -> tuple[optuna.Trial, dict[str, Any]]:
-        """A new trial and its values, which repeat no other; refused points are told to the
-        sampler, which `sampler_of` makes for each (without it the study's own is asked).
+        self,
+        study: optuna.Study,
+        sampler_of: Callable[[int], Any] | None = None,
+        *,
+        but: Collection[int] = (),
+    ) -> tuple[optuna.Trial, dict[str, Any]] | None:
+        """A new trial and its values, which repeat no other's but those of the trials `but`; None
+        when every point was tried. Refused points are told to the sampler, which `sampler_of` makes
+        for each (without it the study's own is asked).
 
         Raises: SearchError search.infeasible, search.constraint.
         """
         import optuna
 
         before = study.get_trials(deepcopy=False)
-        told = [t.user_attrs.get(PARAMS) or self.values(t.params) for t in before]
+        told = [
+            t.user_attrs.get(PARAMS) or self.values(t.params)
+            for t in before
+            # What repeated another one was no trial: else it would outlive the pardon of `but`.
+            if t.number not in but and (PARAMS in t.user_attrs or standing_of(t, 1) is not None)
+        ]
         num_asked = sum(t.state != optuna.trial.TrialState.WAITING for t in before)
         num_known, num_refused, off = 0, 0, Counter[str]()
         while True:
@@ -60,15 +72,19 @@ class Proposals:
             if missed:
                 off.update(missed)
                 num_refused += 1
-                if num_refused >= MOST_INFEASIBLE:
+                if num_refused >= MOST_INFEASIBLE and not told:
                     raise self._infeasible(off)
-            elif not _is_among(values, told) or num_known > MOST_KNOWN:
+            elif not _is_among(values, told):
                 return trial, values
             else:
                 num_known, num_refused = num_known + 1, 0
                 study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
-                if num_known == MOST_KNOWN and (new := self._untold(told)):
-                    study.enqueue_trial(new)
+            if num_known == MOST_KNOWN or num_refused == MOST_INFEASIBLE:
+                new = self._untold(told, num_asked)
+                if new is None:
+                    return None
+                study.enqueue_trial(new)
+                num_known += 1
 
     def again(
         self, study: optuna.Study, trial_id: int, sampler: Any
@@ -83,14 +99,24 @@ class Proposals:
         values = self.ask(trial)
         return None if self._refuse(study, trial, values) else (trial, values)
 
-    def _untold(self, told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """A point of a finite space that the sampler did not come upon, as Optuna takes it."""
-        for values in assignments(self.dimensions, self.own) or ():
-            values = {**self.fixed, **values}
-            in_force = {**self.own, **values}
-            if not _is_among(values, told) and not violations(self.constraints, in_force):
+    def _untold(self, told: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any] | None:
+        """A point that the sampler did not come upon, as Optuna takes it: of a finite space the
+        first, else one by chance, of which 200 are looked at.
+        """
+        every = assignments(self.dimensions, self.own)
+        points = self._drawn(seed) if every is None else ({**self.fixed, **each} for each in every)
+        for values in points:
+            if self.allows(values) and not _is_among(values, told):
                 return {d.key: d.told(values[d.key]) for d in self.dimensions if d.key in values}
-        return {}
+        return None
+
+    def _drawn(self, seed: int) -> Iterator[dict[str, Any]]:
+        """Points by chance, of a study that nobody keeps."""
+        import optuna
+
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        for _ in range(MOST_DRAWN):
+            yield self.ask(study.ask())
 
     def ask(self, trial: optuna.Trial) -> dict[str, Any]:
         """The values of the dimensions whose conditions hold."""

@@ -103,10 +103,16 @@ def refresh_of(
 
 
 def standard_error(value: float, num_rows: int, margin: float) -> float:
-    """Of a share of `num_rows`; of a value that is none, `margin`."""
+    """Of a share of `num_rows`; of a value that is none, `margin`. Two rows more are taken as right
+    and two as wrong: of rows that are all right the plain formula would say 0, that is, that no
+    other rows can be answered wrongly.
+    Source: Agresti and Coull, "Approximate Is Better than Exact", 1998, Am. Statistician 52.
+    """
     if not 0.0 <= value <= 1.0:
         return margin
-    return math.sqrt(value * (1.0 - value) / max(1, num_rows))
+    num = num_rows + 4
+    share = (value * num_rows + 2) / num
+    return math.sqrt(share * (1.0 - share) / num)
 
 
 def said_of(refresh: Mapping[str, Any]) -> str:

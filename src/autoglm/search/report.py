@@ -7,13 +7,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.trial import Trial
 from autoglm.errors import StorageError
+from autoglm.evaluation.roles import Role
 from autoglm.search import journal
+from autoglm.search.bounds import unmet
 from autoglm.search.folds import interval_of
 from autoglm.search.results import Objective, pareto, pick, trials_of
 from autoglm.search.space import point_of
-from autoglm.search.standing import KEEPS, Standing, attrs_of, curve_of, standing_of
+from autoglm.search.standing import KEEPS, WHY, Standing, attrs_of, curve_of, standing_of
 from autoglm.state.event_log import EventLog
 
 if TYPE_CHECKING:
@@ -58,7 +61,8 @@ def report_of(log: EventLog, name: str, *, project: str) -> dict[str, Any]:
     complete = [trial for trial in over if trial.state == "complete"]
     kept = {trial.number for trial in frozen if attrs_of(trial).get(KEEPS, True)}
     sound = [trial for trial in complete if trial.number in kept] or complete
-    best = pick(sound, sign, lambda _metrics: True) if sound else None
+    best = pick(sound, sign) if sound else None
+    bounds = [from_json(Role, each) for each in study.user_attrs.get("bounds", [])]
     rows = _rows(frozen, metric, sign)
     return {
         "project": project,
@@ -67,6 +71,8 @@ def report_of(log: EventLog, name: str, *, project: str) -> dict[str, Any]:
         "direction": "maximize" if sign > 0 else "minimize",
         "space": asks.get("space", []),
         "removed": study.user_attrs.get("removed", []),
+        "constraints": {bound.name: bound.bound for bound in bounds},
+        "unmet": [to_json(each) for each in unmet(bounds, complete)],
         "refresh": dict(study.user_attrs.get("refresh", {})),
         "stopped_by": study.user_attrs.get("stopped_by", ""),
         "states": _counts(rows),
@@ -111,6 +117,8 @@ def _row(trial: FrozenTrial, standing: Standing, metric: str, sign: int) -> dict
         "curve": {str(stage): value for stage, value in curve_of(trial).items()},
         "seconds": standing.seconds,
         "cpu_seconds": standing.cpu_seconds,
+        "expected_cpu_seconds": standing.cost,
+        "why": list(attrs.get(WHY, ())),
         "saved": dict(attrs.get("saved", {})),
         "peak": dict(attrs.get("peak", {})),
         "folds": list(attrs.get("folds", ())),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autoglm.contracts.stage_chain import Progress
 from autoglm.contracts.trial import Removal, StudyResult, Trial
 from autoglm.errors import SearchError
+from autoglm.evaluation.roles import Role
+from autoglm.search.bounds import keeps, unmet
 from autoglm.search.folds import interval_of, without
-from autoglm.search.standing import Standing, attrs_of, curve_of, standing_of
+from autoglm.search.standing import WHY, Standing, attrs_of, curve_of, standing_of
 
 if TYPE_CHECKING:
     import optuna
@@ -17,9 +20,6 @@ if TYPE_CHECKING:
 
 # So many failures without one value end a study: more of the same would only cost time.
 MOST_FAILURES = 3
-
-
-Fulfils = Callable[[Mapping[str, float]], bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ def result_of(
     sign: int,
     objectives: Sequence[Objective],
     trials: Sequence[FrozenTrial],
-    fulfils: Fulfils,
+    bounds: Sequence[Role] = (),
     removed: tuple[Removal, ...] = (),
 ) -> StudyResult:
     """Raises: SearchError with the first cause when no trial is complete."""
@@ -51,7 +51,7 @@ def result_of(
         project=project,
         study=study.study_name,
         metric=metric,
-        best=pick(complete, sign, fulfils),
+        best=pick(complete, sign, bounds),
         trials=tuple(found),
         stopped_by=study.user_attrs["stopped_by"],
         seconds=study.user_attrs["seconds"],
@@ -60,6 +60,7 @@ def result_of(
         pareto=pareto(complete, objectives),
         hints=tuple(study.user_attrs.get("hints", ())),
         removed=removed,
+        unmet=unmet(bounds, complete),
         refresh=study.user_attrs.get("refresh", {}),
     )
 
@@ -97,17 +98,18 @@ def trials_of(
                 folds=tuple(attrs.get("folds", ())),
                 interval=tuple(interval_of(metric, attrs.get("folds", ()))),
                 expected_cpu_seconds=standing.cost,
+                why=tuple(attrs.get(WHY, ())),
             )
         )
     return found
 
 
-def pick(complete: Sequence[Trial], sign: int, fulfils: Fulfils = lambda _metrics: True) -> Trial:
+def pick(complete: Sequence[Trial], sign: int, bounds: Sequence[Role] = ()) -> Trial:
     """The best value of those that keep the constraints of evaluate.metrics, of all where none
     does; among equals the one that was expected to be the cheapest, then the first. (What one took
     is another figure each time, and after a kill.)
     """
-    kept = [trial for trial in complete if fulfils(trial.metrics)] or complete
+    kept = [trial for trial in complete if keeps(bounds, trial.metrics)] or complete
     return min(kept, key=lambda t: (-sign * (t.value or 0.0), t.expected_cpu_seconds, t.number))
 
 
@@ -138,18 +140,17 @@ def all_failed(standings: Sequence[Standing]) -> bool:
     return failed >= MOST_FAILURES and not any(each.scores for each in standings)
 
 
-def undefined(
-    number: int,
-    metric: str,
-    metrics: Mapping[str, float],
-    folds: Sequence[Mapping[str, float]] = (),
-) -> SearchError:
-    """As an F1 of entities is on rows without any."""
-    of_folds = ", ".join(map(str, without(metric, folds)))
+def undefined(number: int, sought: Sequence[str], progress: Progress) -> SearchError | None:
+    """Which of `sought` has no value, as an F1 of entities has none on rows without any."""
+    metrics = progress.metrics
+    missing = [name for name in sought if (v := metrics.get(name)) is None or v != v]
+    if not missing:
+        return None
+    of_folds = ", ".join(map(str, without(missing[0], progress.folds)))
     others = sorted(n for n, value in metrics.items() if n != "loss" and value == value)
     return SearchError(
-        f"trial {number} has no {metric}{f' on fold {of_folds}' * bool(of_folds)}: the validation"
-        " rows hold nothing that it counts.",
+        f"trial {number} has no {missing[0]}{f' on fold {of_folds}' * bool(of_folds)}: the"
+        " validation rows hold nothing that it counts.",
         code="search.undefined",
         next_step=f"Set evaluate.metric to one that they have: {', '.join(others)}."
         if others

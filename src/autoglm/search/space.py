@@ -71,6 +71,8 @@ class Dimension:
         """Every point, None when there are too many to count."""
         if self.choices:
             return self.choices
+        if self.low == self.high:
+            return (self.point(self.low),)
         if not self.step or (num := self._num_steps() + 1) > MOST_POINTS:
             return None
         return tuple(self._at(index) for index in range(num))
@@ -157,16 +159,19 @@ def _named(name: str) -> Any:
         return part()
     except AutoGLMError:
         raise
-    except Exception as error:  # it is code of the project's
+    except (Exception, SystemExit) as error:  # it is code of the project's
         told = f"space:{name} gave no space: {type(error).__name__}: {error}."
         raise refused(told, "Correct the function that is registered.") from error
 
 
 def read_space(
-    space: str | Mapping[str, Any], keys: Collection[str] | Mapping[str, Any]
+    space: str | Mapping[str, Any],
+    keys: Collection[str] | Mapping[str, Any],
+    elsewhere: Collection[str] = (),
 ) -> tuple[Dimension, ...]:
     """Dimensions of `space`, in the order in which they can be asked, each named by one of `keys`
     or by its unique last part. Keys with annotations: no point may be one that its key refuses.
+    `elsewhere` are keys that a condition may ask of though they are not of this space.
 
     Raises: SearchError search.empty, search.unknown_key (or an ambiguous one), search.bounds,
     search.value, search.condition, and search.space for what cannot be read.
@@ -180,14 +185,16 @@ def read_space(
         )
     found: dict[str, Dimension] = {}
     for name, plain in said.items():
-        dimension = _dimension(name, plain, keys)
+        dimension = _dimension(name, plain, keys, elsewhere)
         if dimension.key in found:
             raise refused(f"{dimension.key} stands twice in the search space.", "Keep one.")
         found[dimension.key] = dimension
-    return in_order({key: found[key] for key in sorted(found)})
+    return in_order({key: found[key] for key in sorted(found)}, elsewhere)
 
 
-def _dimension(name: str, plain: Mapping[str, Any], keys: Collection[str]) -> Dimension:
+def _dimension(
+    name: str, plain: Mapping[str, Any], keys: Collection[str], elsewhere: Collection[str]
+) -> Dimension:
     key = resolve(name, keys)
     (kind,) = plain.keys() - {WHEN}
     values = plain[kind]
@@ -198,7 +205,8 @@ def _dimension(name: str, plain: Mapping[str, Any], keys: Collection[str]) -> Di
     made = _made(key, kind, values)
     if isinstance(keys, Mapping):
         made = _fitted(made, name, keys[key])
-    when = read_conditions(name, plain.get(WHEN, {}), lambda parent: resolve(parent, keys))
+    known = [*keys, *(key for key in elsewhere if key not in keys)]
+    when = read_conditions(name, plain.get(WHEN, {}), lambda parent: resolve(parent, known))
     return replace(made, when=when)
 
 

@@ -54,6 +54,22 @@ def _is_dimension(said: Mapping[str, Any]) -> bool:
 
 
 def _plain(name: str, said: Any) -> dict[str, Any]:
+    kind = _of_any(name, said)
+    return {key: without_numpy(value) for key, value in kind.items()}
+
+
+def without_numpy(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's own; numpy is not imported for it."""
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {without_numpy(key): without_numpy(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_numpy(each) for each in value]
+    return value
+
+
+def _of_any(name: str, said: Any) -> dict[str, Any]:
     if isinstance(said, Mapping):
         return _of_map(name, said)
     if isinstance(said, str):
@@ -80,6 +96,7 @@ def _of_map(name: str, said: Mapping[str, Any]) -> dict[str, Any]:
     (kind,), arguments = kinds, said[kinds[0]]
     if kind not in KINDS:
         raise _unknown_kind(name, kind)
+    arguments = without_numpy(arguments)
     values = list(arguments) if isinstance(arguments, (list, tuple)) else [arguments]
     made: dict[str, Any] = {"choice" if kind == "grid_search" else kind: values}
     conditions = said.get(WHEN, {})
@@ -141,6 +158,8 @@ def _of_optuna(said: Any) -> dict[str, Any] | None:
     name = type(said).__name__
     if name == "CategoricalDistribution":
         return {"choice": list(said.choices)}
+    if name in {"FloatDistribution", "IntDistribution"} and said.low == said.high:
+        return {"choice": [said.low]}  # for Optuna a range of one number is a constant
     if name == "FloatDistribution":
         if said.step is not None:
             return {"steps": [said.low, said.high, said.step]}
@@ -176,7 +195,7 @@ def _of_ray(name: str, said: Any) -> dict[str, Any] | None:
 
 
 def _bounds(said: Any) -> list[Any]:
-    return [said.lower, said.upper]
+    return [without_numpy(said.lower), without_numpy(said.upper)]
 
 
 def refused(message: str, next_step: str, code: str = "search.space") -> SearchError:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # What the journal keeps of a trial beside what Optuna keeps.
 PARAMS, COST, CURVE, PROMOTED, KEEPS = "params", "cost", "curve", "promoted", "keeps"
-HAS_ROOM = "has_room"
+HAS_ROOM, WHY = "has_room", "why"
 # What came of a trial, in one entry: each is written, read and applied on its own.
 FACTS = "facts"
 

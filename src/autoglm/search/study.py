@@ -28,14 +28,15 @@ from autoglm.contracts.trial import Removal, StudyResult
 from autoglm.errors import (
     AutoGLMError,
     CancelledError,
-    ModelError,
     SearchError,
     TrainingError,
     from_system,
 )
+from autoglm.evaluation.roles import Role
 from autoglm.observability.logging import get_logger
 from autoglm.plugins.kinds import TrialRunner
-from autoglm.search.affordable import MOST_TOO_DEAR, next_affordable, tighter_budget
+from autoglm.search.affordable import MOST_TOO_DEAR, expected, next_affordable, tighter_budget
+from autoglm.search.bounds import keeps, said_of
 from autoglm.search.branching import BRANCH_OF, Branches
 from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import Constraint
@@ -43,7 +44,7 @@ from autoglm.search.crew import AtWork, Crew
 from autoglm.search.folds import over_folds
 from autoglm.search.opening import Asked, num_points, open_study, refresh_in
 from autoglm.search.proposals import Proposals
-from autoglm.search.results import Fulfils, Objective, all_failed, result_of, undefined
+from autoglm.search.results import Objective, all_failed, result_of, undefined
 from autoglm.search.samplers import Samplers
 from autoglm.search.schedulers import make_scheduler
 from autoglm.search.space import Dimension
@@ -54,6 +55,7 @@ from autoglm.search.standing import (
     KEEPS,
     PARAMS,
     PROMOTED,
+    WHY,
     Standing,
     paid_of,
     standing_of,
@@ -93,12 +95,12 @@ class Study:
         log: EventLog,
         clock: Clock,
         on_event: OnEvent,
-        fulfils: Fulfils = lambda _metrics: True,
+        bounds: Sequence[Role] = (),
         fixed: Mapping[str, Any] | None = None,
         removed: tuple[Removal, ...] = (),
         refresh: Refresh | None = None,
     ) -> None:
-        self._fulfils, self._refresh = fulfils, refresh
+        self._bounds, self._refresh = tuple(bounds), refresh
         self._project, self._name, self._config = project, name, config
         self._metric, self._sign = metric, 1 if maximize else -1
         self._objectives = tuple(objectives)
@@ -108,15 +110,13 @@ class Study:
         )
         self._asked = Asked(
             proposals=self._proposals, metric=metric, maximize=maximize, seed=seed,
-            objectives=self._objectives, removed=removed, num_folds=config.folds,
+            objectives=self._objectives, removed=removed, bounds=self._bounds,
+            num_folds=config.folds,
         )  # fmt: skip
         self._samplers = Samplers(config.sampler, seed)
         self._scheduler = make_scheduler(config, seed)
-        self._crew, self._log, self._clock = (
-            Crew([over_folds(each, config.folds) for each in runners]),
-            log,
-            clock,
-        )
+        self._crew = Crew([over_folds(each, config.folds) for each in runners])
+        self._log, self._clock = log, clock
         self._branches = Branches(
             dimensions, lambda params: self._crew.next.plan(params), self._proposals.allows
         )
@@ -126,6 +126,7 @@ class Study:
         self._chains: dict[int, StageChain] = {}
         self._read: dict[int, tuple[FrozenTrial, Standing | None]] = {}
         self._forgiven: set[int] = set()
+        self._is_used_up = False
         self._study: optuna.Study
         self._storage: StudyStorage
 
@@ -147,11 +148,14 @@ class Study:
         if not stopped_by:
             stopped_by = self._work(stop, most_points)
             self._end(stopped_by, used + self._clock.monotonic() - started)
-        return result_of(
+        found = result_of(
             self._study, project=self._project, metric=self._metric, sign=self._sign,
             objectives=self._objectives, trials=self._storage.recorded(self._study._study_id),
-            fulfils=self._fulfils, removed=tuple(self._asked.removed),
+            bounds=self._bounds, removed=tuple(self._asked.removed),
         )  # fmt: skip
+        if found.unmet:
+            self._on_event({"kind": "constraints_unmet", "said": said_of(found.unmet)})
+        return found
 
     def _open(self) -> None:
         hinted = self._config.trials if self._config.warm_start else 0
@@ -196,7 +200,7 @@ class Study:
                 self._finish(stop)
             else:
                 too_dear = "" if is_hopeless else self._too_dear(stop)
-                return reason or too_dear or done
+                return reason or too_dear or ("space" if self._is_used_up else done)
 
     def _answered(self, standings: Sequence[Standing]) -> str:
         is_answered = self._refresh is not None and self._refresh.is_answered(standings)
@@ -248,7 +252,7 @@ class Study:
         while True:
             found = self._affordable(asked, others, stop)
             room = min(limit - len(others) - len(asked), MOST_TOO_DEAR - len(asked))
-            if found is not None or room < 1:
+            if found is not None or room < 1 or self._is_used_up:
                 return found
             asked += self._ask(limit - len(others) - len(asked))
 
@@ -286,21 +290,19 @@ class Study:
             if branch is not None:
                 self._study.enqueue_trial(branch[1], {BRANCH_OF: branch[0]})
             for _ in range(num):
-                trial, params = self._proposals.next(self._study, self._samplers.of)
+                new = self._proposals.next(self._study, self._samplers.of, but=self._forgiven)
+                if new is None:
+                    self._is_used_up = True
+                    break
+                trial, params = new
                 trial.set_user_attr(PARAMS, params)
                 numbers.add(trial.number)
-                trial.set_user_attr(COST, self._cost(trial.number, params))
+                chain, cost = expected(self._crew.next, params)
+                if chain is not None:
+                    self._chains[trial.number] = chain
+                trial.set_user_attr(COST, cost.cpu_seconds)
+                trial.set_user_attr(WHY, [*cost.why])
         return [each for each in self._standings() if each.number in numbers]
-
-    def _cost(self, number: int, params: Mapping[str, Any]) -> float:
-        """Expected CPU-seconds; a trial that cannot be planned fails when its turn comes, first."""
-        try:
-            self._chains[number] = self._crew.next.plan(params)
-            return self._crew.next.cost(self._chains[number]).cpu_seconds
-        except (ModelError, TrainingError, SearchError) as error:
-            if error.retryable:
-                raise
-            return 0.0
 
     def _ask_rest(self, each: Standing) -> None:
         with self._storage.batch():
@@ -361,26 +363,20 @@ class Study:
 
     def _record(self, each: Standing, progress: Progress, stage: int, seconds: float) -> None:
         """One commit: what was measured, and what it means for the trial."""
-        missing = [
-            name
-            for name in (self._metric, *(objective.name for objective in self._objectives))
-            if (value := progress.metrics.get(name)) is None or value != value
-        ]
-        if missing:
-            cause = undefined(each.number, missing[0], progress.metrics, progress.folds)
+        sought = (self._metric, *(objective.name for objective in self._objectives))
+        if cause := undefined(each.number, sought, progress):
             self._fail(each, cause, seconds)
             return
         value = progress.metrics[self._metric]
         scores = {**each.scores, stage: self._sign * value}
         paid, saved = paid_of(each, progress)
         num_stages = len(self._chains[each.number].stages)
-        mine = replace(
-            each, scores=scores, seconds=each.seconds + seconds, num_stages=num_stages
-        )  # fmt: skip
+        seconds += each.seconds
+        mine = replace(each, scores=scores, seconds=seconds, num_stages=num_stages)
         facts: dict[str, Any] = {
             CURVE: {str(at): self._sign * score for at, score in scores.items()},
             "metrics": dict(progress.metrics),
-            KEEPS: self._fulfils(progress.metrics),
+            KEEPS: keeps(self._bounds, progress.metrics),
             "chain_key": progress.key,
             "num_steps": progress.step,
             "num_stages": num_stages,
@@ -496,4 +492,6 @@ class Study:
         self._storage.set_trial_user_attr(each.trial_id, FACTS, {**known, **facts})
 
     def _tell(self, kind: str, each: Standing, **facts: Any) -> None:
-        self._on_event({"kind": kind, "number": each.number, **facts})
+        """`place`: how many trials there were when it was asked, itself included."""
+        place = sum(other.number <= each.number for other in self._standings())
+        self._on_event({"kind": kind, "number": each.number, "place": place, **facts})

@@ -2,6 +2,7 @@
 
 by task     nothing reads it: kernel sizes without a convolution, layers where all of them learn
 by prior    the project says so: `{dropout: 0.1}` freezes, `{lr: "loguniform(1e-5, 1e-4)"}` narrows
+by condition  what it is asked for never holds, after the above took its parent out or narrowed it
 by probe    heads trained over kept features (milliseconds a step) answer alike at both its ends
 """
 
@@ -18,6 +19,8 @@ from autoglm.contracts.task import TASKS
 from autoglm.contracts.trial import Removal
 from autoglm.errors import SearchError, TrainingError
 from autoglm.plugins.kinds import TrialRunner
+from autoglm.search.conditions import Condition, can_hold
+from autoglm.search.grids import common
 from autoglm.search.space import Dimension, read_space, resolve, space_said
 from autoglm.search.spellings import KINDS, refused
 
@@ -86,8 +89,8 @@ def prune(
     backbone: str,
     own: Mapping[str, Any],
 ) -> Pruned:
-    """The space without what task and prior take out. `keys` are read with this backbone, `others`
-    with another one only.
+    """The space without what task and prior take out, and what then is never asked. `keys` are read
+    with this backbone, `others` with another one only; `own` are the project's values.
 
     Raises: as `read_space`; SearchError search.prior, and search.empty where nothing is left.
     """
@@ -103,9 +106,12 @@ def prune(
             continue
         told = f"nothing of {task} on {backbone} reads {tag or 'it'}"
         removed.append(Removal(key=key, by="task", value=own.get(key), evidence=told))
-    dimensions = read_space(kept, keys) if kept or not said else ()
+    gone = {removal.key for removal in removed}
+    dimensions = read_space(kept, keys, gone) if kept or not said else ()
     dimensions, fixed, frozen = _by_prior(dimensions, prior, keys)
     removed += frozen
+    dimensions, never = _by_condition(dimensions, {**own, **fixed}, removed)
+    removed += never
     if said and not dimensions:
         raise refused(
             "nothing is left of the search space: "
@@ -154,6 +160,39 @@ def _by_prior(
     return tuple(found[d.key] for d in dimensions if d.key in found), fixed, removed
 
 
+def _by_condition(
+    dimensions: Sequence[Dimension], own: Mapping[str, Any], before: Sequence[Removal]
+) -> tuple[tuple[Dimension, ...], list[Removal]]:
+    """Without those whose condition no longer holds anywhere. What they depend on comes first, so
+    one that depends on such a one is seen as well.
+    """
+    why = {removal.key: removal for removal in before}
+    kept: dict[str, Dimension] = {}
+    removed: list[Removal] = []
+    for dimension in dimensions:
+        parents = [(condition, kept.get(condition.key)) for condition in dimension.when]
+        missed = next((c for c, parent in parents if not _may_hold(c, parent, own)), None)
+        if missed is None:
+            kept[dimension.key] = dimension
+            continue
+        cause = why.get(missed.key)
+        stays = f"that stays at {own.get(missed.key)!r}" + (f" (by {cause.by})" if cause else "")
+        narrowed = kept.get(missed.key)
+        reason = f"no point of {narrowed} is" if narrowed is not None else stays
+        evidence = f"asked when {missed}; {reason}"
+        value = own.get(dimension.key)
+        removal = Removal(key=dimension.key, by="condition", value=value, evidence=evidence)
+        why[dimension.key] = removal
+        removed.append(removal)
+    return tuple(kept.values()), removed
+
+
+def _may_hold(condition: Condition, parent: Dimension | None, own: Mapping[str, Any]) -> bool:
+    if parent is None:
+        return condition.holds(own)
+    return can_hold(condition, parent) or (bool(parent.when) and condition.holds(own))
+
+
 def _is_domain(said: Any) -> bool:
     if isinstance(said, Mapping):
         return len(said) == 1 and next(iter(said)) in KINDS
@@ -164,7 +203,7 @@ def _is_domain(said: Any) -> bool:
 def _narrowed(wide: Dimension, narrow: Dimension) -> Dimension:
     """What both hold. Raises: SearchError search.prior where that is nothing."""
     if wide.choices:
-        both = tuple(value for value in wide.choices if _holds(narrow, value))
+        both = tuple(value for value in wide.choices if narrow.holds(value))
         if not both:
             raise _wrong_prior(f"{wide.key}: no point of the space ({wide}) is in {narrow}")
         return replace(wide, choices=both)
@@ -173,16 +212,10 @@ def _narrowed(wide: Dimension, narrow: Dimension) -> Dimension:
         if not both:
             raise _wrong_prior(f"{wide.key}: no point of {narrow} is in the space ({wide})")
         return replace(narrow, choices=both, when=wide.when)
-    low, high = max(wide.low, narrow.low), min(wide.high, narrow.high)
-    if low > high:
+    found = common(wide, narrow)
+    if found is None:
         raise _wrong_prior(f"{wide.key}: {narrow} and the space ({wide}) have nothing in common")
-    return replace(wide, low=low, high=high)
-
-
-def _holds(dimension: Dimension, value: Any) -> bool:
-    if dimension.choices or isinstance(value, bool) or not isinstance(value, (int, float)):
-        return dimension.holds(value)
-    return dimension.low <= value <= dimension.high
+    return found
 
 
 def by_probe(
@@ -198,7 +231,12 @@ def by_probe(
     the validation rows are compared. Costs a few head-only trials.
     """
     own = {**own, **pruned.fixed}
-    probed = [d for d in pruned.dimensions if d.key in PROBED and not d.when and _ends(d)]
+    # What another one waits for acts through that one too, which a head alone does not show.
+    parents = {condition.key for d in pruned.dimensions for condition in d.when}
+    probed = [
+        d for d in pruned.dimensions
+        if d.key in PROBED and d.key not in parents and not d.when and _ends(d)
+    ]  # fmt: skip
     if len(pruned.dimensions) == len(probed):
         probed = probed[1:]  # something is left to be asked
     if not probed or "training.trainable_layers" not in own:

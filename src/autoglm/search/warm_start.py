@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from autoglm.search import journal
-from autoglm.search.standing import attrs_of, params_of, standing_of
+from autoglm.search.standing import KEEPS, attrs_of, params_of, standing_of
 from autoglm.state.event_log import EventLog
 
 MOST_HINTS = 3
@@ -43,7 +43,8 @@ def newest_first(log: EventLog, *, but: str) -> list[str]:
 
 
 def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """The complete trials of the study `name`, the best first; none when it asked something else
+    """The complete trials of the study `name`, the best first, those that keep the constraints of
+    evaluate.metrics before the others; none when it asked something else
     than `asks`, or only tried an earlier study's answer again.
     """
     study = open_study(log, name)
@@ -57,6 +58,7 @@ def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[d
     sign = -1 if said.get("lower_is_better") else 1
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     metric = said["metric"]
+    kept = {trial.number for trial in complete if attrs_of(trial).get(KEEPS, True)}
     points = [
         {
             "study": name,
@@ -68,7 +70,10 @@ def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[d
         for trial in complete
         if metric in attrs_of(trial).get("metrics", {})
     ]
-    return sorted(points, key=lambda point: (-sign * point["value"], point["number"]))
+    return sorted(
+        points,
+        key=lambda p: (p["number"] not in kept, -sign * p["value"], p["number"]),
+    )
 
 
 def open_study(log: EventLog, name: str) -> optuna.Study | None:

@@ -1,21 +1,28 @@
-"""What was decided by measuring: measured once per run, read on resume."""
+"""What was decided by measuring: measured once per run, read on resume; of the machine, once."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autoglm.recovery.file_lock import alone
 
+# Beside the stages that it decides on, in a project's folder of work.
+MACHINE = "machine.json"
+
 
 class Decisions:
-    """A JSON file of one run; a run that is resumed on another day decides as it did."""
+    """A JSON file of one run; a run that is resumed on another day decides as it did. `machine`:
+    the file of what was measured of this machine, which all runs of the project share.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, machine: Path | None = None) -> None:
         self._path = path
+        self._machine = None if machine is None else Decisions(machine)
 
     def decided(self, name: str, measure: Callable[[], Any]) -> Any:
         """The value under `name`, a JSON document; measured and kept when there is none. Of several
@@ -34,8 +41,14 @@ class Decisions:
                     self._write(known)
         return known[name]
 
+    def of_machine(self, name: str, measure: Callable[[], Any]) -> Any:
+        """As `decided`, once for all runs: two that measured on a busy machine and on an idle one
+        would have no stage in common. Delete the file, and the next run measures anew.
+        """
+        return measure() if self._machine is None else self._machine.decided(name, measure)
+
     def _lock(self, name: str) -> Path:
-        return self._path.with_name(f".{self._path.name}.{name}lock")
+        return self._path.with_name(f".{self._path.name}.{_in_a_name(name)}lock")
 
     def _write(self, known: Mapping[str, Any]) -> None:
         staging = self._path.with_name(f".{self._path.name}.part")
@@ -51,3 +64,8 @@ class Decisions:
         except (OSError, ValueError):
             return {}
         return known
+
+
+def _in_a_name(name: str) -> str:
+    """Names of processors hold what a file's name cannot."""
+    return re.sub(r"[^\w. ()-]", "_", name)

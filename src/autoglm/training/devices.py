@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import platform
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -44,6 +46,30 @@ def _is_there(name: str) -> bool:
 def name_on(kind: str, name: str) -> str:
     """Under which is kept what was measured, or made, on this kind of device."""
     return name if kind == "cpu" else f"{name} {kind}"
+
+
+def identity(kind: str) -> str:
+    """What a measurement on this kind of device holds for: the device's own name, what it can
+    compute with, and the libraries.
+    """
+    if kind == "cpu":
+        device = f"{_processor()} {torch.backends.cpu.get_cpu_capability()}"
+    elif kind == "cuda":
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{kind} {platform.machine()}"
+    return f"{device}, torch {torch.__version__}, open-autoglm {version('open-autoglm')}"
+
+
+def _processor() -> str:
+    """Its name, and which half formats it multiplies: a virtual machine may hide them."""
+    try:
+        said = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = re.findall(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)
+    formats = sorted({*re.findall(r"\b\w*(?:bf16|fp16)\w*\b", said)})
+    return " ".join([names[0].strip() if names else platform.machine(), *formats])
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -69,6 +69,8 @@ class _Decided(_Kept):
     def decided(self, name: str, measure: Callable[[], Any]) -> Any:
         return self.of(name, measure)
 
+    of_machine = decided
+
 
 _states = PrefixCache(STATES_BYTES)
 _texts, _starts, _tokenizers = _Kept(TEXTS_KEPT), _Kept(STARTS_KEPT), _Kept(4)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from autoglm.errors import TrainingError
-from autoglm.training import gradients
+from autoglm.training import devices, gradients
+from autoglm.training.decisions import Decisions
 
 FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Rows, inputs and outputs as in the feed-forward part of a small encoder.
@@ -19,12 +20,25 @@ SHAPE, SECONDS = (256, 384, 768), 0.1
 WORTH = 1.2
 
 
+def speeds(device: str, decisions: Decisions | None) -> dict[str, float]:
+    """What `measure` found on this device: of a machine once, of a run ever after."""
+    if decisions is None:
+        return measure(device)
+    known, mine = decisions, f"precision {devices.identity(device)}"
+    found: dict[str, float] = known.decided(
+        devices.name_on(device, "precision"),
+        lambda: known.of_machine(mine, lambda: measure(device)),
+    )
+    return found
+
+
 def measure(device: str) -> dict[str, float]:
     """Speed of a linear layer, forward and backward with weights kept in fp32, in each format over
     fp32's. Takes about 0.1 s per format; longer only where one pass does.
     """
     base = _seconds(device, "fp32")
-    return {name: round(base / _seconds(device, name), 3) for name in FORMATS}
+    # Three digits that count: of a format that is a thousand times slower 0.000 would say nothing.
+    return {name: float(f"{base / _seconds(device, name):.3g}") for name in FORMATS}
 
 
 def _seconds(device: str, name: str) -> float:

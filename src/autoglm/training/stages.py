@@ -84,7 +84,8 @@ def plan(
     metrics: Sequence[str] = (),
 ) -> StageChain:
     """The chain of a trial: a stage per epoch. `start` is the digest of the weights it starts from,
-    `num_train` counts the rows it learns from, `metrics` are told of it beside the one that picks.
+    `num_train` counts the rows it learns from, `metrics` (in order) are told of it beside the one
+    that picks and those that every stage has.
 
     Two trials share a stage where all that went into its weights is equal: not the number of
     epochs is named, but the rate of each step. All trials of a study see the rows in one order and
@@ -106,7 +107,7 @@ def plan(
         learning["trial"] = dict(params)
     data = {"digest": spec.dataset.content_digest, "max_length": spec.config["data"]["max_length"]}
     # What a stage was not asked for it cannot tell later.
-    metric = [spec.config["evaluate"]["metric"], *sorted(metrics)]
+    metric = [spec.config["evaluate"]["metric"], *metrics]
     code = [[file.name, file.digest] for file in spec.imports]
     versions = [version(name) for name in ("torch", "transformers", "open-autoglm")]
     key = digest(start, settings["model"], learning, data, metric, spec.seed, code, versions)

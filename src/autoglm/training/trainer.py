@@ -450,15 +450,14 @@ class Trainer:
         return {"cache": max(0.0, asked * tokens * per_token - self._known.cpu_seconds)}
 
     def _decide(self) -> None:
-        """What is measured: once per run, then read."""
+        """What is measured: once per run (the formats once per machine), then read."""
         decisions = self._decisions
         decided = decisions.decided if decisions is not None else lambda _name, measure: measure()
         said = str(self._settings["precision"])
         self._precision = said
         if said != "fp32":
             kind = self._device.type
-            speeds = decided(devices.name_on(kind, "precision"), lambda: precision.measure(kind))
-            self._precision = precision.choose(said, speeds, kind)
+            self._precision = precision.choose(said, precision.speeds(kind, decisions), kind)
         self._scaler = precision.Scaler(self._precision, self._device.type)
         is_checkpointed = bool(self._settings["gradient_checkpointing"])
         budget = int(self._settings["memory_budget"])

@@ -44,7 +44,7 @@ from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import devices, parts, precision, stages
 from autoglm.training.cost import cost_of, seconds_per_flop
 from autoglm.training.data import Encoded, targets_of
-from autoglm.training.decisions import Decisions
+from autoglm.training.decisions import MACHINE, Decisions
 from autoglm.training.folds import folded
 from autoglm.training.texts import encode_turns, score_folder
 from autoglm.training.trainer import Pause, Trainer
@@ -202,9 +202,7 @@ class Worker:
         training = stages.settings_of(self._spec, params)["training"]
         said, device = str(training["precision"]), devices.choose(str(training["device"])).type
         if said == "auto":
-            kept = devices.name_on(device, "precision")
-            speeds = self._decisions.decided(kept, lambda: precision.measure(device))
-            said = precision.choose(said, speeds, device)
+            said = precision.choose(said, precision.speeds(device, self._decisions), device)
         return stages.plan(
             self._spec,
             params,
@@ -384,7 +382,8 @@ class Worker:
 
     @property
     def _decisions(self) -> Decisions:
-        return Decisions(Path(self._spec.folder) / "decisions.json")
+        path = Path(self._spec.folder) / "decisions.json"
+        return Decisions(path, machine=self._workspace / MACHINE)
 
     def _told(self, lines: Path, event: Mapping[str, Any]) -> None:
         """Pass an event on; what a record consists of is kept beside the stage."""
@@ -441,7 +440,7 @@ class Worker:
 
 
 def more_metrics(spec: RunSpec) -> list[str]:
-    """Evaluators that are told of each trial, beside the one that picks."""
+    """Evaluators that are told of each trial, beside the one that picks and those of its task."""
     evaluate, search = spec.config["evaluate"], spec.config["search"]
-    names = [*evaluate.get("metrics", {}), *search.get("objectives", ())]
-    return [name for name in names if name not in MEASURED]
+    told = {*MEASURED, *spec.dataset.form.metrics, evaluate["metric"]}
+    return sorted({*evaluate.get("metrics", {}), *search.get("objectives", ())} - told)

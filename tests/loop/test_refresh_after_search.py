@@ -1,0 +1,110 @@
+"""A study of `autoglm search run` answers the run that follows it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoglm.contracts.run_spec import RunSpec
+from autoglm.loop.app import App, ignore
+from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
+from autoglm.loop.dataset_to_run import draft_spec, trigger_event
+from autoglm.loop.refreshing import SPEC, find_refresh, keep_spec
+from autoglm.loop.run_to_candidate import _said, pruned_space
+from autoglm.project import Project
+from autoglm.search.refresh import Refresh
+from autoglm.settings import from_snapshot
+from search.numeric_runner import NumericRunner
+from search.studies import run
+
+SPACE = {"lr": {"uniform": [0.1, 0.9]}}
+PROJECT = f"""
+project: news
+model: {{backbone: "package:x"}}
+data: {{source: {{url: "sqlite:///a.db", table: t, key: id, cursor: at}}, text: body, label: topic}}
+search: {{space: {json.dumps(SPACE)}}}
+evaluate: {{metric: accuracy}}
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    (tmp_path / "autoglm.yaml").write_text(PROJECT)
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("create table t (id integer primary key, body text, topic text, at int)")
+        rows = [(f"text number {n}", ("sport", "money")[n % 2], n) for n in range(60)]
+        connection.executemany("insert into t (body, topic, at) values (?, ?, ?)", rows)
+    connection.close()
+    project = Project(tmp_path)
+    with project.own("test"):
+        found = App(project=project)
+        collect_changes(project, threading.Event(), ignore)
+        yield found
+        found.close()
+
+
+def drafted(app: App, name: str) -> RunSpec:
+    event = trigger_event(app, "manual", cause="c", reason="r")
+    spec = draft_spec(event, describe_dataset(app.project), app)
+    return replace(spec, run_id=name, folder=str(app.project.state / "runs" / name))
+
+
+def asked(app: App, spec: RunSpec) -> Refresh | None:
+    settings: Any = from_snapshot(spec.config)
+    pruned = pruned_space(settings, _said(spec))
+    return find_refresh(spec, settings, pruned, app, starts_from_stable=False)
+
+
+def change_a_row(app: App) -> None:
+    with sqlite3.connect(app.project.folder / "a.db") as connection:
+        connection.execute("update t set body = 'another text', at = 99 where id = 1")
+    connection.close()
+    collect_changes(app.project, threading.Event(), ignore)
+
+
+def test_what_a_study_alone_found_is_tried_first_by_the_run_behind_it(
+    app: App, tmp_path: Path
+) -> None:
+    alone = drafted(app, "alone-1")
+    study = run(
+        app.log, NumericRunner(tmp_path / "stages"), name=alone.run_id, space=SPACE, trials=4
+    )
+    assert asked(app, drafted(app, "run-1")) is None  # nobody knows what it asked
+    keep_spec(alone)
+    same = asked(app, drafted(app, "run-1"))
+    assert same is not None
+    assert (same.of, same.changed, same.value) == ("alone-1", 0.0, study.best.value)
+    change_a_row(app)
+    other = asked(app, drafted(app, "run-2"))
+    assert other is not None
+    assert other.changed == pytest.approx(1 / 60)
+    assert other.points[0]["training.lr"] == study.best.params["training.lr"]
+
+    spec = drafted(app, "run-3")
+    training = {**spec.config["training"], "epochs": 9}
+    question = replace(spec, config={**spec.config, "training": training})
+    assert asked(app, question) is None  # another question
+    keep_spec(replace(alone, config=question.config))  # called again, it is what it was
+    assert asked(app, spec) is not None
+    (Path(alone.folder) / SPEC).write_text("{half")
+    assert asked(app, spec) is None
+    keep_spec(alone)
+    assert asked(app, spec) is not None
+
+
+def test_what_is_kept_of_a_study_alone_holds_no_secret(app: App) -> None:
+    said = {"data.source.url": "postgresql://me:hush-hush@server/rows"}
+    secretive = replace(app, project=app.project.with_values(said))
+    draft = drafted(secretive, "alone-2")
+    assert draft.secrets
+    keep_spec(draft)
+    files = [*Path(draft.folder).iterdir()]
+    assert [path.name for path in files] == [SPEC]
+    assert "hush-hush" not in files[0].read_text()
