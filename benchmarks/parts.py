@@ -49,7 +49,7 @@ def run_parts(
         if not path.exists():
             kept = _measured([sys.executable, "-m", module, "--part", part, *options])
             _say(part, kept)
-            _write(path, kept)
+            write(path, kept)
         found[part] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
@@ -89,7 +89,7 @@ def _say(part: str, kept: dict[str, Any]) -> None:
     print(f"  {part:<32} {shown}  ({seconds})", flush=True)
 
 
-def _write(path: Path, document: Any) -> None:
+def write(path: Path, document: Any) -> None:
     staging = path.with_name(f".{path.name}.part")
     staging.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     staging.replace(path)

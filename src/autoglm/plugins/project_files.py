@@ -72,12 +72,15 @@ def execute(files: Sequence[ProjectFile], folder: Path) -> None:
             path.write_text(file.source, encoding="utf-8")
     place = str(folder)
     sys.path.insert(0, place)
+    # Compiled code is taken for a file of the same second and size, whatever it says.
+    was, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         for file in files:
             if _executed.get(file.name) != file.digest:
                 _execute(file, folder / file.name)
                 _executed[file.name] = file.digest
     finally:
+        sys.dont_write_bytecode = was
         sys.path.remove(place)
 
 
