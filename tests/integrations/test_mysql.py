@@ -373,3 +373,23 @@ def test_an_empty_key_is_a_dead_letter_in_the_snapshot_and_in_the_log(mariadb: M
     assert sorted(event.op for event in table.read()) == ["dead", "upsert"]
     table.do("delete from {t} where id = ''", "insert into {t} values ('')")
     assert [event.row.get("code") for event in table.read()] == ["source.null_key"] * 2
+
+
+def test_keys_of_bytes_keep_one_name_in_snapshot_and_log_and_a_stop_passes_none_by(
+    mariadb: MariaDb,
+) -> None:
+    table = Listened(mariadb, "of_bytes", key=("id", "n%"), batch_rows=2)
+    table.do(
+        "create table {t} (id binary(3), `n%` int, text text, more binary(2), primary key (id, `n%`))",
+        "insert into {t} values (x'800000', 1, '', null), (x'810000', 1, '', null),"
+        " (x'fffd01', 1, '', x'0100'), (x'000000', 1, '', null), (x'fffe00', 1, '', null)",
+    )
+    table.read(stop_after=1)
+    table.read()
+    named = {event.key for event in table.events}
+    assert len(named) == len(table.events) == 5
+    table.do("update {t} set text = 'new'", "delete from {t} where id > x'ff'")
+    found = table.read()
+    assert [event.op for event in found] == ["upsert"] * 5 + ["delete"] * 2
+    assert {event.key for event in found} == named
+    assert [event.row["more"] for event in found if event.row.get("more")] == ["\x01\0"]

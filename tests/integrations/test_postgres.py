@@ -593,3 +593,38 @@ def test_kills_while_the_table_changes_neither_lose_nor_double_nor_reorder(
     )
     for key in {event.key for event in events}:
         assert [e.op for e in events if e.key == key] == [op for op, k in changes if k == key]
+
+
+def test_keys_of_bytes_and_columns_with_a_percent_sign_find_values_that_the_log_left_out(
+    postgres: Postgres,
+) -> None:
+    columns = '"i%d" bytea primary key, text text, "100%" int'
+    rows = r"select ('\xff0' || n)::bytea, repeat('x', 9999), n from generate_series(1, 5) n"
+    with listened(postgres, "of_bytes", columns, rows, key="i%d", batch_rows=2) as (admin, reader):
+        admin.execute("alter table of_bytes alter text set storage external")
+        reader.read(stop_after=1)
+        reader.read()
+        named = [event.key for event in reader.events]
+        assert len(set(named)) == len(named) == 5
+        admin.execute("update of_bytes set text = repeat('y', 9999)")
+        admin.execute('update of_bytes set "100%" = 0')
+        found = reader.read()
+        assert [event.key for event in found] == named * 2
+        assert {event.row["text"] for event in found} == {"y" * 9999}
+
+
+def test_a_row_that_moved_and_is_gone_leaves_nothing_under_its_first_key(
+    postgres: Postgres,
+) -> None:
+    columns = "shop text, id text, text text, primary key (shop, id)"
+    rows = "values ('de', 'a', repeat('x', 9999))"
+    with listened(postgres, "moved", columns, rows, key=("shop", "id")) as (connection, reader):
+        connection.execute("alter table moved alter text set storage external")
+        connection.execute("update moved set text = repeat('y', 9999)")
+        reader.read()
+        connection.execute("update moved set shop = 'fr'")
+        connection.execute("delete from moved")
+        connection.execute("alter table moved alter id type int using id::int")
+        assert [(event.op, event.key) for event in reader.read() if event.op != "dead"] == [
+            ("delete", '["de","a"]'), ("delete", '["fr","a"]'),
+        ]  # fmt: skip

@@ -158,22 +158,26 @@ class MysqlSource:
     def _rows(
         self, connection: Any, columns: list[str], known: LogPosition
     ) -> Iterator[ChangeBatch]:
+        # Bytes that are no text stay as they are: converted, many would be one, and rows passed by.
         keys = [
-            f"cast(convert({_quoted(name)} using utf8mb4) as binary)" for name in self._key.columns
+            f"if(charset({name}) = 'binary', cast({name} as binary),"
+            f" cast(convert({name} using utf8mb4) as binary))"
+            for name in map(_quoted, self._key.columns)
         ]
         key, is_nameless = ", ".join(keys), " or ".join(f"{each} is null" for each in keys)
         batch, num_keys = list[ChangeEvent](), len(keys)
         last, texts_of_last = "", ()
         names = ", ".join(_quoted(name) for name in columns)
         passed = self._key.parts(known.after) if known.after else ()
-        places = ", ".join("cast(%s as binary)" for _ in passed)
+        behind = [part.encode("utf-8", "surrogateescape") for part in passed]
+        places = ", ".join("cast(%s as binary)" for _ in behind)
         rest = f"where ({key}) > ({places}) or {is_nameless}" if passed else ""
         with connection.cursor(SSCursor) as rows:
             query = (
                 f"select {key}, {names} from {_quoted(self._config.table)} {rest}"
                 f" order by ({is_nameless}), {key}"
             )
-            rows.execute(query, passed or None)
+            rows.execute(query, behind)
             for found in rows:
                 values = zip(columns, found[num_keys:], strict=True)
                 row = {name: plain(value) for name, value in values}
@@ -276,7 +280,7 @@ class MysqlSource:
 
     def _is_unique(self, cursor: Any) -> bool:
         """Whether an index holds that the key names a row."""
-        cursor.execute(f"show index from {_quoted(self._config.table)}")
+        cursor.execute(f"show index from {_quoted(self._config.table)}", ())
         fields = [column[0] for column in cursor.description]
         parts: dict[str, list[Any]] = {}
         for row in (dict(zip(fields, values, strict=True)) for values in cursor.fetchall()):
@@ -295,7 +299,7 @@ class MysqlSource:
         only = there
         if keys is not None:
             # A time is compared as one: events spell it in another way than a cast does.
-            cursor.execute(f"select {key} from {_quoted(self._config.table)} limit 0")
+            cursor.execute(f"select {key} from {_quoted(self._config.table)} limit 0", ())
             texts = ", ".join(
                 name
                 if about[1] in (FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP)
@@ -309,12 +313,12 @@ class MysqlSource:
         )
         parts = [self._key.parts(name) for name in keys or ()]
         asked = parts if self._key.is_composite else [each for (each,) in parts]
-        cursor.execute(query, None if keys is None else (tuple(asked),))
+        cursor.execute(query, () if keys is None else (tuple(asked),))
         if (twice := cursor.fetchone()) is not None:
             raise duplicate_key(self._where, self._key.columns, twice)
 
     def _column_names(self, cursor: Any) -> list[str]:
-        cursor.execute(f"select * from {_quoted(self._config.table)} limit 0")
+        cursor.execute(f"select * from {_quoted(self._config.table)} limit 0", ())
         return [str(column[0]) for column in cursor.description]
 
     def _end(self, cursor: Any) -> tuple[str, int]:
@@ -404,4 +408,5 @@ def _variable(cursor: Any, name: str) -> str:
 
 
 def _quoted(name: str) -> str:
+    """For a statement with arguments, be it none, `()`: without any, %% would stay."""
     return "`" + name.replace("`", "``").replace("%", "%%") + "`"

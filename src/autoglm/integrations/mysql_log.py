@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from pymysqlreplication.constants import FIELD_TYPE
 from pymysqlreplication.event import QueryEvent, XidEvent
 from pymysqlreplication.row_event import DeleteRowsEvent, UpdateRowsEvent, WriteRowsEvent
 
@@ -21,6 +22,7 @@ from autoglm.streaming.config import SourceConfig
 from autoglm.streaming.row_key import RowKey
 
 LINGER_SECONDS = 0.05
+VALUES = {"values", "before_values", "after_values"}
 # What the library calls a column where the log does not.
 _NAMELESS = re.compile(r"UNKNOWN_COL\d+")
 
@@ -69,7 +71,7 @@ class LogEvents:
                 self._statement(text, at)
                 self._commit(reader)
         elif isinstance(event, (WriteRowsEvent, UpdateRowsEvent, DeleteRowsEvent)):
-            for row in event.rows:
+            for row in _filled(event):
                 self._count += 1
                 if self._count > self._skip:
                     self._row(event, row, at)
@@ -174,6 +176,21 @@ class LogEvents:
                 code="source.no_table",
                 next_step="Set data.source.table to its new name: it is read anew.",
             )
+
+
+def _filled(event: Any) -> Iterator[Mapping[str, Any]]:
+    """Its rows. The log leaves out the zeros at the end of what a column `binary(n)` holds."""
+    lengths = {
+        column.name: column.max_length
+        for column in event.columns
+        if column.type == FIELD_TYPE.STRING and column.character_set_name == "binary"
+    }
+    for row in event.rows:
+        for values in (row[part] for part in VALUES & row.keys() if lengths):
+            for name in lengths.keys() & values.keys():
+                if values[name] is not None:  # the library reads no bytes at all as a text
+                    values[name] = (values[name] or b"").ljust(lengths[name], b"\0")
+        yield row
 
 
 def nameless(

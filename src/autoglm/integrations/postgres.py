@@ -25,7 +25,7 @@ from autoglm.errors import SourceError
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
 from autoglm.streaming.collectors.log_reader import LogReader
-from autoglm.streaming.collectors.log_table import BY_ROOT, LogTable
+from autoglm.streaming.collectors.log_table import BY_ROOT, LogTable, written
 from autoglm.streaming.collectors.pgoutput import Decoder, Row, converter
 from autoglm.streaming.config import SourceConfig
 from autoglm.streaming.row_key import RowKey
@@ -231,14 +231,16 @@ class PostgresSource:
         values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(n)) for n in names)
         # Once begun it goes on behind the last key; "" is before all keys, and a key itself.
         passed = self._key.parts(known.after) if known.after else None
-        rest = sql.SQL("where ({}) > %s or {}").format(key, is_nameless) if passed else sql.SQL("")
+        # The key stands in the text: a name may hold what a text with arguments reads otherwise, %.
+        rest = sql.SQL("where ({}) > {} or {}" if passed else "")
+        rest = rest.format(key, sql.Literal(passed), is_nameless)
         query = sql.SQL("select {} from {} {} order by {}, {}")
         query = query.format(values, self._quoted, rest, is_nameless, key)
         places = [names.index(name) for name in self._key.columns]
         batch, last, texts_of_last = list[ChangeEvent](), "", ()
         with connection.cursor(name="snapshot") as rows:
             rows.itersize = min(self._batch_rows, 5_000)
-            rows.execute(query, (passed,) if passed else None)
+            rows.execute(query)
             for texts in rows:
                 row = {
                     name: text if convert is None or text is None else convert(text)
@@ -326,11 +328,19 @@ class PostgresSource:
         with self._asking() as cursor:
             columns = dict(self._table.columns(cursor))
             # Compared as its own type: the server writes a time in another way than events do.
-            is_it = [sql.SQL("{} = %s").format(sql.Identifier(n)) for n in self._key.columns]
+            is_it = [
+                sql.SQL("{} = {}").format(
+                    sql.Identifier(name), sql.Literal(written(columns[name], str(of.get(name))))
+                )
+                for name in self._key.columns
+            ]
             query = sql.SQL("select {}::text from {} where {}").format(
                 sql.Identifier(column), self._quoted, sql.SQL(" and ").join(is_it)
             )
-            cursor.execute(query, [str(of.get(name)) for name in self._key.columns])
+            try:
+                cursor.execute(query)
+            except pg.DataError:  # the key has another type by now: no row can be called that
+                return None
             row = cursor.fetchone()
         if row is None:
             return None
