@@ -393,3 +393,18 @@ def test_keys_of_bytes_keep_one_name_in_snapshot_and_log_and_a_stop_passes_none_
     assert [event.op for event in found] == ["upsert"] * 5 + ["delete"] * 2
     assert {event.key for event in found} == named
     assert [event.row["more"] for event in found if event.row.get("more")] == ["\x01\0"]
+
+
+def test_more_rows_without_a_key_than_a_batch_holds_are_each_a_letter(mariadb: MariaDb) -> None:
+    table = Listened(mariadb, "nameless", key=("shop", "id"), batch_rows=2)
+    table.do(
+        "create table {t} (shop varchar(9), id int)",
+        "insert into {t} select 'de', if(seq < 3, seq, null) from seq_1_to_9",
+    )
+    batches = list(table.open().read(""))
+    # A broker takes two batches with one position for the same one.
+    assert len({batch.position for batch in batches}) == len(batches)
+    assert len({event.key for batch in batches for event in batch.events}) == 9
+    table.position = batches[-1].position
+    table.do("insert into {t} values ('de', 3)")
+    assert [event.key for event in table.read()] == ['["de","3"]']

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -628,3 +628,30 @@ def test_a_row_that_moved_and_is_gone_leaves_nothing_under_its_first_key(
         assert [(event.op, event.key) for event in reader.read() if event.op != "dead"] == [
             ("delete", '["de","a"]'), ("delete", '["fr","a"]'),
         ]  # fmt: skip
+
+
+def test_more_rows_without_a_key_than_a_batch_holds_are_each_a_letter(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    rows = "select 'de', case when n < 3 then n end from generate_series(1, 9) n"
+    said = {"key": ("shop", "id"), "batch_rows": 2}
+    with (
+        listened(postgres, "nameless", "shop text, id int", rows, **said) as (connection, reader),
+        closing(SqliteBroker(tmp_path / "b.db", partitions=1)) as broker,
+    ):
+        connection.execute("alter table nameless replica identity full")
+        collect(reader.open(), broker, topic="t", cancel=threading.Event())
+        events = stored(broker)
+        assert len({event.key for event in events}) == len(events) == 9
+        connection.execute("insert into nameless values ('de', 3)")
+        collect(reader.open(), broker, topic="t", cancel=threading.Event())
+        assert [event.key for event in stored(broker)[9:]] == ['["de","3"]']
+
+
+def stored(broker: SqliteBroker) -> list[ChangeEvent]:
+    events: list[ChangeEvent] = []
+    while len(events) < broker.end_offset("t", 0):
+        fetched = broker.fetch("t", 0, len(events), max_events=100)
+        assert fetched is not None
+        events += fetched.events
+    return events

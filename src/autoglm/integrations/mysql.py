@@ -134,8 +134,8 @@ class MysqlSource:
             above = known.last or after
             parts = known.parts if is_first else (*known.parts, Part(above, "", place))
             known = replace(
-                known, server=server, lsn=start, version=max(known.version, start), after=after,
-                parts=parts,
+                known, server=server, lsn=start, count=0, version=max(known.version, start),
+                after=after, parts=parts,
             )  # fmt: skip
             yield from self._rows(connection, columns, known)
 
@@ -165,7 +165,7 @@ class MysqlSource:
             for name in map(_quoted, self._key.columns)
         ]
         key, is_nameless = ", ".join(keys), " or ".join(f"{each} is null" for each in keys)
-        batch, num_keys = list[ChangeEvent](), len(keys)
+        batch, num_keys, num_dead = list[ChangeEvent](), len(keys), 0
         last, texts_of_last = "", ()
         names = ", ".join(_quoted(name) for name in columns)
         passed = self._key.parts(known.after) if known.after else ()
@@ -182,14 +182,17 @@ class MysqlSource:
                 values = zip(columns, found[num_keys:], strict=True)
                 row = {name: plain(value) for name, value in values}
                 if not (name := self._key.name_of(row)):
-                    batch.append(nameless(self._make, self._key, row, known.version))
+                    num_dead += 1
+                    where = f"row {num_dead} without a key"
+                    batch.append(nameless(self._make, self._key, row, known.version, where=where))
                 else:
                     last, texts_of_last = name, found[:num_keys]
                     batch.append(self._make.upsert(name, row, known.version))
                 if len(batch) == self._batch_rows:
                     if last:
                         known = replace(known, after=self._key.name(texts_of_last), last=last)
-                    yield self._make.batch(batch, known.write())
+                    # With the count no two batches lead to one position, which would be one batch.
+                    yield self._make.batch(batch, replace(known, count=num_dead).write())
                     batch = []
         yield self._make.batch(batch, replace(known, after=None, last="").write())
 

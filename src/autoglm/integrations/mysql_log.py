@@ -194,17 +194,16 @@ def _filled(event: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def nameless(
-    make: Maker, key: RowKey, row: Mapping[str, Any], version: int, at: datetime | None = None
+    make: Maker,
+    key: RowKey,
+    row: Mapping[str, Any],
+    version: int,
+    at: datetime | None = None,
+    *,
+    where: str = "a row without a key",
 ) -> ChangeEvent:
     """The dead letter of a row without a key."""
-    return make.dead(
-        "a row without a key",
-        row,
-        code="source.null_key",
-        cause=f"no {key}",
-        version=version,
-        at=at,
-    )
+    return make.dead(where, row, code="source.null_key", cause=f"no {key}", version=version, at=at)
 
 
 def place_of(file: str, byte: int) -> int:

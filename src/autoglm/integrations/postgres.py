@@ -237,7 +237,7 @@ class PostgresSource:
         query = sql.SQL("select {} from {} {} order by {}, {}")
         query = query.format(values, self._quoted, rest, is_nameless, key)
         places = [names.index(name) for name in self._key.columns]
-        batch, last, texts_of_last = list[ChangeEvent](), "", ()
+        batch, last, texts_of_last, num_dead = list[ChangeEvent](), "", (), 0
         with connection.cursor(name="snapshot") as rows:
             rows.itersize = min(self._batch_rows, 5_000)
             rows.execute(query)
@@ -247,9 +247,10 @@ class PostgresSource:
                     for name, convert, text in zip(names, converters, texts, strict=True)
                 }
                 if not (name := self._key.name_of(row)):
+                    num_dead += 1
                     batch.append(
-                        self._make.dead("a row without a key", row, code="source.null_key",
-                                        cause=f"no {self._key}", version=known.version)
+                        self._make.dead(f"row {num_dead} without a key", row, version=known.version,
+                                        code="source.null_key", cause=f"no {self._key}")
                     )  # fmt: skip
                 else:
                     last, texts_of_last = name, texts
@@ -258,7 +259,8 @@ class PostgresSource:
                     if last:
                         after = self._key.name([texts_of_last[place] for place in places])
                         known = replace(known, after=after, last=last)
-                    yield self._make.batch(batch, known.write())
+                    # With the count no two batches lead to one position, which would be one batch.
+                    yield self._make.batch(batch, replace(known, count=num_dead).write())
                     batch = []
         yield self._make.batch(batch, replace(known, after=None, last="").write())
 
