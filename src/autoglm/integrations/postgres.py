@@ -237,20 +237,20 @@ class PostgresSource:
         query = sql.SQL("select {} from {} {} order by {}, {}")
         query = query.format(values, self._quoted, rest, is_nameless, key)
         places = [names.index(name) for name in self._key.columns]
-        batch, last, texts_of_last, num_dead = list[ChangeEvent](), "", (), 0
+        batch, last, texts_of_last, num_rows = list[ChangeEvent](), "", (), 0
         with connection.cursor(name="snapshot") as rows:
             rows.itersize = min(self._batch_rows, 5_000)
             rows.execute(query)
             for texts in rows:
+                num_rows += 1
                 row = {
                     name: text if convert is None or text is None else convert(text)
                     for name, convert, text in zip(names, converters, texts, strict=True)
                 }
                 if not (name := self._key.name_of(row)):
-                    num_dead += 1
                     batch.append(
-                        self._make.dead(f"row {num_dead} without a key", row, version=known.version,
-                                        code="source.null_key", cause=f"no {self._key}")
+                        self._make.dead(f"row {num_rows}: no key", row, code="source.null_key",
+                                        cause=f"no {self._key}", version=known.version)
                     )  # fmt: skip
                 else:
                     last, texts_of_last = name, texts
@@ -260,7 +260,7 @@ class PostgresSource:
                         after = self._key.name([texts_of_last[place] for place in places])
                         known = replace(known, after=after, last=last)
                     # With the count no two batches lead to one position, which would be one batch.
-                    yield self._make.batch(batch, replace(known, count=num_dead).write())
+                    yield self._make.batch(batch, replace(known, count=num_rows).write())
                     batch = []
         yield self._make.batch(batch, replace(known, after=None, last="").write())
 
