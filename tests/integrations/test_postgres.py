@@ -226,7 +226,7 @@ TYPES = {
     "double precision": "'NaN'", "numeric": "1.10", "varchar(9)": "'é\\x'", "bytea": "'\\x41ff'",
     "jsonb": """'{"b": [1, "ü"]}'""", "timestamptz": "'2026-01-02 03:04:05.5+01'",
     "timestamp": "'2026-01-02 03:04:05'", "date": "'2026-01-02'", "time": "'03:04'",
-    "uuid": "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", "int[]": "'{1,NULL,3}'",
+    "uuid": "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", "char(3)": "'b'", "inet": "'10.0.0.1'", "int[]": "'{1,NULL,3}'",
     "text[]": """'{"a b","c\\"d",NULL,"NULL"}'""", "int[][]": "'{{1,2},{3,4}}'",
 }  # fmt: skip
 
@@ -655,3 +655,23 @@ def stored(broker: SqliteBroker) -> list[ChangeEvent]:
         assert fetched is not None
         events += fetched.events
     return events
+
+
+def test_keys_with_blanks_or_of_an_address_keep_one_name_in_snapshot_and_log(
+    postgres: Postgres,
+) -> None:
+    columns = "shop char(4), host inet, text text, primary key (shop, host)"
+    rows = "select 'de', '10.0.0.0'::inet + n, 'old' from generate_series(1, 5) n"
+    said = {"key": ("shop", "host"), "batch_rows": 2}
+    with listened(postgres, "padded", columns, rows, **said) as (connection, reader):
+        reader.read(stop_after=1)
+        connection.execute("update padded set text = 'new'")
+        connection.execute("delete from padded where host > '10.0.0.3'")
+        reader.read()
+        reader.read()
+        assert latest(reader.events) == {f'["de  ","10.0.0.{n}"]': "new" for n in range(1, 4)}
+        connection.execute("alter table padded drop constraint padded_pkey")
+        connection.execute("alter table padded replica identity full")
+        connection.execute("insert into padded values ('de', '10.0.0.1', 'twin')")
+        with pytest.raises(SourceError, match="two rows with shop = de"):
+            reader.read()

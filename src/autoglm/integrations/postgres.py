@@ -25,7 +25,7 @@ from autoglm.errors import SourceError
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
 from autoglm.streaming.collectors.log_reader import LogReader
-from autoglm.streaming.collectors.log_table import BY_ROOT, LogTable, written
+from autoglm.streaming.collectors.log_table import BPCHAR, BY_ROOT, INET, LogTable, written
 from autoglm.streaming.collectors.pgoutput import Decoder, Row, converter
 from autoglm.streaming.config import SourceConfig
 from autoglm.streaming.row_key import RowKey
@@ -220,15 +220,13 @@ class PostgresSource:
         columns = self._table.columns(cursor)
         names = [name for name, _type in columns]
         converters = [converter(type_oid) for _name, type_oid in columns]
-        keys = [
-            sql.SQL('{}::text collate "C"').format(sql.Identifier(name))
-            for name in self._key.columns
-        ]
+        texts_of = {name: _text(name, type_oid) for name, type_oid in columns}
+        keys = [sql.SQL('({}) collate "C"').format(texts_of[name]) for name in self._key.columns]
         key, is_nameless = (
             sql.SQL(", ").join(keys),
             sql.SQL("(({}) is null)").format(sql.SQL(" || ").join(keys)),
         )
-        values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(n)) for n in names)
+        values = sql.SQL(", ").join(texts_of.values())
         # Once begun it goes on behind the last key; "" is before all keys, and a key itself.
         passed = self._key.parts(known.after) if known.after else None
         # The key stands in the text: a name may hold what a text with arguments reads otherwise, %.
@@ -336,8 +334,8 @@ class PostgresSource:
                 )
                 for name in self._key.columns
             ]
-            query = sql.SQL("select {}::text from {} where {}").format(
-                sql.Identifier(column), self._quoted, sql.SQL(" and ").join(is_it)
+            query = sql.SQL("select {} from {} where {}").format(
+                _text(column, columns[column]), self._quoted, sql.SQL(" and ").join(is_it)
             )
             try:
                 cursor.execute(query)
@@ -455,6 +453,14 @@ class PostgresSource:
             if is_passing
             else "wal_level must be logical, the user one with the right of replication.",
         )
+
+
+def _text(name: str, type_oid: int) -> sql.Composable:
+    """A column's value as the log says it. A cast to text leaves the blanks of a `char(n)` out, and
+    adds to an `inet`.
+    """
+    form = "case when {0} is not null then format('%s', {0}) end"
+    return sql.SQL(form if type_oid in (BPCHAR, INET) else "{0}::text").format(sql.Identifier(name))
 
 
 def _lsn(text: str) -> int:

@@ -11,10 +11,11 @@ from autoglm.streaming.row_key import RowKey
 
 # Else the log names the partition that a row lies in, and not the table.
 BY_ROOT = "publish_via_partition_root = true"
-BYTEA = 17
+BYTEA, INET, BPCHAR = 17, 869, 1042
 # What events spell in another way than a cast to text does is compared as its own type.
 WRITTEN_OTHERWISE = {
-    16: "boolean", BYTEA: "bytea", 700: "real", 701: "double precision", 1082: "date", 1083: "time",
+    16: "boolean", BYTEA: "bytea", INET: "inet", BPCHAR: "bpchar", 700: "real",
+    701: "double precision", 1082: "date", 1083: "time",
     1114: "timestamp", 1184: "timestamptz", 1266: "timetz",
 }  # fmt: skip
 
