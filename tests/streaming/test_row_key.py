@@ -180,6 +180,8 @@ def test_a_person_may_spell_a_key_with_blanks_and_numbers(tmp_path: Path) -> Non
     found = explain_row(project, '["de", 7]')
     assert (found["key"], [c["op"] for c in found["changes"]]) == ('["de","7"]', ["upsert"])
     assert erase_row(project, '["de", "7"]').changes == 1
+    with pytest.raises(DataError, match=r"no row with the key .*udcff"):
+        explain_row(project, r'["\udcff", 7]')
     with pytest.raises(DataError, match=r"JSON arrays of the values of shop, id"):
         explain_row(project, '["de","7"]')
 
