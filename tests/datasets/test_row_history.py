@@ -170,3 +170,9 @@ def test_a_key_with_quotes_is_erased_alone(filled: Filled) -> None:
     filled.add((name, row(1)[1]), row(2))
     assert erase(filled.table, name).changes == 1
     assert filled.table.read()["_key"].to_pylist() == ["2"]
+
+
+def test_versions_are_found_in_a_file_that_an_erasure_wrote_anew(filled: Filled) -> None:
+    filled.add(*map(row, range(5)), dead=("letter",))
+    erase(filled.table, "4")
+    assert filled.table.newest_versions(["1", "9", "letter"]) == {"1": 1}

@@ -373,3 +373,70 @@ def test_an_empty_key_is_a_dead_letter_in_the_snapshot_and_in_the_log(mariadb: M
     assert sorted(event.op for event in table.read()) == ["dead", "upsert"]
     table.do("delete from {t} where id = ''", "insert into {t} values ('')")
     assert [event.row.get("code") for event in table.read()] == ["source.null_key"] * 2
+
+
+def test_keys_of_bytes_keep_one_name_in_snapshot_and_log_and_a_stop_passes_none_by(
+    mariadb: MariaDb,
+) -> None:
+    table = Listened(mariadb, "of_bytes", key=("id", "n%"), batch_rows=2)
+    table.do(
+        "create table {t} (id binary(3), `n%` int, text text, more binary(2), primary key (id, `n%`))",
+        "insert into {t} values (x'800000', 1, '', null), (x'810000', 1, '', null),"
+        " (x'fffd01', 1, '', x'0100'), (x'000000', 1, '', null), (x'fffe00', 1, '', null)",
+    )
+    table.read(stop_after=1)
+    table.read()
+    named = {event.key for event in table.events}
+    assert len(named) == len(table.events) == 5
+    table.do("update {t} set text = 'new'", "delete from {t} where id > x'ff'")
+    found = table.read()
+    assert [event.op for event in found] == ["upsert"] * 5 + ["delete"] * 2
+    assert {event.key for event in found} == named
+    assert [event.row["more"] for event in found if event.row.get("more")] == ["\x01\0"]
+
+
+def test_more_rows_without_a_key_than_a_batch_holds_are_each_a_letter(mariadb: MariaDb) -> None:
+    table = Listened(mariadb, "nameless", key=("shop", "id"), batch_rows=2)
+    table.do(
+        "create table {t} (shop varchar(9), id int)",
+        "insert into {t} select 'de', if(seq < 3, seq, null) from seq_1_to_9",
+    )
+    batches = list(table.open().read(""))
+    # A broker takes two batches with one position for the same one.
+    assert len({batch.position for batch in batches}) == len(batches)
+    assert len({event.key for batch in batches for event in batch.events}) == 9
+    table.position = batches[-1].position
+    table.do("insert into {t} values ('de', 3)")
+    assert [event.key for event in table.read()] == ['["de","3"]']
+
+
+def test_values_are_spelled_in_the_log_as_in_the_snapshot(mariadb: MariaDb) -> None:
+    table = Listened(mariadb, "spelled", key=("a", "b", "c"))
+    table.do(
+        "create table {t} (a uuid, b inet6, c bit(9), d set('x', 'y', 'z'), text text,"
+        " primary key (a, b, c))",
+        "insert into {t} values ('017f22e2-79b0-7cc3-98c4-dc0c0c07398f', '::ffff:1.2.3.4', 258,"
+        " 'z,x', 'old'), ('00000000-0000-0000-0000-000000000000', '::', 0, null, 'old')",
+    )
+    before = {event.key: event.row for event in table.read()}
+    table.do("update {t} set text = 'new'", "delete from {t} where c = 258")
+    *changed, deleted = table.read()
+    assert {e.key: {**e.row, "text": "old"} for e in changed} == before
+    assert (deleted.op, deleted.key) == ("delete", max(before))
+
+
+def test_a_snapshot_by_a_time_begins_anew_and_forgets_what_went_meanwhile(mariadb: MariaDb) -> None:
+    table = Listened(mariadb, "hours", key=("day", "at"), batch_rows=1)
+    table.do(
+        "create table {t} (day int, at time, text text, primary key (day, at))",
+        "insert into {t} values (1, '9:00', 'a'), (1, '10:00', 'b'), (1, '30:00', 'c')",
+    )
+    table.read(stop_after=2)
+    table.do("delete from {t} where at = '9:00'", "update {t} set text = 'new' where at = '10:00'")
+    seen = table.position
+    assert all(batch.position != seen for batch in table.open().read(seen))
+    table.read()
+    newest = {event.key: event for event in table.events}
+    assert {k: e.row.get("text") for k, e in newest.items()} == {
+        '["1","9:00:00"]': None, '["1","10:00:00"]': "new", '["1","1 day, 6:00:00"]': "c",
+    }  # fmt: skip

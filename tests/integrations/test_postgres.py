@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +226,7 @@ TYPES = {
     "double precision": "'NaN'", "numeric": "1.10", "varchar(9)": "'é\\x'", "bytea": "'\\x41ff'",
     "jsonb": """'{"b": [1, "ü"]}'""", "timestamptz": "'2026-01-02 03:04:05.5+01'",
     "timestamp": "'2026-01-02 03:04:05'", "date": "'2026-01-02'", "time": "'03:04'",
-    "uuid": "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", "int[]": "'{1,NULL,3}'",
+    "uuid": "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", "char(3)": "'b'", "inet": "'10.0.0.1'", "int[]": "'{1,NULL,3}'",
     "text[]": """'{"a b","c\\"d",NULL,"NULL"}'""", "int[][]": "'{{1,2},{3,4}}'",
 }  # fmt: skip
 
@@ -593,3 +593,85 @@ def test_kills_while_the_table_changes_neither_lose_nor_double_nor_reorder(
     )
     for key in {event.key for event in events}:
         assert [e.op for e in events if e.key == key] == [op for op, k in changes if k == key]
+
+
+def test_keys_of_bytes_and_columns_with_a_percent_sign_find_values_that_the_log_left_out(
+    postgres: Postgres,
+) -> None:
+    columns = '"i%d" bytea primary key, text text, "100%" int'
+    rows = r"select ('\xff0' || n)::bytea, repeat('x', 9999), n from generate_series(1, 5) n"
+    with listened(postgres, "of_bytes", columns, rows, key="i%d", batch_rows=2) as (admin, reader):
+        admin.execute("alter table of_bytes alter text set storage external")
+        reader.read(stop_after=1)
+        reader.read()
+        named = [event.key for event in reader.events]
+        assert len(set(named)) == len(named) == 5
+        admin.execute("update of_bytes set text = repeat('y', 9999)")
+        admin.execute('update of_bytes set "100%" = 0')
+        found = reader.read()
+        assert [event.key for event in found] == named * 2
+        assert {event.row["text"] for event in found} == {"y" * 9999}
+
+
+def test_a_row_that_moved_and_is_gone_leaves_nothing_under_its_first_key(
+    postgres: Postgres,
+) -> None:
+    columns = "shop text, id text, text text, primary key (shop, id)"
+    rows = "values ('de', 'a', repeat('x', 9999))"
+    with listened(postgres, "moved", columns, rows, key=("shop", "id")) as (connection, reader):
+        connection.execute("alter table moved alter text set storage external")
+        connection.execute("update moved set text = repeat('y', 9999)")
+        reader.read()
+        connection.execute("update moved set shop = 'fr'")
+        connection.execute("delete from moved")
+        connection.execute("alter table moved alter id type int using id::int")
+        assert [(event.op, event.key) for event in reader.read() if event.op != "dead"] == [
+            ("delete", '["de","a"]'), ("delete", '["fr","a"]'),
+        ]  # fmt: skip
+
+
+def test_more_rows_without_a_key_than_a_batch_holds_are_each_a_letter(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    rows = "select 'de', case when n < 3 then n end from generate_series(1, 9) n"
+    said = {"key": ("shop", "id"), "batch_rows": 2}
+    with (
+        listened(postgres, "nameless", "shop text, id int", rows, **said) as (connection, reader),
+        closing(SqliteBroker(tmp_path / "b.db", partitions=1)) as broker,
+    ):
+        connection.execute("alter table nameless replica identity full")
+        collect(reader.open(), broker, topic="t", cancel=threading.Event())
+        events = stored(broker)
+        assert len({event.key for event in events}) == len(events) == 9
+        connection.execute("insert into nameless values ('de', 3)")
+        collect(reader.open(), broker, topic="t", cancel=threading.Event())
+        assert [event.key for event in stored(broker)[9:]] == ['["de","3"]']
+
+
+def stored(broker: SqliteBroker) -> list[ChangeEvent]:
+    events: list[ChangeEvent] = []
+    while len(events) < broker.end_offset("t", 0):
+        fetched = broker.fetch("t", 0, len(events), max_events=100)
+        assert fetched is not None
+        events += fetched.events
+    return events
+
+
+def test_keys_with_blanks_or_of_an_address_keep_one_name_in_snapshot_and_log(
+    postgres: Postgres,
+) -> None:
+    columns = "shop char(4), host inet, text text, primary key (shop, host)"
+    rows = "select 'de', '10.0.0.0'::inet + n, 'old' from generate_series(1, 5) n"
+    said = {"key": ("shop", "host"), "batch_rows": 2}
+    with listened(postgres, "padded", columns, rows, **said) as (connection, reader):
+        reader.read(stop_after=1)
+        connection.execute("update padded set text = 'new'")
+        connection.execute("delete from padded where host > '10.0.0.3'")
+        reader.read()
+        reader.read()
+        assert latest(reader.events) == {f'["de  ","10.0.0.{n}"]': "new" for n in range(1, 4)}
+        connection.execute("alter table padded drop constraint padded_pkey")
+        connection.execute("alter table padded replica identity full")
+        connection.execute("insert into padded values ('de', '10.0.0.1', 'twin')")
+        with pytest.raises(SourceError, match="two rows with shop = de"):
+            reader.read()

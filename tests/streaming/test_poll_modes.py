@@ -364,3 +364,19 @@ def test_every_mode_says_what_it_cannot_see() -> None:
     assert "misses deletes" in promise(cursor="c", mode="snapshot_cursor")
     assert "misses deletes" in promise(cursor="c", mode="lag_window")
     assert "and deletes" in promise(cursor="c", mode="full_diff")
+
+
+def test_a_row_without_a_part_of_its_key_stops_each_poll_by_transaction(postgres: Postgres) -> None:
+    with postgres.connect() as connection:
+        connection.execute("create table partless (shop text, id int, text text)")
+        source = by_transaction(postgres, "partless", key=("shop", "id"), batch_rows=2)
+        connection.execute(source.setup_sql)
+        connection.execute("insert into partless values ('de', 1), ('de', 2), ('de', null)")
+        batches = source.read("")
+        position = next(batches).position
+        for rest in (batches, source.read(position)):
+            with pytest.raises(SourceError) as caught:
+                next(rest)
+            assert caught.value.code == "source.null_key"
+        connection.execute("update partless set id = 3 where id is null")
+        assert keys(list(source.read(position))) == ['["de","3"]']

@@ -56,7 +56,7 @@ def test_a_key_says_its_parts_and_no_two_rows_share_one(parts: list[str]) -> Non
     assert key.name_of(dict(zip(KEY, parts, strict=True))) == name
 
 
-@pytest.mark.parametrize("missing", [{"shop": "de"}, {"shop": "de", "id": None}, {"shop": "", "id": 7}])  # fmt: skip
+@pytest.mark.parametrize("missing", [{"shop": "de"}, {"shop": "de", "id": None}, {"shop": "", "id": 7}, {"shop": "de", "id": b""}])  # fmt: skip
 def test_a_part_that_is_missing_leaves_the_row_without_a_name(missing: dict[str, Any]) -> None:
     assert RowKey.of(KEY).name_of(missing) == ""
 
@@ -66,6 +66,11 @@ def test_a_position_of_another_key_stops_by_name(name: str) -> None:
     with pytest.raises(SourceError) as caught:
         RowKey.of(KEY).parts(name)
     assert caught.value.code == "source.key_changed"
+
+
+@pytest.mark.parametrize("said", ['["de", null]', "[" * 100_000, '["de"]', "de", '{"id": 7}'])
+def test_what_no_row_is_called_is_not_taken_for_another(said: str) -> None:
+    assert RowKey.of(KEY).spelled(said) == said
 
 
 PROJECT = """\
@@ -175,6 +180,8 @@ def test_a_person_may_spell_a_key_with_blanks_and_numbers(tmp_path: Path) -> Non
     found = explain_row(project, '["de", 7]')
     assert (found["key"], [c["op"] for c in found["changes"]]) == ('["de","7"]', ["upsert"])
     assert erase_row(project, '["de", "7"]').changes == 1
+    with pytest.raises(DataError, match=r"no row with the key .*udcff"):
+        explain_row(project, r'["\udcff", 7]')
     with pytest.raises(DataError, match=r"JSON arrays of the values of shop, id"):
         explain_row(project, '["de","7"]')
 

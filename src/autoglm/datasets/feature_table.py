@@ -222,8 +222,8 @@ class DeltaFeatureTable:
         handle = self._refreshed()
         if handle is None or not keys:
             return {}
-        is_wanted = (pc.field("_op") != "dead") & pc.field("_key").isin(pa.array(keys))
-        found = self._scanned(handle, ["_key", "_version"], is_wanted)
+        is_one = pc.field("_key").cast(pa.string()).isin(pa.array(keys))  # cast: as in `changes_of`
+        found = self._scanned(handle, ["_key", "_version"], (pc.field("_op") != "dead") & is_one)
         newest = found.group_by("_key").aggregate([("_version", "max")])
         pairs = zip(newest["_key"].to_pylist(), newest["_version_max"].to_pylist(), strict=True)
         return dict(pairs)

@@ -126,18 +126,22 @@ class MysqlSource:
         with closing(self._connect()) as connection:
             with connection.cursor() as cursor:
                 place = self._consistent(cursor)
-                columns = self._column_names(cursor)
+                columns, types = self._column_names(cursor), self._types(cursor)
             after = known.after or ""
             is_first = not known.lsn
             start = place if is_first else known.lsn
+            # A time is spelled in another order (9:00:00, 1 day, …): its snapshot begins anew, and
+            # the log is read from where the first one was.
+            goes_on = all(types.get(name) != "time" for name in self._key.columns)
+            parts = known.parts
             # Whoever began died: the rest is of a later place; the log is passed by until there.
-            above = known.last or after
-            parts = known.parts if is_first else (*known.parts, Part(above, "", place))
+            if not is_first and (goes_on or after):
+                parts = (*parts, Part(known.last or after, "", place))
             known = replace(
                 known, server=server, lsn=start, version=max(known.version, start), after=after,
                 parts=parts,
             )  # fmt: skip
-            yield from self._rows(connection, columns, known)
+            yield from self._rows(connection, columns, known, types=types, goes_on=goes_on)
 
     def _consistent(self, cursor: Any) -> int:
         """Begin a snapshot; the place in the log up to which it holds everything."""
@@ -156,48 +160,54 @@ class MysqlSource:
             cursor.execute("unlock tables")
 
     def _rows(
-        self, connection: Any, columns: list[str], known: LogPosition
-    ) -> Iterator[ChangeBatch]:
-        keys = [
-            f"cast(convert({_quoted(name)} using utf8mb4) as binary)" for name in self._key.columns
-        ]
+        self, connection: Any, columns: list[str], known: LogPosition, *,
+        types: Mapping[str, str], goes_on: bool,
+    ) -> Iterator[ChangeBatch]:  # fmt: skip
+        keys = [_ordered(name, types.get(name, "")) for name in self._key.columns]
         key, is_nameless = ", ".join(keys), " or ".join(f"{each} is null" for each in keys)
-        batch, num_keys = list[ChangeEvent](), len(keys)
+        batch, num_keys, num_rows = list[ChangeEvent](), len(keys), known.count
         last, texts_of_last = "", ()
         names = ", ".join(_quoted(name) for name in columns)
         passed = self._key.parts(known.after) if known.after else ()
-        places = ", ".join("cast(%s as binary)" for _ in passed)
+        behind = [part.encode("utf-8", "surrogateescape") for part in passed]
+        places = ", ".join("cast(%s as binary)" for _ in behind)
         rest = f"where ({key}) > ({places}) or {is_nameless}" if passed else ""
         with connection.cursor(SSCursor) as rows:
             query = (
                 f"select {key}, {names} from {_quoted(self._config.table)} {rest}"
                 f" order by ({is_nameless}), {key}"
             )
-            rows.execute(query, passed or None)
+            rows.execute(query, behind)
             for found in rows:
+                num_rows += 1
                 values = zip(columns, found[num_keys:], strict=True)
                 row = {name: plain(value) for name, value in values}
                 if not (name := self._key.name_of(row)):
-                    batch.append(nameless(self._make, self._key, row, known.version))
+                    where = f"row {num_rows}: no key"
+                    batch.append(nameless(self._make, self._key, row, known.version, where=where))
                 else:
                     last, texts_of_last = name, found[:num_keys]
                     batch.append(self._make.upsert(name, row, known.version))
                 if len(batch) == self._batch_rows:
-                    if last:
+                    if last and goes_on:
                         known = replace(known, after=self._key.name(texts_of_last), last=last)
-                    yield self._make.batch(batch, known.write())
+                    # With the count no two batches lead to one position, which would be one batch.
+                    yield self._make.batch(batch, replace(known, count=num_rows).write())
                     batch = []
-        yield self._make.batch(batch, replace(known, after=None, last="").write())
+        yield self._make.batch(batch, replace(known, after=None, last="", count=0).write())
 
     # The log.
 
     def _changes(
         self, known: LogPosition, base: str, cancel: threading.Event | None
     ) -> Generator[ChangeBatch, None, None]:
+        with self._asking() as cursor:
+            types = self._types(cursor)
         reader = self._open_log(known, base, is_waiting=cancel is not None)
         log = LogEvents(
-            known, self._make, self._config, columns=self._columns, look_up=self._current
-        )
+            known, self._make, self._config, types=types, columns=self._columns,
+            look_up=self._current,
+        )  # fmt: skip
         try:
             while cancel is None or not cancel.is_set():
                 event = reader.fetchone()
@@ -276,7 +286,7 @@ class MysqlSource:
 
     def _is_unique(self, cursor: Any) -> bool:
         """Whether an index holds that the key names a row."""
-        cursor.execute(f"show index from {_quoted(self._config.table)}")
+        cursor.execute(f"show index from {_quoted(self._config.table)}", ())
         fields = [column[0] for column in cursor.description]
         parts: dict[str, list[Any]] = {}
         for row in (dict(zip(fields, values, strict=True)) for values in cursor.fetchall()):
@@ -295,7 +305,7 @@ class MysqlSource:
         only = there
         if keys is not None:
             # A time is compared as one: events spell it in another way than a cast does.
-            cursor.execute(f"select {key} from {_quoted(self._config.table)} limit 0")
+            cursor.execute(f"select {key} from {_quoted(self._config.table)} limit 0", ())
             texts = ", ".join(
                 name
                 if about[1] in (FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP)
@@ -309,13 +319,22 @@ class MysqlSource:
         )
         parts = [self._key.parts(name) for name in keys or ()]
         asked = parts if self._key.is_composite else [each for (each,) in parts]
-        cursor.execute(query, None if keys is None else (tuple(asked),))
+        cursor.execute(query, () if keys is None else (tuple(asked),))
         if (twice := cursor.fetchone()) is not None:
             raise duplicate_key(self._where, self._key.columns, twice)
 
     def _column_names(self, cursor: Any) -> list[str]:
-        cursor.execute(f"select * from {_quoted(self._config.table)} limit 0")
+        cursor.execute(f"select * from {_quoted(self._config.table)} limit 0", ())
         return [str(column[0]) for column in cursor.description]
+
+    def _types(self, cursor: Any) -> dict[str, str]:
+        """Column → its type as the server names it."""
+        cursor.execute(
+            "select column_name, data_type from information_schema.columns"
+            " where table_schema = database() and table_name = %s",
+            (self._config.table,),
+        )
+        return {str(name): str(kind).lower() for name, kind in cursor.fetchall()}
 
     def _end(self, cursor: Any) -> tuple[str, int]:
         cursor.execute("show master status")
@@ -403,5 +422,15 @@ def _variable(cursor: Any, name: str) -> str:
     return str(row[1]) if row else ""
 
 
+def _ordered(name: str, kind: str) -> str:
+    """A column's value as bytes to order by. What is no text is not converted: many would be one,
+    and rows be passed by.
+    """
+    is_bytes = kind in ("binary", "varbinary", "bit") or kind.endswith("blob")
+    text = _quoted(name) if is_bytes else f"convert({_quoted(name)} using utf8mb4)"
+    return f"cast({text} as binary)"
+
+
 def _quoted(name: str) -> str:
+    """For a statement with arguments, be it none, `()`: without any, %% would stay."""
     return "`" + name.replace("`", "``").replace("%", "%%") + "`"

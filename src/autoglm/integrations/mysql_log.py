@@ -7,8 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any
+from uuid import UUID
 
+from pymysqlreplication.constants import FIELD_TYPE
 from pymysqlreplication.event import QueryEvent, XidEvent
 from pymysqlreplication.row_event import DeleteRowsEvent, UpdateRowsEvent, WriteRowsEvent
 
@@ -21,6 +25,13 @@ from autoglm.streaming.config import SourceConfig
 from autoglm.streaming.row_key import RowKey
 
 LINGER_SECONDS = 0.05
+VALUES = {"values", "before_values", "after_values"}
+# Types of MariaDB that the log has as bytes of this length, and a select as text.
+TEXT_OF_BYTES: Mapping[str, tuple[int, Callable[[bytes], Any]]] = {
+    "uuid": (16, lambda value: str(UUID(bytes=value))),
+    "inet6": (16, partial(inet_ntop, AF_INET6)),
+    "inet4": (4, partial(inet_ntop, AF_INET)),
+}
 # What the library calls a column where the log does not.
 _NAMELESS = re.compile(r"UNKNOWN_COL\d+")
 
@@ -29,6 +40,7 @@ class LogEvents:
     """Events of the log → change events, with the place after each. Pure but for `look_up(column,
     row)`, which reads a value by the row's key: a tuple of it, None if the row is gone. It is asked
     for those of `columns` that the table had under another name, or not, when the row was written.
+    `types` are the columns' as the server names them.
     """
 
     def __init__(
@@ -37,12 +49,13 @@ class LogEvents:
         make: Maker,
         config: SourceConfig,
         *,
+        types: Mapping[str, str],
         columns: Sequence[str],
         look_up: Callable[[str, Mapping[str, Any]], tuple[Any] | None],
     ) -> None:
         self.events: list[ChangeEvent] = []
         self._known, self._make, self._config = known, make, config
-        self._columns, self._look_up = columns, look_up
+        self._types, self._columns, self._look_up = types, columns, look_up
         self._key = RowKey.of(config.key)
         self._version, self._skip, self._count = known.version, known.count, 0
         self._since = 0.0
@@ -69,7 +82,7 @@ class LogEvents:
                 self._statement(text, at)
                 self._commit(reader)
         elif isinstance(event, (WriteRowsEvent, UpdateRowsEvent, DeleteRowsEvent)):
-            for row in event.rows:
+            for row in _as_selected(event, self._types):
                 self._count += 1
                 if self._count > self._skip:
                     self._row(event, row, at)
@@ -176,18 +189,43 @@ class LogEvents:
             )
 
 
+def _as_selected(event: Any, types: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
+    """Its rows, with values as a snapshot reads them: else one row would have two names."""
+    found = ((c.name, _reader(c, types.get(c.name, ""))) for c in event.columns)
+    readers = {name: read for name, read in found if read is not None}
+    for row in event.rows:
+        for values in (row[part] for part in VALUES & row.keys() if readers):
+            for name in readers.keys() & values.keys():
+                if values[name] is not None:
+                    values[name] = readers[name](values[name])
+        yield row
+
+
+def _reader(column: Any, kind: str) -> Callable[[Any], Any] | None:
+    """What makes of a value of the log what a select gives; None where they are the same."""
+    if column.type == FIELD_TYPE.BIT:
+        return lambda bits: int(bits, 2).to_bytes(column.bytes, "big")
+    if column.type == FIELD_TYPE.SET and column.set_values:
+        return lambda chosen: ",".join(name for name in column.set_values if name in chosen)
+    if column.type == FIELD_TYPE.STRING and column.character_set_name == "binary":
+        length, text = TEXT_OF_BYTES.get(kind, (column.max_length, bytes))
+        if length == column.max_length:
+            # The log leaves zeros at the end out; the library reads no bytes at all as a text.
+            return lambda value: text((value or b"").ljust(length, b"\0"))
+    return None
+
+
 def nameless(
-    make: Maker, key: RowKey, row: Mapping[str, Any], version: int, at: datetime | None = None
+    make: Maker,
+    key: RowKey,
+    row: Mapping[str, Any],
+    version: int,
+    at: datetime | None = None,
+    *,
+    where: str = "a row without a key",
 ) -> ChangeEvent:
     """The dead letter of a row without a key."""
-    return make.dead(
-        "a row without a key",
-        row,
-        code="source.null_key",
-        cause=f"no {key}",
-        version=version,
-        at=at,
-    )
+    return make.dead(where, row, code="source.null_key", cause=f"no {key}", version=version, at=at)
 
 
 def place_of(file: str, byte: int) -> int:

@@ -25,7 +25,7 @@ from autoglm.errors import SourceError
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
 from autoglm.streaming.collectors.log_reader import LogReader
-from autoglm.streaming.collectors.log_table import BY_ROOT, LogTable
+from autoglm.streaming.collectors.log_table import BPCHAR, BY_ROOT, INET, LogTable, written
 from autoglm.streaming.collectors.pgoutput import Decoder, Row, converter
 from autoglm.streaming.config import SourceConfig
 from autoglm.streaming.row_key import RowKey
@@ -220,33 +220,34 @@ class PostgresSource:
         columns = self._table.columns(cursor)
         names = [name for name, _type in columns]
         converters = [converter(type_oid) for _name, type_oid in columns]
-        keys = [
-            sql.SQL('{}::text collate "C"').format(sql.Identifier(name))
-            for name in self._key.columns
-        ]
+        texts_of = {name: _text(name, type_oid) for name, type_oid in columns}
+        keys = [sql.SQL('({}) collate "C"').format(texts_of[name]) for name in self._key.columns]
         key, is_nameless = (
             sql.SQL(", ").join(keys),
             sql.SQL("(({}) is null)").format(sql.SQL(" || ").join(keys)),
         )
-        values = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(n)) for n in names)
+        values = sql.SQL(", ").join(texts_of.values())
         # Once begun it goes on behind the last key; "" is before all keys, and a key itself.
         passed = self._key.parts(known.after) if known.after else None
-        rest = sql.SQL("where ({}) > %s or {}").format(key, is_nameless) if passed else sql.SQL("")
+        # The key stands in the text: a name may hold what a text with arguments reads otherwise, %.
+        rest = sql.SQL("where ({}) > {} or {}" if passed else "")
+        rest = rest.format(key, sql.Literal(passed), is_nameless)
         query = sql.SQL("select {} from {} {} order by {}, {}")
         query = query.format(values, self._quoted, rest, is_nameless, key)
         places = [names.index(name) for name in self._key.columns]
-        batch, last, texts_of_last = list[ChangeEvent](), "", ()
+        batch, last, texts_of_last, num_rows = list[ChangeEvent](), "", (), 0
         with connection.cursor(name="snapshot") as rows:
             rows.itersize = min(self._batch_rows, 5_000)
-            rows.execute(query, (passed,) if passed else None)
+            rows.execute(query)
             for texts in rows:
+                num_rows += 1
                 row = {
                     name: text if convert is None or text is None else convert(text)
                     for name, convert, text in zip(names, converters, texts, strict=True)
                 }
                 if not (name := self._key.name_of(row)):
                     batch.append(
-                        self._make.dead("a row without a key", row, code="source.null_key",
+                        self._make.dead(f"row {num_rows}: no key", row, code="source.null_key",
                                         cause=f"no {self._key}", version=known.version)
                     )  # fmt: skip
                 else:
@@ -256,7 +257,8 @@ class PostgresSource:
                     if last:
                         after = self._key.name([texts_of_last[place] for place in places])
                         known = replace(known, after=after, last=last)
-                    yield self._make.batch(batch, known.write())
+                    # With the count no two batches lead to one position, which would be one batch.
+                    yield self._make.batch(batch, replace(known, count=num_rows).write())
                     batch = []
         yield self._make.batch(batch, replace(known, after=None, last="").write())
 
@@ -326,11 +328,19 @@ class PostgresSource:
         with self._asking() as cursor:
             columns = dict(self._table.columns(cursor))
             # Compared as its own type: the server writes a time in another way than events do.
-            is_it = [sql.SQL("{} = %s").format(sql.Identifier(n)) for n in self._key.columns]
-            query = sql.SQL("select {}::text from {} where {}").format(
-                sql.Identifier(column), self._quoted, sql.SQL(" and ").join(is_it)
+            is_it = [
+                sql.SQL("{} = {}").format(
+                    sql.Identifier(name), sql.Literal(written(columns[name], str(of.get(name))))
+                )
+                for name in self._key.columns
+            ]
+            query = sql.SQL("select {} from {} where {}").format(
+                _text(column, columns[column]), self._quoted, sql.SQL(" and ").join(is_it)
             )
-            cursor.execute(query, [str(of.get(name)) for name in self._key.columns])
+            try:
+                cursor.execute(query)
+            except pg.DataError:  # the key has another type by now: no row can be called that
+                return None
             row = cursor.fetchone()
         if row is None:
             return None
@@ -443,6 +453,14 @@ class PostgresSource:
             if is_passing
             else "wal_level must be logical, the user one with the right of replication.",
         )
+
+
+def _text(name: str, type_oid: int) -> sql.Composable:
+    """A column's value as the log says it. A cast to text leaves the blanks of a `char(n)` out, and
+    adds to an `inet`.
+    """
+    form = "case when {0} is not null then format('%s', {0}) end"
+    return sql.SQL(form if type_oid in (BPCHAR, INET) else "{0}::text").format(sql.Identifier(name))
 
 
 def _lsn(text: str) -> int:

@@ -46,7 +46,8 @@ def spelled(project: Project, key: str) -> str:
     """A key that a person wrote, as the table has it."""
     from autoglm.streaming.row_key import RowKey
 
-    return RowKey.of(project.settings.data.source.key).spelled(key)
+    name = RowKey.of(project.settings.data.source.key).spelled(key)
+    return name.encode("utf-8", "backslashreplace").decode()  # of a dead letter; no row has such
 
 
 def _what_keys_are(project: Project) -> str:

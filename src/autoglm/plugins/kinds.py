@@ -38,6 +38,7 @@ class Source(Protocol):
 
     def read(self, position: str) -> Iterator[ChangeBatch]:
         """Batches after `position` (`""` = from the beginning) until nothing more is there now.
+        Each with events leads to another position: the same one is the same batch come again.
 
         Raises: SourceError (code says whether missing, locked, or without the column).
         """

@@ -42,7 +42,7 @@ class RowKey:
                 return str(value)
             return "" if value is None else str(plain(value))
         values = [row.get(column) for column in self.columns]
-        return "" if any(v is None or v == "" for v in values) else self.name(values)
+        return "" if any(v is None or v in ("", b"") for v in values) else self.name(values)
 
     def name(self, values: Sequence[Any]) -> str:
         """Of one value per column."""
@@ -79,9 +79,11 @@ class RowKey:
         """A name that a person wrote, with blanks or numbers perhaps, as it is stored."""
         try:
             found = json.loads(text) if self.is_composite else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
         if not isinstance(found, list) or len(found) != len(self.columns):
+            return text
+        if any(part is None for part in found):  # no row has such a key, and one has "None"
             return text
         return self.name(found)
 

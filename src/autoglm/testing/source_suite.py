@@ -59,6 +59,8 @@ class _Reader:
         return new
 
     def store(self, source: Source, batch: ChangeBatch) -> list[ChangeEvent]:
+        # A broker takes it for the batch before, come again, and drops it.
+        assert not batch.events or batch.position != self.position
         self.position = batch.position
         self.events += batch.events
         if hasattr(source, "acknowledge"):

@@ -34,9 +34,10 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class LogPosition:
     """`lsn`: all transactions that end at or before it are read. `within`: of the transaction
-    that commits there, `count` changes too. `version` is the newest that was given. `after` is the
-    key that an unfinished snapshot got to, None when it is finished; `last` is the same key as
-    events spell it (the server writes a time in another way).
+    that commits there, `count` changes too; of an unfinished snapshot that many rows.
+    `version` is the newest that was given. `after` is the key that an unfinished snapshot got to,
+    None when it is finished; `last` is the same key as events spell it (the server writes a time in
+    another way).
     """
 
     server: str = ""

@@ -157,11 +157,11 @@ class LogReader:
 
     def _update(self, message: Update) -> None:
         row, before = message.row, message.before or {}
-        if not self._completed(row, [name for name, value in row.items() if value is UNCHANGED]):
-            return
+        # First of all: the row may be gone under its new name too, and what is lost is lost there.
         if (old := self._key.name_of(before)) and old != self._key.name_of(row):
             self._delete(before)
-        self._upsert(row)
+        if self._completed(row, [name for name, value in row.items() if value is UNCHANGED]):
+            self._upsert(row)
 
     def _completed(self, row: Row, names: Iterable[str]) -> bool:
         """What the log does not hold is as it is now; a dead letter and False if the row is gone.

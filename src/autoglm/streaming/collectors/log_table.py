@@ -11,9 +11,11 @@ from autoglm.streaming.row_key import RowKey
 
 # Else the log names the partition that a row lies in, and not the table.
 BY_ROOT = "publish_via_partition_root = true"
+BYTEA, INET, BPCHAR = 17, 869, 1042
 # What events spell in another way than a cast to text does is compared as its own type.
 WRITTEN_OTHERWISE = {
-    16: "boolean", 700: "real", 701: "double precision", 1082: "date", 1083: "time",
+    16: "boolean", BYTEA: "bytea", INET: "inet", BPCHAR: "bpchar", 700: "real",
+    701: "double precision", 1082: "date", 1083: "time",
     1114: "timestamp", 1184: "timestamptz", 1266: "timetz",
 }  # fmt: skip
 
@@ -127,10 +129,13 @@ class LogTable:
         key, table = ", ".join(texts), self._text.replace("%", "%%")
         only, asked = f"({key}) is not null", None
         if keys is not None:
-            asked = [list(column) for column in zip(*map(self._key.parts, keys), strict=True)]
             known = dict(self._there(cursor))
-            kinds = [
-                WRITTEN_OTHERWISE.get(known.get(name, 0), "text") for name in self._key.columns
+            types = [known.get(name, 0) for name in self._key.columns]
+            kinds = [WRITTEN_OTHERWISE.get(each, "text") for each in types]
+            by_column = zip(*map(self._key.parts, keys), strict=True)
+            asked = [
+                [written(each, part) for part in column]
+                for each, column in zip(types, by_column, strict=True)
             ]
             compared = ", ".join(
                 text if kind == "text" else text.removesuffix("::text")
@@ -144,6 +149,11 @@ class LogTable:
         )
         if (twice := cursor.fetchone()) is not None:
             raise duplicate_key(self.where, self._key.columns, twice)
+
+
+def written(type_oid: int, text: str) -> str:
+    """A key's part of an event, as the server reads a value of its type."""
+    return text if type_oid != BYTEA else "\\x" + text.encode("utf-8", "surrogateescape").hex()
 
 
 def _quoted(name: str) -> str:

@@ -107,7 +107,13 @@ def read_rows(
         select(*source.c, *key)
         .where(cursor >= after)  # says less than the pair; it is what an index can answer
         .where(cursor < func.pg_snapshot_xmin(func.pg_current_snapshot()))
-        .where(tuple_(cursor, *key) > tuple_(after, *(literal(each, Text) for each in passed)))
+        .where(
+            # Without a name it is behind nothing; whoever reads it stops, each time anew.
+            or_(
+                tuple_(cursor, *key) > tuple_(after, *(literal(each, Text) for each in passed)),
+                *(part.is_(None) for part in key),
+            )
+        )
         .order_by(cursor, *key)
     )
     options = {"stream_results": True, "yield_per": batch_rows}
