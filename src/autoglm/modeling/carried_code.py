@@ -57,12 +57,13 @@ def carried_files(parts: Mapping[str, Any]) -> dict[str, str]:
 
 def cut_out(key: str, part: Any) -> str:
     """The part's own module. Raises: ModelError model.not_carried."""
-    if not (inspect.isfunction(part) or inspect.isclass(part)) or "<" in part.__qualname__:
+    is_code = inspect.isfunction(part) or inspect.isclass(part)  # which have a hash
+    if not is_code or "<" in part.__qualname__:
         raise _not_carried(key, f"it is no function or class at the top of a file: {part!r}")
     return _module_of(key, part)
 
 
-@functools.cache  # functions and classes have a hash; what else is registered may have none
+@functools.cache
 def _module_of(key: str, part: Any) -> str:
     name = part.__name__
     try:
