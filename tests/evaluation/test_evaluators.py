@@ -40,6 +40,16 @@ def _own_parts() -> Iterator[None]:
         pass
 
 
+def test_a_metric_s_function_that_is_no_evaluator_is_refused_by_name() -> None:
+    registry.register("evaluator", "bare", mistakes)
+    with pytest.raises(PluginError, match="missing 2 required") as caught:
+        find_evaluator("bare")
+    assert caught.value.code == "plugin.missing_method"
+    assert "make_evaluator" in (caught.value.next_step or "")
+    registry.register("evaluator", "made", lambda: autoglm.make_evaluator(mistakes))
+    assert value_of(find_evaluator("made"), ["a", "b"], ["a", "a"]) == 0.5
+
+
 def mistakes(truth: list[str], said: list[str]) -> float:
     return sum(t != s for t, s in zip(truth, said, strict=True)) / len(truth)
 

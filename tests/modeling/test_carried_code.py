@@ -96,6 +96,15 @@ def test_a_name_that_cannot_be_carried_is_refused_when_the_folder_is_written(
     sys.modules.pop("neighbour", None)
 
 
+def test_an_object_that_has_no_hash_is_refused_as_what_cannot_be_carried() -> None:
+    class Attention:
+        __hash__ = None  # type: ignore[assignment]  # as a dataclass has none
+
+    with pytest.raises(ModelError, match="no function or class") as caught:
+        carried_files({"attention:mine": Attention()})
+    assert caught.value.code == "model.not_carried"
+
+
 def test_a_head_that_cannot_be_carried_is_refused_when_the_model_is_opened(
     tmp_path: Path,
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import (
     BertConfig,
     DebertaV2Config,
+    DeepseekV3Config,
     Glm4Config,
     GlmConfig,
     GPT2Config,
@@ -41,8 +42,12 @@ BACKBONES: dict[str, Any] = {
     "glm": GlmConfig(**GROUPED),
     "glm4": Glm4Config(**GROUPED),
     "qwen3": Qwen3Config(**GROUPED),
+    "deepseek-v3": DeepseekV3Config(  # its values are narrower than its keys
+        **SMALL, num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=2,
+    ),
     "gpt2": GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=128),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=BACKBONES)

@@ -13,7 +13,14 @@ import pytest
 
 from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.contracts.trial import Trial
-from autoglm.errors import FencedError, PluginError, SearchError, StorageError, TrainingError
+from autoglm.errors import (
+    FencedError,
+    ModelError,
+    PluginError,
+    SearchError,
+    StorageError,
+    TrainingError,
+)
 from autoglm.evaluation.roles import read_roles
 from autoglm.plugins import registry
 from autoglm.search import journal, samplers
@@ -351,6 +358,24 @@ def test_a_trial_that_fails_at_a_later_rung_is_no_best(
     failed = [trial for trial in result.trials if trial.state == "failed"]
     assert failed
     assert all(trial.value is None and "not finite" in trial.cause for trial in failed)
+    assert result.best.state == "complete"
+
+
+@pytest.mark.parametrize("call", ["plan", "advance"])
+def test_a_trial_whose_model_cannot_be_opened_fails_and_the_others_go_on(
+    log: EventLog, runner: NumericRunner, call: str
+) -> None:
+    whole = getattr(runner, call)
+
+    def refusing(of: Any, *more: Any, **named: Any) -> Any:
+        if getattr(of, "params", of)["training.lr"] > 0.8:
+            raise ModelError("head:own cannot be carried.", code="model.not_carried")
+        return whole(of, *more, **named)
+
+    setattr(runner, call, refusing)
+    result = run(log, runner, trials=8)
+    states = {trial.state for trial in result.trials}
+    assert states == {"complete", "failed"}
     assert result.best.state == "complete"
 
 

@@ -24,6 +24,7 @@ from tests.conftest import FILLER, WORDS, learnable_rows
 
 from autoglm import AutoGLMClassifier, AutoGLMRegressor
 from autoglm.errors import ModelError
+from autoglm.plugins import registry
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import in_process
 
@@ -43,6 +44,20 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def plain(tiny_backbone: Path) -> dict[str, Any]:
     return {"backbone": str(tiny_backbone), "epochs": 1, "trainable_layers": 1}
+
+
+def test_a_head_of_a_notebook_s_cell_learns_where_no_folder_is_written(
+    plain: dict[str, Any],
+) -> None:
+    code = "def cell(hidden_size, num_outputs):\n    return Linear(hidden_size, num_outputs)\n"
+    cell: dict[str, Any] = {"Linear": torch.nn.Linear, "__name__": "__main__"}
+    exec(code, cell)
+    registry.register("head", "cell", cell["cell"], replace=True)
+    try:
+        fitted = AutoGLMClassifier(**plain, settings={"head": "cell"}).fit(TEXTS, LABELS)
+    finally:
+        registry._registered.pop("head:cell")
+    assert fitted.score(TEXTS, LABELS) > 0.8
 
 
 def test_folds_encode_each_row_once(plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

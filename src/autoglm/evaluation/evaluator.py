@@ -5,6 +5,7 @@ from typing import Any
 
 from autoglm.contracts.evaluation_report import PairedDifference, Score
 from autoglm.contracts.task import TextScore
+from autoglm.errors import AutoGLMError, PluginError
 from autoglm.evaluation.asking import Negated, value_of
 from autoglm.evaluation.metrics import METRICS, Metric, metrics_of
 from autoglm.evaluation.resampling import UNDEFINED, drawn, interval, weights, wilson
@@ -169,9 +170,35 @@ def find_evaluator(name: str) -> Evaluator:
     """The evaluator of this name, whoever wrote it; what it gives is greater where it is better:
     where smaller is, the negative.
 
-    Raises: PluginError plugin.unknown.
+    Raises: PluginError plugin.unknown, plugin.missing_method for what is none.
     """
     part = registry.get("evaluator", name)
-    found: Evaluator = part() if isinstance(part, type) else part
+    found: Evaluator = part if _evaluates(part) else _made(name, part)
     found = found.named(name) if hasattr(found, "named") else found
     return found if getattr(found, "greater_is_better", True) else Negated(found)
+
+
+def _evaluates(part: Any) -> bool:
+    return hasattr(part, "evaluate") and not isinstance(part, type)
+
+
+def _made(name: str, part: Any) -> Any:
+    """By a class, or a function that makes one. What computes the metric itself is neither."""
+    try:
+        made = part()
+    except AutoGLMError:
+        raise
+    except (Exception, SystemExit) as error:  # it is code of the project's
+        problem = f"called without arguments it raised {type(error).__name__}: {error}"
+        raise _is_none(name, problem) from error
+    if not _evaluates(made):
+        raise _is_none(name, f"{made!r} lacks evaluate")
+    return made
+
+
+def _is_none(name: str, problem: str) -> PluginError:
+    return PluginError(
+        f"evaluator:{name} is none: {problem}.",
+        code="plugin.missing_method",
+        next_step="Register make_evaluator(FUNCTION) for a function of truth and prediction.",
+    )

@@ -54,13 +54,15 @@ def load_model(
     seed: int | None = None,
     head_seed: int = 0,
     made_by: Mapping[str, Any] | None = None,
+    is_exported: bool = True,
 ) -> AutoGLMForSequenceClassification:
     """A backbone with a new head, in eval mode. `folder` is a backbone or an exported version;
     `settings` the section `model`. `unit` is where numbers to be answered lie: their mean and
     deviation. `sample` are rows of token ids by which pruning judges; `max_length` is the longest
     row that will come. `seed` draws the weights of a backbone that begins at random (its folder's
     seed when None), `head_seed` those of the head: whatever else was drawn before. `made_by`: the
-    edits that made `folder`, which are not done again.
+    edits that made `folder`, which are not done again. `is_exported`: its own parts must be such as
+    a folder can carry; without a folder they may come from anywhere, a notebook's cell as well.
 
     Attention dropout is 0: it would switch the fast attention kernel off.
     Raises: ModelError model.no_backbone when the weights cannot be opened, model.cannot_read when
@@ -109,7 +111,8 @@ def load_model(
         model = AutoGLMForSequenceClassification(config, backbone=backbone, head=made)
     model.known_outputs = _keep_rows(model, old_head) if problem_type != "regression" else []
     _keep_query(model, old_head)
-    carried_files(parts_to_carry(model))  # before anything is trained
+    if is_exported:
+        carried_files(parts_to_carry(model))  # before anything is trained
     model.eval()
     return model
 

@@ -55,12 +55,17 @@ def carried_files(parts: Mapping[str, Any]) -> dict[str, str]:
     return files
 
 
-@functools.cache
 def cut_out(key: str, part: Any) -> str:
     """The part's own module. Raises: ModelError model.not_carried."""
-    name = getattr(part, "__name__", "")
-    if not (inspect.isfunction(part) or inspect.isclass(part)) or "<" in part.__qualname__:
+    is_code = inspect.isfunction(part) or inspect.isclass(part)  # which have a hash
+    if not is_code or "<" in part.__qualname__:
         raise _not_carried(key, f"it is no function or class at the top of a file: {part!r}")
+    return _module_of(key, part)
+
+
+@functools.cache
+def _module_of(key: str, part: Any) -> str:
+    name = part.__name__
     try:
         module = inspect.getmodule(part)
         assert module is not None

@@ -28,6 +28,7 @@ from autoglm.contracts.trial import Removal, StudyResult
 from autoglm.errors import (
     AutoGLMError,
     CancelledError,
+    ModelError,
     SearchError,
     TrainingError,
     from_system,
@@ -318,7 +319,7 @@ class Study:
         started = self._clock.monotonic()
         try:
             chain = self._chains.get(each.number) or self._crew.next.plan(each.params)
-        except (TrainingError, SearchError) as error:
+        except (ModelError, TrainingError, SearchError) as error:
             self._stumble(each, error, started)
             return
         self._chains[each.number] = chain
@@ -342,7 +343,7 @@ class Study:
             if stop.is_cancelled:
                 raise
             self._cut_off(each)
-        except (TrainingError, SearchError) as error:
+        except (ModelError, TrainingError, SearchError) as error:
             self._stumble(each, error, started)
         else:
             self._record(each, progress, stage, self._clock.monotonic() - started)

@@ -60,10 +60,10 @@ class Decisions:
 
     def _read(self) -> dict[str, Any]:
         try:
-            known: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+            known = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return known
+        return known if isinstance(known, dict) else {}
 
 
 def _in_a_name(name: str) -> str:

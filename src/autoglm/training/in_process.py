@@ -200,6 +200,7 @@ def _start(
             sample=sample,
             max_length=recipe.max_length,
             seed=recipe.seed,
+            is_exported=False,
         )
 
     made: AutoGLMForSequenceClassification = _starts.of(key, load)

@@ -228,7 +228,8 @@ def _dense(
     rows, heads, length, size = query.shape
     asks_more = any(kwargs.get(n) is not None for n in ("softcap", "position_bias", "cache"))
     learns = torch.is_grad_enabled() and query.requires_grad and query.device.type == "cpu"
-    is_plain = query.shape == key.shape and not kwargs.get("dropout") and not asks_more
+    is_plain = query.shape == key.shape == value.shape  # no groups, and values as wide as keys
+    is_plain = is_plain and not kwargs.get("dropout") and not asks_more
     if length > SHORT or not learns or not is_plain:
         whole: tuple[Tensor, Any] = sdpa_attention_forward(
             module, query, key, value, mask, **kwargs
