@@ -4,7 +4,8 @@
 checkpointing   bytes that autograd keeps and CPU-seconds of a step, 32 rows of 64 tokens, with and
                 without; medians of 5 in turn; the losses are compared
 budget          a process with `memory_budget` trains on batches of 64 rows of 128 tokens; its peak
-trials          200 trials in one process, each of another depth; resident memory after each
+trials          200 trials in one process, each of another depth; resident memory after each, and
+                twice what the second half lies above the first: what all have grown by
 Token ids are drawn: memory and time do not depend on which they are. Each part in a process of its
 own; results in `benchmarks/results/memory`.
 """
@@ -86,21 +87,25 @@ def checkpointing() -> dict[str, Any]:
 
     made = trainer(32, 64, dropout=0.0)
     kinds: dict[bool, Any] = {}
+    states: dict[bool, Any] = {}
     found: dict[str, Any] = {}
     for is_on in (False, True):
         kinds[is_on] = made(gradient_checkpointing=is_on)
         kinds[is_on]._decide()
         set_training_mode(kinds[is_on]._model)
+        states[is_on] = kinds[is_on]._begin()
+        states[is_on].rows = list(range(32))
         name = "with" if is_on else "without"
         weights = list(kinds[is_on]._model.parameters())
         with memory.KeptForBackward(weights) as kept:
-            loss = kinds[is_on]._backward(range(32))
+            loss = kinds[is_on]._backward(states[is_on])
         found[f"activation_mib_{name}"] = round(kept.num_bytes / 2**20, 1)
         found[f"loss_{name}"] = float(loss)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(5):
         for is_on, one in kinds.items():
-            seconds[is_on].append(_cpu(lambda one=one: one._backward(range(32))))
+            state = states[is_on]
+            seconds[is_on].append(_cpu(lambda one=one, state=state: one._backward(state)))
     found["cpu_seconds_without"], found["cpu_seconds_with"] = (
         round(statistics.median(seconds[is_on]), 3) for is_on in (False, True)
     )
@@ -137,11 +142,13 @@ def trials(count: int) -> dict[str, Any]:
     for number in range(count):
         made(trainable_layers=(0, 1, 3, 99)[number % 4]).train(threading.Event())
         resident.append(psutil.Process().memory_info().rss / 2**20)
-    warm, late = resident[WARM : WARM + WARM], resident[-WARM:]
+    # Of halves: a single trial's figure goes up and down by 40 MiB.
+    behind = resident[min(WARM, count // 2) :]
+    first, second = behind[: len(behind) // 2], behind[len(behind) // 2 :]
     return {
         "trials": count,
         "resident_mib": [round(value) for value in resident],
-        "grown_mib": statistics.median(late) - statistics.median(warm),
+        "grown_mib": 2 * (statistics.median(second) - statistics.median(first)),
     }
 
 
