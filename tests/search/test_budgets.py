@@ -12,7 +12,6 @@ import pytest
 from autoglm.clock import SteeredClock
 from autoglm.search.first_points import first_points, nearest
 from autoglm.search.space import read_space
-from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import STEPS, NumericRunner
 from search.studies import run
@@ -27,16 +26,6 @@ SPACE = {
 OWN: dict[str, Any] = {LR: 2e-4, LAYERS: 2, EPOCHS: 3, "training.optimizer": "lion"}
 LONG = {"lr": {"uniform": [0.0, 1.0]}, "epochs": {"choice": [1, 2, 9]}}
 SHORT = {LR: 0.4, EPOCHS: 1}
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> EventLog:
-    return EventLog(open_state(tmp_path / "state.db"))
-
-
-@pytest.fixture
-def runner(tmp_path: Path) -> NumericRunner:
-    return NumericRunner(tmp_path / "stages")
 
 
 def points(space: dict[str, Any], own: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -38,16 +38,6 @@ from search.studies import LR, opened, run
 FINITE = {"lr": {"choice": [0.1, 0.3, 0.5]}, "epochs": {"randint": [1, 3]}}
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> EventLog:
-    return EventLog(open_state(tmp_path / "state.db"))
-
-
-@pytest.fixture
-def runner(tmp_path: Path) -> NumericRunner:
-    return NumericRunner(tmp_path / "stages")
-
-
 def epochs_of(trial: Trial) -> int:
     return trial.num_steps // STEPS
 

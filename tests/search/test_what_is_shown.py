@@ -5,29 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from autoglm.cli.progress import Progress
 from autoglm.search.constraints import read_constraints
 from autoglm.search.page import page_of
 from autoglm.search.report import report_of
-from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import KEYS, NumericRunner
 from search.studies import run
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> EventLog:
-    return EventLog(open_state(tmp_path / "state.db"))
-
-
-@pytest.fixture
-def runner(tmp_path: Path) -> NumericRunner:
-    return NumericRunner(tmp_path / "stages")
 
 
 def test_a_study_says_what_each_trial_was_expected_to_cost_and_why(
