@@ -33,7 +33,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from autoglm.errors import ModelError, PluginError
-from autoglm.modeling.attention import block_top_k, probe, registry, top_k
+from autoglm.modeling.attention import block_choice, block_top_k, probe, registry, top_k
 from autoglm.modeling.carried_code import cut_out
 from autoglm.plugins import registry as plugins
 
@@ -172,12 +172,12 @@ def test_block_top_k_is_dense_attention_over_the_chosen_blocks(
     seen = case.seen
     if block_size * num_blocks < n:
         mask, _ = block_top_k._split(case.mask, None)
-        chosen = block_top_k.choose_blocks(case.q, case.k, mask, how).long()
+        chosen = block_choice.choose_blocks(case.q, case.k, mask, how).long()
         read = torch.zeros(*chosen.shape[:3], -(-n // block_size) + 1, dtype=torch.bool)
         read = read.scatter(-1, chosen, True)[..., :-1].repeat_interleave(block_size, -1)
         seen = seen & read[..., :n]
     # Several chunks of several tiles, that end within a head.
-    sizes = {"TILE": 8, "TILES_AT_A_TIME": 3, "ROWS_AT_A_TIME": 50}
+    sizes = {"TILES": (16, 8), "SLOTS_AT_A_TIME": 24, "ROWS_AT_A_TIME": 50}
     with patch.multiple(block_top_k, **sizes):
         found = block_top_k.block_top_k_attention(
             case.q, case.k, case.v, block_size=block_size, num_blocks=num_blocks, **case.kwargs
@@ -212,9 +212,24 @@ def test_rows_of_which_none_sees_anything_are_zeros_too() -> None:
 def test_a_query_always_reads_its_own_block() -> None:
     q = torch.randn(2, 3, 40, 8)
     how = block_top_k.How(block_size=8, num_blocks=2)
-    chosen = block_top_k.choose_blocks(q, torch.randn(2, 3, 40, 8), None, how)
+    chosen = block_choice.choose_blocks(q, torch.randn(2, 3, 40, 8), None, how)
     own = torch.arange(40)[:, None] // 8
     assert (chosen == own).any(-1).all()
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3, block_choice.MANY + 1])
+def test_the_blocks_that_a_query_reads_have_the_highest_bounds(num_blocks: int) -> None:
+    q, k = torch.randn(1, 2, 200, 8), torch.randn(1, 2, 200, 8)
+    how = block_top_k.How(block_size=5, num_blocks=num_blocks)
+    boxes = k.unflatten(2, (-1, 5))
+    corners = torch.stack([boxes.amax(3), boxes.amin(3)], 3)[:, :, None]
+    scores = (q[:, :, :, None, None] * corners).amax(-2).sum(-1)  # (batch, head, query, block)
+    scores.scatter_(-1, (torch.arange(200) // 5).expand(1, 2, -1)[..., None], float("inf"))
+    lowest = scores.topk(num_blocks, -1).values[..., -1:]
+    chosen = block_choice.choose_blocks(q, k, None, how).long()
+    assert (chosen.sort(-1).values.diff(dim=-1) > 0).all()
+    # A block's number takes the place of a score's last bits.
+    assert (scores.gather(-1, chosen) >= lowest - lowest.abs().clamp(max=1e9) * 2.0**-16).all()
 
 
 def test_what_a_causal_query_reads_does_not_depend_on_later_tokens() -> None:

@@ -24,7 +24,7 @@ from autoglm.plugins.project_files import PACKAGE
 
 OURS = "autoglm"
 # Files of ours that need nothing of ours: what is taken from them is written out.
-SELF_CONTAINED = ("autoglm.modeling.attention.any_length",)
+SELF_CONTAINED = ("autoglm.modeling.attention.block_choice",)
 TABLE = "autoglm_parts"
 
 
