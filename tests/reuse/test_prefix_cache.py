@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.training import toy
 from torch import Tensor
 from transformers import BertConfig, ElectraConfig, EsmConfig
@@ -21,7 +24,16 @@ from transformers import BertConfig, ElectraConfig, EsmConfig
 from autoglm.modeling.body import Body
 from autoglm.modeling.frozen import frozen_keys
 from autoglm.reuse.keys import row_key
-from autoglm.reuse.prefix_cache import Prefix, PrefixCache, RowStates, blocks
+from autoglm.reuse.prefix_cache import (
+    BLOCK_TOKENS,
+    LONG,
+    EncodeBlock,
+    Prefix,
+    PrefixCache,
+    RowStates,
+    blocks,
+    packed_blocks,
+)
 from autoglm.training.frozen_part import FrozenPart
 
 DEEP = BertConfig(
@@ -44,8 +56,10 @@ class Asked:
         *,
         num_frozen: int = 2,
         also: tuple[int, ...] = (),
+        attention: str = "sdpa",
     ) -> None:
         self.model = toy.model(config=DEEP)
+        self.model.backbone.set_attn_implementation(attention)
         self.seen = [0] * 3
         body = Body(self.model.backbone, pad_id=0, num_frozen=num_frozen)
         self.part = FrozenPart(
@@ -74,15 +88,18 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_changed_row_alone_is_encoded_and_every_row_has_the_bytes_of_a_full_pass(
-    tmp_path: Path,
+    tmp_path: Path, attention: str
 ) -> None:
     ids = toy.ids(40, seed=1, longest=30)
-    before = Asked(PrefixCache(2**24, tmp_path / "one"), ids).part.states(2)
+    before = Asked(PrefixCache(2**24, tmp_path / "one"), ids, attention=attention).part.states(2)
     assert before.encoded == 40
     changed = [*ids[:17], [5, 6, 7, 8, 9], *ids[18:39][::-1]]
-    again = Asked(PrefixCache(2**24, tmp_path / "one"), changed).part.states(2)
-    anew = Asked(PrefixCache(2**24, tmp_path / "two"), changed).part.states(2)
+    again, anew = (
+        Asked(PrefixCache(2**24, tmp_path / name), changed, attention=attention).part.states(2)
+        for name in ("one", "two")
+    )
     assert again.encoded == 1
     assert anew.encoded == len({tuple(row) for row in changed})
     assert same(again, anew)
@@ -192,7 +209,7 @@ def test_what_saves_least_per_byte_goes_first_and_what_is_in_use_never(tmp_path:
     def filled(cache: PrefixCache, name: str, *, uses: int = 1) -> None:
         cache.begin()
         for _ in range(uses):
-            prefix = Prefix(key=name, width=256, encode=lambda rows, _s: torch.ones(len(rows), 256))
+            prefix = Prefix(key=name, width=256, encode=lambda b, _s: torch.ones(len(b.rows), 256))
             cache.states(prefix, [row_key([i]) for i in range(100)], [1] * 100)
 
     # 100 KiB each: three of them pass the limit.
@@ -260,11 +277,25 @@ def test_blocks_have_one_shape_per_length() -> None:
     seen: dict[int, set[int]] = {}
     rows: list[int] = []
     for block in blocks(range(len(lengths)), lengths):
-        assert len({lengths[i] for i in block}) == 1
-        seen.setdefault(lengths[block[0]], set()).add(len(block))
-        rows += block
+        assert len({lengths[i] for i in block.rows}) == 1
+        seen.setdefault(lengths[block.rows[0]], set()).add(len(block.rows))
+        rows += block.rows
     assert set(rows) == set(range(len(lengths)))
     assert all(len(sizes) == 1 for sizes in seen.values())
+
+
+@given(st.lists(st.integers(1, 2 * LONG), max_size=200))
+def test_packed_blocks_have_one_shape_but_for_long_rows(lengths: list[int]) -> None:
+    found = list(packed_blocks(range(len(lengths)), lengths))
+    assert sorted(i for block in found for i in block.rows) == list(range(len(lengths)))
+    for block in found:
+        own = [lengths[i] for i in block.rows]
+        assert own == sorted(own, reverse=True)
+        assert own[0] > LONG or sum(own) + block.num_fill == BLOCK_TOKENS
+        assert own[0] <= LONG or (len(own), block.num_fill) == (1, 0)
+    # A block is begun when nothing that is left fits into the one before.
+    for block, later in itertools.pairwise(b for b in found if lengths[b.rows[0]] <= LONG):
+        assert block.num_fill < min(lengths[i] for i in later.rows)
 
 
 def test_training_over_kept_states_gives_the_bytes_of_training_that_fills_them(
@@ -334,9 +365,9 @@ def test_two_processes_that_want_the_same_rows_encode_each_once(tmp_path: Path) 
     keys, lengths = [row_key(row) for row in ids], [len(row) for row in ids]
     both, encoded = threading.Barrier(2), []
 
-    def encode(rows: Any, _below: Any) -> Tensor:
+    def encode(block: EncodeBlock, _below: Any) -> Tensor:
         encoded.append(1)
-        return torch.ones(sum(lengths[i] for i in rows), 4)
+        return torch.ones(sum(lengths[i] for i in block.rows), 4)
 
     def ask(into: list[RowStates]) -> None:
         cache = PrefixCache(2**20, tmp_path)

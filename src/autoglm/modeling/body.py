@@ -40,6 +40,13 @@ class Body:
         self._slices: dict[tuple[int, int | None], Any] = {}
         self.is_cut = num_frozen > 0 and not self.why_whole
 
+    @property
+    def attends_row_by_row(self) -> bool:
+        """Whether what the attention says of a row has the same bytes whichever rows of its length
+        are beside it: torch's CPU kernel works head by head. Others' products may not.
+        """
+        return not self.why_padded and self._attention == "sdpa"
+
     @cached_property
     def why_whole(self) -> str:
         """Why this backbone cannot be cut in two; empty when both halves, one behind the other, say

@@ -4,9 +4,9 @@
     FOLDER/KEY/about.json           CPU-seconds that it cost, how often it was asked for
 
 KEY names the frozen part (`modeling.frozen`), a row's key its token ids; a segment is named by its
-content, so a damaged one is a miss. Rows are encoded in blocks of one shape per length: what is
-said of a row does not depend, to the bit, on the rows beside it, and a changed data set pays for
-its changed rows alone.
+content, so a damaged one is a miss. Rows are encoded in blocks of one shape: what is said of a row
+does not depend, to the bit, on the rows beside it, and a changed data set pays for its changed rows
+alone.
 """
 
 from __future__ import annotations
@@ -37,25 +37,37 @@ from autoglm.observability.logging import get_logger
 from autoglm.recovery import file_lock
 from autoglm.reuse.keys import ROW_KEY_BYTES
 
-# Tokens of one block: enough for the matmuls, and few changed rows do not fill up many of them.
-BLOCK_TOKENS = 256
+# Tokens of one block: enough for the matmuls, and few changed rows do not have many more encoded.
+BLOCK_TOKENS, LONG = 512, 128
+# The same of a block of rows of one length.
+ALIKE_TOKENS = 256
 SEGMENT_BYTES = 2**26
 # LOCK is held beside others by who uses the states, ENCODING alone by who makes some.
 ABOUT, LOCK, ENCODING = "about.json", ".lock", ".encoding"
 
 
+@dataclass(frozen=True, slots=True)
+class EncodeBlock:
+    """Rows, longest first, and the tokens that fill the block up."""
+
+    rows: Sequence[int]
+    num_fill: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """A frozen part: `encode` gives the states of rows of one length by their numbers: one per
-    token, or one per row where it `is_pooled`. It is handed what the part named `below` says of
-    these rows where that is known, else None.
+    """A frozen part: `encode` gives the states of the rows of a block: one per token, or one per
+    row where it `is_pooled`. It is handed what the part named `below` says of these rows where that
+    is known, else None. Rows of several lengths share a block where it `is_packed`: what `encode`
+    says of a row must not depend on how many rows of its length there are.
     """
 
     key: str
     width: int
-    encode: Callable[[Sequence[int], Tensor | None], Tensor]
+    encode: Callable[[EncodeBlock, Tensor | None], Tensor]
     below: str = ""
     is_pooled: bool = False
+    is_packed: bool = False
     seconds_below: float = 0.0
 
 
@@ -190,12 +202,11 @@ class PrefixCache:
         below = self._opened(prefix.below).known if prefix.below else {}
         is_below = all(row_keys[i] in below for i in rows)
         parts: dict[int, Tensor] = {}
-        for block in blocks(rows, lengths):
-            handed = torch.cat([below[row_keys[i]] for i in block]) if is_below else None
+        for block in packed_blocks(rows, lengths) if prefix.is_packed else blocks(rows, lengths):
+            handed = torch.cat([below[row_keys[i]] for i in block.rows]) if is_below else None
             states = prefix.encode(block, handed)
-            size = 1 if prefix.is_pooled else lengths[block[0]]
-            for row, part in zip(block, torch.split(states, size), strict=True):
-                parts[row] = part
+            sizes = [1 if prefix.is_pooled else lengths[i] for i in block.rows]
+            parts |= zip(block.rows, torch.split(states, sizes), strict=True)
         flat = torch.cat([parts[i] for i in rows])
         tensors = {
             "states": flat,
@@ -303,18 +314,43 @@ class PrefixCache:
                     del sizes[folder]
 
 
-def blocks(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """`rows` in blocks of rows of one length, and of one number of rows per length: a block that is
-    not full repeats its first row. Matrices of one shape are multiplied in one order.
+def packed_blocks(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[EncodeBlock]:
+    """`rows` in blocks of BLOCK_TOKENS tokens; a row of more than LONG stands alone. Matrices of
+    one shape are multiplied in one order.
     """
+    alike = _by_length(rows, lengths)
+    for length in [n for n in alike if n > LONG]:
+        yield from (EncodeBlock([row]) for row in alike.pop(length))
+    num_left = sum(map(len, alike.values()))
+    while num_left:
+        block: list[int] = []
+        room = BLOCK_TOKENS
+        for length, left in alike.items():
+            num = min(len(left), room // max(1, length))
+            block += left[:num]
+            del left[:num]
+            room -= num * length
+        num_left -= len(block)
+        yield EncodeBlock(block, room)
+
+
+def blocks(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[EncodeBlock]:
+    """`rows` in blocks of rows of one length, and of one number of rows per length: a block that is
+    not full repeats its first row.
+    """
+    for length, alike in _by_length(rows, lengths).items():
+        size = max(1, ALIKE_TOKENS // max(1, length))
+        for start in range(0, len(alike), size):
+            block = alike[start : start + size]
+            yield EncodeBlock([*block, *[block[0]] * (size - len(block))])
+
+
+def _by_length(rows: Sequence[int], lengths: Sequence[int]) -> dict[int, list[int]]:
+    """Longest first."""
     alike: dict[int, list[int]] = defaultdict(list)
-    for row in rows:
+    for row in sorted(rows, key=lambda i: -lengths[i]):
         alike[lengths[row]].append(row)
-    for length in sorted(alike, reverse=True):
-        size = max(1, BLOCK_TOKENS // max(1, length))
-        for start in range(0, len(alike[length]), size):
-            block = alike[length][start : start + size]
-            yield [*block, *[block[0]] * (size - len(block))]
+    return alike
 
 
 def _segments_of(

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from autoglm.contracts.record import digest
 from autoglm.modeling.attention.packed import lay_out, on_one_thread, packed_on_one_thread
 from autoglm.modeling.frozen import frozen_keys
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.keys import row_key
-from autoglm.reuse.prefix_cache import Prefix, PrefixCache, RowStates
+from autoglm.reuse.prefix_cache import EncodeBlock, Prefix, PrefixCache, RowStates
 from autoglm.training.devices import name_on
 
 
@@ -80,6 +81,7 @@ class FrozenPart:
             encode=partial(self._encode, start, boundary, is_pooled),
             below=self._keys[start] if start else "",
             is_pooled=is_pooled,
+            is_packed=self._device.type == "cpu" and self._body.attends_row_by_row,
             seconds_below=spent,
         )
 
@@ -99,18 +101,34 @@ class FrozenPart:
         start: int,
         end: int | None,
         is_pooled: bool,
-        rows: Sequence[int],
+        block: EncodeBlock,
         states: Tensor | None,
     ) -> Tensor:
         self._stop()
+        lengths = [self._lengths[i] for i in block.rows]
+        fill = _fill(block.num_fill, lengths[-1])
         # A padded row's attention is not ours to reach: all of it on one thread.
         with on_one_thread() if self._body.why_padded else packed_on_one_thread():
-            layout = lay_out([self._lengths[i] for i in rows], self._device)
+            layout = lay_out([*lengths, *fill], self._device, is_exact=True)
             flat: Tensor
             if states is not None:
-                flat = self._body.between(states.to(self._device), layout, start=start, end=end)
-            elif end is None:
-                flat = self._body.whole([self._ids[i] for i in rows], layout)
+                states = F.pad(states, (0, 0, 0, block.num_fill)).to(self._device)
+                flat = self._body.between(states, layout, start=start, end=end)
             else:
-                flat = self._body.lower([self._ids[i] for i in rows], layout, end=end)
-            return (self._model.pooled(*layout.padded(flat)) if is_pooled else flat).cpu()
+                pad_id = self._body.pad_id
+                ids = [*(self._ids[i] for i in block.rows), *([pad_id] * n for n in fill)]
+                run = self._body.whole if end is None else partial(self._body.lower, end=end)
+                flat = run(ids, layout)
+            flat = flat[: sum(lengths)]
+            return (self._each_pooled(flat, lengths) if is_pooled else flat).cpu()
+
+    def _each_pooled(self, flat: Tensor, lengths: Sequence[int]) -> Tensor:
+        """(rows, hidden). One by one: a pad more or less may change the last bit of a mean."""
+        rows = [row[None] for row in torch.split(flat, list(lengths))]
+        return torch.cat([self._model.pooled(x, x.new_ones(x.shape[:2]).long()) for x in rows])
+
+
+def _fill(num_tokens: int, length: int) -> list[int]:
+    """Lengths of rows of so many tokens that are not longer than `length`."""
+    whole, rest = divmod(num_tokens, max(1, length))
+    return [max(1, length)] * whole + [rest] * bool(rest)

@@ -82,10 +82,13 @@ def order_of(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
-def lay_out(lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
-    """The layout of rows of these lengths (longest first) that lie on `device`. Made on the CPU:
-    nothing waits for the device. Cost: O(tokens).
+def lay_out(
+    lengths: Sequence[int], device: torch.device | str = "cpu", *, is_exact: bool = False
+) -> Layout:
+    """The layout of rows of these lengths (longest first) that lie on `device`; no row is padded
+    where it `is_exact`. Made on the CPU: nothing waits for the device. Cost: O(tokens).
     """
+    max_pads = 0 if is_exact else MAX_PADS
     sizes = torch.tensor(lengths)
     starts = sizes.cumsum(0) - sizes
     row_of = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
@@ -95,7 +98,7 @@ def lay_out(lengths: Sequence[int], device: torch.device | str = "cpu") -> Layou
     for number in range(1, len(lengths) + 1):
         is_end = number == len(lengths)
         pads += 0 if is_end else lengths[first] - lengths[number]
-        if is_end or pads > MAX_PADS:
+        if is_end or pads > max_pads:
             blocks.append(_block(lengths[first:number], device))
             first, pads = number, 0
     sizes, starts, row_of = sizes.to(device), starts.to(device), row_of.to(device)
