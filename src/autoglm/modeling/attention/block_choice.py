@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MANY = 16  # blocks; more of them are chosen by topk
+BITS = 7  # for a block's number; few enough blocks leave the same bits of a score, however many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,13 +43,13 @@ def choose_blocks(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> Tensor
     if mask is not None and (mask.shape[2] > 1 or how.is_causal):
         step = max(1, min(step, (1 << 23) // (mask.shape[0] * mask.shape[1] * k.shape[2])))
     numbers = torch.arange(total, device=q.device)[:, None]
+    ahead = 0 if how.is_causal else max(0, k.shape[2] - num_queries)
     for start in range(0, num_queries, step):
         end = min(start + step, num_queries)
         signs = [q[:, :, start:end].clamp(min=0), q[:, :, start:end].clamp(max=0)]
         scores = boxes @ torch.cat(signs, -1).mT  # (batch, head, block, query)
         places = torch.arange(start, end, device=q.device)
-        own = (places + max(0, k.shape[2] - num_queries)).clamp(max=k.shape[2] - 1)
-        own //= how.block_size
+        own = (places + ahead).clamp(max=k.shape[2] - 1) // how.block_size
         visible = None
         if mask is not None:
             seen = mask if mask.shape[-2] == 1 else mask[..., start:end, :]
@@ -71,25 +72,27 @@ def _best(scores: Tensor, own: Tensor, visible: Tensor | None, num: int) -> Tens
 
     A block's number stands in the last bits of its score, which makes the highest score name its
     block: on a CPU a few passes for the highest take half as long as topk. Of blocks whose scores
-    differ in these bits alone, the later one is better.
+    differ in these bits alone, the later one is better. A score of NaN is as good as an infinite.
     """
     total = scores.shape[2]
     numbers = torch.arange(total, dtype=torch.int32, device=scores.device)[:, None]
-    low = (1 << (total - 1).bit_length()) - 1
-    ranked, never = scores.float().contiguous(), float("-inf")
-    as_numbers = ranked.view(torch.int32)
-    as_numbers.bitwise_and_(~low).bitwise_or_(numbers)
-    highest = int(torch.tensor(torch.finfo(torch.float32).max).view(torch.int32))
-    as_numbers.scatter_(2, own, (own | (highest & ~low)).int())
+    low = (1 << max(BITS, (total - 1).bit_length())) - 1
+    never, highest, infinite = -(2**31), 2**31 - 1, float("inf")
+    bits = scores.float().nan_to_num_(infinite, infinite, -infinite).contiguous().view(torch.int32)
+    # As whole numbers in the order of the scores: with a number in its last bits, an infinite score
+    # would be NaN, and 0 so small that a CPU may take it for 0.
+    ranked = bits.clamp(-1, 0).bitwise_and_(highest).bitwise_xor_(bits)
+    ranked.bitwise_and_(~low).bitwise_or_(numbers)
+    ranked.scatter_(2, own, (own | (highest & ~low)).int())
     if visible is not None:
         ranked.masked_fill_(~visible, never)
     if num > MANY or not ranked.is_cpu:
         best = ranked.topk(num, dim=2).values
-        return (best.view(torch.int32) & low).masked_fill_(best == never, total)
+        return (best & low).masked_fill_(best == never, total)
     found = []
     for _ in range(num):
         best = ranked.amax(2, keepdim=True)
-        block = best.view(torch.int32) & low
+        block = best & low
         found.append(block.masked_fill(best == never, total))
         ranked.scatter_(2, block.long(), never)
     return torch.cat(found, 2)
@@ -144,7 +147,10 @@ def mask_for_any_length(q: Tensor, k: Tensor, mask: Tensor | None, how: How) -> 
         seen = seen & (keys <= queries[:, None])
     visible = torch.unflatten(F.pad(seen, (0, missing)), -1, (-1, block_size)).any(-1)
     numbers = torch.arange(visible.shape[-1], device=q.device)
-    own = (queries[:, None] // block_size).clamp(max=visible.shape[-1] - 1)
+    own = queries
+    if not how.is_causal:  # the last queries are the last keys'; no branch on their numbers
+        own = torch.maximum(queries, num_keys - 1 - queries.flip(0))
+    own = (own[:, None] // block_size).clamp(max=visible.shape[-1] - 1)
     if how.is_masked_causally:
         own = (visible * numbers).amax(-1, keepdim=True)
     signs = torch.cat([q.clamp(min=0), q.clamp(max=0)], -1)

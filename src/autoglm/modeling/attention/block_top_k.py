@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from autoglm.modeling.attention.block_choice import (
@@ -74,7 +75,7 @@ def block_top_k_attention(
     if torch.compiler.is_exporting():
         read = mask_for_any_length(q, k, mask, how)
         return _dense(q, k, v, read, bias, how)
-    if num_blocks * block_size >= k.shape[2]:
+    if num_blocks * block_size >= k.shape[2] or q.numel() == 0:
         return _dense(q, k, v, mask, bias, how)
     chosen = choose_blocks(q.detach(), k.detach(), mask, how)
     if bias is not None and bias.requires_grad and torch.is_grad_enabled():
@@ -160,11 +161,13 @@ class _Inputs:
 
     def num_slots(self, chosen: Tensor) -> int:
         """Enough for any layout's slots: one buffer for all of them leaves no holes in memory."""
-        _, heads, num_queries, key_heads, num_keys = self.shape
+        batch, heads, num_queries, key_heads, _ = self.shape
         num_rows = min(ROWS_AT_A_TIME, len(self.q))
-        lanes = min(num_rows // (heads // key_heads * num_queries) + 2, len(self.k))
-        groups = lanes * math.ceil(num_keys / self.how.block_size)
-        return num_rows * chosen.shape[-1] + groups * TILES[0]
+        lanes = min(num_rows // (heads // key_heads * num_queries) + 2, batch * key_heads)
+        groups = lanes * (len(self.k) // (batch * key_heads))
+        num_parts = num_rows * chosen.shape[-1]
+        # A group that is read leaves less than a small tile empty.
+        return num_parts + min(groups, num_parts) * TILES[1] + 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,9 +198,11 @@ class _Layout:
     start: int
     end: int
     block_of_tile: tuple[Tensor, Tensor]  # (tile,) of each size
-    row_of_slot: Tensor  # (slot,); an empty slot repeats some row
+    row_of_slot: Tensor  # (slot,); an empty slot repeats its tile's first
     is_empty: Tensor  # (slot,)
-    slot_of_part: Tensor  # (row, num_blocks): where a row's reading of its nth block stands
+    slot_of_part: (
+        Tensor  # (row, num_blocks): where a row's reading of its nth block stands, or the last
+    )
     is_read: Tensor  # (row, num_blocks): False where a row reads fewer blocks
 
 
@@ -244,8 +249,11 @@ def _layout(
     row_of_slot = group.new_full((num_slots,), -1, dtype=torch.long)
     row_of_slot[slot] = torch.div(order, is_read.shape[1], rounding_mode="floor")
     is_empty = row_of_slot < 0
-    row_of_slot.clamp_(min=0).add_(start)
-    slot_of_part = torch.zeros(is_read.numel(), dtype=torch.long, device=group.device)
+    for size, rows in ((large, row_of_slot[:first_small]), (small, row_of_slot[first_small:])):
+        tiles = rows.view(-1, size)  # of the same tile: another sample's NaN stays there
+        tiles.copy_(torch.where(tiles < 0, tiles[:, :1], tiles))
+    row_of_slot += start
+    slot_of_part = group.new_full((is_read.numel(),), num_slots, dtype=torch.long)
     slot_of_part[order] = slot
     slot_of_part, end = slot_of_part.view(is_read.shape), start + len(is_read)
     here = (blocks[0] + first_block, blocks[1] + first_block)
@@ -330,7 +338,7 @@ class _Blocks(torch.autograd.Function):
         logsumexp = q.new_empty(len(inputs.q), dtype=torch.promote_types(q.dtype, torch.float32))
         parts = q.new_empty(inputs.num_slots(chosen), v.shape[-1])
         for layout in _layouts(chosen, inputs):
-            sums = logsumexp.new_empty(len(layout.is_empty))
+            sums = logsumexp.new_empty(len(layout.is_empty) + 1)
             for tiles in _tiles(layout, inputs):
                 part, part_sum = _attend(tiles, how)
                 parts[tiles.slots] = part.reshape(-1, v.shape[-1])
@@ -346,6 +354,7 @@ class _Blocks(torch.autograd.Function):
         return output.view(*q.shape[:3], -1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask, bias, chosen, output, logsumexp = ctx.saved_tensors
         how: How = ctx.how
@@ -373,17 +382,19 @@ class _Blocks(torch.autograd.Function):
 
 def _merged(parts: Tensor, layout: _Layout, weights: Tensor) -> Tensor:
     """(row, dim): a row's parts, weighed and added up; embedding_bag need not gather them first."""
+    parts[len(layout.is_empty)] = 0  # what was not read: no row's NaN times 0
     return F.embedding_bag(layout.slot_of_part, parts, per_sample_weights=weights, mode="sum")
 
 
 def _add_up(sums: Tensor, blocks: Tensor, parts: Tensor) -> None:
     """Adds each tile's part (tile, 1, key, dim) to its block's sum. Tiles stand in order of their
-    blocks, so a product with who-belongs-where is small, and quicker than index_add_ on a CPU.
+    blocks, so embedding_bag adds them up at once: index_add_ would wait for all cores at each tile,
+    and a product with who-belongs-where would carry a NaN into all blocks.
     """
-    first, end = int(blocks[0]), int(blocks[-1]) + 1
-    numbers = torch.arange(first, end, device=blocks.device)
-    belongs = (numbers[:, None] == blocks).to(parts.dtype)
-    sums[first:end].view(end - first, -1).addmm_(belongs, parts.reshape(len(blocks), -1))
+    here, counts = torch.unique_consecutive(blocks, return_counts=True)
+    tiles = torch.arange(len(blocks), device=blocks.device)
+    added = F.embedding_bag(tiles, parts.reshape(len(blocks), -1), _starts(counts), mode="sum")
+    sums[here] = sums.index_select(0, here) + added.view(-1, *sums.shape[1:])
 
 
 def _is_flash(tiles: _Tiles) -> bool:
