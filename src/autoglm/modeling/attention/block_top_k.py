@@ -200,9 +200,7 @@ class _Layout:
     block_of_tile: tuple[Tensor, Tensor]  # (tile,) of each size
     row_of_slot: Tensor  # (slot,); an empty slot repeats its tile's first
     is_empty: Tensor  # (slot,)
-    slot_of_part: (
-        Tensor  # (row, num_blocks): where a row's reading of its nth block stands, or the last
-    )
+    slot_of_part: Tensor  # (row, num_blocks): where a row's nth reading stands; else the last
     is_read: Tensor  # (row, num_blocks): False where a row reads fewer blocks
 
 
