@@ -10,6 +10,8 @@ libraries, as the peer's are counted inside its trials. The peer's full runs tak
 recorded seconds count at the pace of these. Judged are the medians over the parts, and the picked
 models' test accuracy, paired.
 
+`--full`: all trials fine-tune all layers, on both sides; results in `full/` of the others'.
+
 `--quick`: trec, 800 rows, six given trials on both sides, no study: under five minutes.
 """
 
@@ -47,6 +49,9 @@ OURS = {
     "search.budget": "4h",
 }
 TARGETS = {"plain": 15.0, "best": 6.0}
+FULL_SPACE = SPACE.replace("[0, 1, 2, 6]", "[6]")
+FULL_TARGETS = {"plain": 4.0, "best": 2.0}
+FULL_OURS = {"search.space": FULL_SPACE, "search.cpu_budget": "700s"}
 MEAN_TEST, LOW_TEST = -0.005, -0.01
 QUICK_TARGETS = {"plain": 5.0, "best": 2.5}
 QUICK_ROWS, QUICK_VALIDATION = 800, 80
@@ -220,6 +225,7 @@ def judged(
     found: dict[str, dict[str, Any]],
     peers: dict[str, list[dict[str, Any]]],
     factors: dict[str, float],
+    targets: dict[str, float],
 ) -> tuple[dict[str, float], list[str]]:
     """Ratios per part and mode where the peer's run is there, and what is not reached."""
     ratios: dict[str, float] = {}
@@ -235,7 +241,7 @@ def judged(
             ratios[f"{part}_{mode}"] = round(ratio, 2)
             ratios[f"{part}_{mode}_pace"] = round(factor, 3)
             ratios[f"{part}_{mode}_test"] = round(kept["result"]["test"] - picked["test"], 4)
-    for mode, target in TARGETS.items():
+    for mode, target in targets.items():
         of_parts = [ratios[f"{p}_{mode}"] for p in found if f"{p}_{mode}" in ratios]
         if not of_parts:
             continue
@@ -296,15 +302,16 @@ def quickly_judged(found: dict[str, dict[str, Any]]) -> tuple[dict[str, float], 
     return ratios, missed
 
 
-def _recorded(results: Path, peers: Path, part: str) -> Path | None:
+def _recorded(options: argparse.Namespace, part: str) -> Path | None:
     """The file of the peer's whole run of SET.SEED.MODE."""
     name, seed, mode = part.split(".")
     ending = "" if seed == "0" else f"_{seed}"
-    known = (
-        results / "peers" / f"{part}.json",
-        RESULTS / "peers" / f"{part}.json",
-        peers / f"peer_search_{name}_{mode}{ending}.json",
-    )
+    known = [
+        options.results / "peers" / f"{part}.json",
+        (RESULTS / "full" if options.full else RESULTS) / "peers" / f"{part}.json",
+    ]
+    if not options.full:
+        known.append(options.peers / f"peer_search_{name}_{mode}{ending}.json")
     return next((path for path in known if path.exists()), None)
 
 
@@ -315,10 +322,11 @@ def _peers(
     named = [f"{part}.{mode}" for part in parts for mode in TARGETS]
     asked = ["--data", str(options.data), "--threads", str(options.threads)]
     if options.peer_runs:
-        run_parts("benchmarks.search_peer", options.results / "peers", named, asked)
+        layers = ["--layers", "6"] if options.full else []
+        run_parts("benchmarks.search_peer", options.results / "peers", named, [*asked, *layers])
     trials, factors = {}, {}
     for part in named:
-        if (path := _recorded(options.results, options.peers, part)) is None:
+        if (path := _recorded(options, part)) is None:
             continue
         trials[part] = trials_of(path)
         again = run_parts(
@@ -340,16 +348,21 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the last line only")
     parser.add_argument("--set", dest="said", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--peer-runs", action="store_true", help="the peer's whole runs too: hours")
+    parser.add_argument("--full", action="store_true", help="all trials train all layers")
     parser.add_argument("--quick", action="store_true", help="six given trials, 800 rows")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
     said = dict(line.split("=", 1) for line in options.said)
+    if options.full:
+        said = {**FULL_OURS, **said}
+        options.results = options.results / "full"
     if options.part:
         measure = quick if options.quick else partial(child, said=said)
         print(json.dumps(measure(options.part, options.data, options.threads)))
         return
     asked = ["--data", str(options.data), "--threads", str(options.threads)]
-    targets = QUICK_TARGETS if options.quick else TARGETS
+    targets = FULL_TARGETS if options.full else TARGETS
+    targets = QUICK_TARGETS if options.quick else targets
     if options.quick:
         modes = ["ours", *QUICK_TARGETS]
         found = run_parts(
@@ -358,11 +371,12 @@ def main() -> None:
         ratios, missed = quickly_judged(found)
     else:
         parts = [f"{n}.{s}" for n in options.only if has(options.data, n) for s in options.seeds]
+        asked += ["--full"] if options.full else []
         asked += ["--set", *options.said] if options.said else []
         run_parts("benchmarks.search", options.results, parts, asked)
         found = stored(options.results)
         trials, factors = _peers(options, list(found))
-        ratios, missed = judged(found, trials, factors)
+        ratios, missed = judged(found, trials, factors, targets)
         for part, kept in found.items():
             if (plain := f"{part}.plain") in trials:
                 svg = drawn(kept["result"]["best_so_far"], trials[plain], factors[plain])

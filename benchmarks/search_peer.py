@@ -7,6 +7,8 @@ what is the best so far is scored on the test rows beside them. (The two runs of
 were recorded beforehand hold a pass over 500 test rows in each trial.) `--repeat FILE` trains the
 first trials of that recorded run again, at its points, to learn how fast this machine is now.
 
+`--layers 6` searches full fine-tuning alone.
+
 Hours: each trial that has ended is kept in --unfinished, and a part that was stopped goes on behind
 it, with a sampler that knows what it knew.
 """
@@ -27,6 +29,7 @@ MODES = ("plain", "best")
 UNFINISHED = Path(__file__).parent / "results" / "search" / "peers" / "unfinished"
 NUM_REPEATED = 3
 BATCH, MAX_LENGTH, LAYERS = 32, 128, 6
+ALL_LAYERS = (0, 1, 2, LAYERS)
 Row = dict[str, str]
 Point = dict[str, Any]
 
@@ -128,8 +131,12 @@ def _pruning(trial: Any) -> Any:
     return Prune()
 
 
-def searched(peer: Peer, num_trials: int, seed: int, kept: Path) -> list[dict[str, Any]]:
-    """The trials of a study; those that `kept` holds are told to it, not trained again."""
+def searched(
+    peer: Peer, num_trials: int, seed: int, kept: Path, layers: Sequence[int] = ALL_LAYERS
+) -> list[dict[str, Any]]:
+    """The trials of a study over `trainable_layers` of `layers`; those that `kept` holds are told
+    to it, not trained again.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -138,7 +145,7 @@ def searched(peer: Peer, num_trials: int, seed: int, kept: Path) -> list[dict[st
     def objective(trial: Any) -> float:
         point = {
             "lr": trial.suggest_float("lr", 1e-5, 1e-3, log=True),
-            "trainable_layers": trial.suggest_categorical("trainable_layers", [0, 1, 2, 6]),
+            "trainable_layers": trial.suggest_categorical("trainable_layers", list(layers)),
             "dropout": trial.suggest_float("dropout", 0.0, 0.3),
             "epochs": trial.suggest_categorical("epochs", [1, 2, 4]),
         }
@@ -159,19 +166,19 @@ def searched(peer: Peer, num_trials: int, seed: int, kept: Path) -> list[dict[st
     )  # fmt: skip
     for known in trials:
         peer.best = max(peer.best, known["val"] or -1.0)
-        study.add_trial(_frozen(known))
+        study.add_trial(_frozen(known, layers))
     study.optimize(objective, n_trials=num_trials - len(trials), callbacks=[keep])
     return list(trials)
 
 
-def _frozen(known: dict[str, Any]) -> Any:
+def _frozen(known: dict[str, Any], layers: Sequence[int]) -> Any:
     import optuna
 
     spread, choice = (
         getattr(optuna.distributions, f"{n}Distribution") for n in ("Float", "Categorical")
     )
     space = {
-        "lr": spread(1e-5, 1e-3, log=True), "trainable_layers": choice([0, 1, 2, 6]),
+        "lr": spread(1e-5, 1e-3, log=True), "trainable_layers": choice(list(layers)),
         "dropout": spread(0.0, 0.3), "epochs": choice([1, 2, 4]),
     }  # fmt: skip
     states = optuna.trial.TrialState
@@ -210,6 +217,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=Path, metavar="FILE")
+    parser.add_argument("--layers", type=int, nargs="+", default=list(ALL_LAYERS))
     parser.add_argument("--unfinished", type=Path, default=UNFINISHED)
     options = parser.parse_args()
     quiet(options.threads)
@@ -220,8 +228,9 @@ def main() -> None:
             print(json.dumps(repeated(peer, trials_of(options.repeat))))
             return
         options.unfinished.mkdir(parents=True, exist_ok=True)
-        kept = options.unfinished / f"{options.part}.json"
-        trials = searched(peer, options.trials, int(seed), kept)
+        name = options.part if len(options.layers) > 1 else f"full.{options.part}"
+        kept = options.unfinished / f"{name}.json"
+        trials = searched(peer, options.trials, int(seed), kept, options.layers)
     print(json.dumps({"mode": mode, "trials": trials}), flush=True)
     kept.unlink()
 
