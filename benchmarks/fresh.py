@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.parts import machine, run_parts, stored
 from benchmarks.rows import has
-from benchmarks.search import MINILM, NUM_ROWS, SETS, SPACE, rows_of
+from benchmarks.search import MINILM, NUM_ROWS, OURS, SETS, SPACE, rows_of
 
 RESULTS = Path(__file__).parent / "results" / "fresh"
 SCRATCH = Path(tempfile.gettempdir()) / "autoglm-fresh"
@@ -41,10 +41,8 @@ SETTINGS = {
     "data.min_rows": "1",
     "evaluate.metric": "accuracy",
     "search.space": SPACE,
-    "search.trials": "24",
-    "search.budget": "4h",
-    "search.cpu_budget": "120s",
     "training.precision": "auto",
+    **OURS,
 }
 
 

@@ -23,6 +23,7 @@ from autoglm.loop.app import App
 from autoglm.project import Project
 from autoglm.recovery.file_lock import alone, beside
 from autoglm.training import stages
+from autoglm.training.launcher import SPINS, _environment
 from autoglm.training.worker import Worker
 
 OWN = [
@@ -61,8 +62,9 @@ class Runner:
     def cost(self, chain: StageChain) -> Any:
         return self._ask("cost", chain=to_json(chain))
 
-    def advance(self, chain: StageChain, depth: int) -> Progress:
-        wanted = {"chain": to_json(chain), "to_step": chain.boundaries[depth - 1]}
+    def advance(self, chain: StageChain, depth: int, *, is_alone: bool = False) -> Progress:
+        wanted: dict[str, Any] = {"chain": to_json(chain), "is_alone": is_alone}
+        wanted["to_step"] = chain.boundaries[depth - 1]
         return from_json(Progress, self._ask("advance", **wanted))
 
     def weights(self, progress: Progress) -> dict[str, torch.Tensor]:
@@ -310,3 +312,26 @@ def test_folds_learn_from_other_rows_and_share_what_frozen_layers_say(runner: Ru
     weights = [runner.weights(each) for each in reached]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert runner.advance(folds[0], 1).reused_steps == folds[0].num_steps
+
+
+def test_a_trial_that_may_be_the_only_one_keeps_no_states_for_others(
+    tmp_path: Path, spec: Any, tiny_backbone: Path
+) -> None:
+    space = {"trainable_layers": {"choice": [0, 1]}}
+    asking = {**spec.config, "search": {**spec.config["search"], "space": space}}
+    kept: dict[bool, int] = {}
+    values: dict[bool, Any] = {}
+    for is_alone in (False, True):
+        workspace = tmp_path / str(is_alone)
+        runner = Runner(workspace, replace(spec, config=asking), tiny_backbone)
+        chain = runner.plan(**{"training.epochs": 1, "training.trainable_layers": 0})
+        values[is_alone] = runner.advance(chain, 1, is_alone=is_alone).metrics
+        kept[is_alone] = len(list(workspace.rglob("about.json")))
+    assert kept[True] < kept[False]
+    assert values[True] == values[False]
+
+
+def test_the_workers_threads_wait_as_its_user_says() -> None:
+    assert _environment({})["GOMP_SPINCOUNT"] == SPINS
+    assert _environment({"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"] == "7"
+    assert "GOMP_SPINCOUNT" not in _environment({"OMP_WAIT_POLICY": "active"})

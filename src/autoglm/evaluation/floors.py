@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from autoglm.contracts.task import TASKS, TaskForm
@@ -66,10 +67,14 @@ def linear_predictions(
     """
     if form.answers == "tags":
         return _tags_by_word(train_inputs, train_answers, inputs)
-    if form.reads == "image":
-        return _by_pixels(train_inputs, train_answers, inputs)
+    import sklearn.linear_model  # noqa: F401  # only what is loaded can be limited
+    from threadpoolctl import threadpool_limits
+
+    learn = _by_pixels if form.reads == "image" else partial(_by_words, form=form)
     try:
-        return _by_words(train_inputs, train_answers, inputs, form)
+        # Vectors this short keep no second thread busy: it waits, at the price of a core.
+        with threadpool_limits(1, user_api="blas"):
+            return learn(train_inputs, train_answers, inputs)
     except ValueError as error:
         if "empty vocabulary" not in str(error):
             raise

@@ -128,6 +128,9 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
         runners = open_trainers(spec, app, settings)
         pruned = probed(asked, spec, settings, runners[0], app)
         from_stable = runners[0].starts_from_stable
+        refresh = find_refresh(spec, settings, pruned, app, starts_from_stable=from_stable)
+        for runner in runners:
+            runner.num_alone = len(refresh.points) if refresh is not None else 0
         study = Study(
             project=spec.project,
             name=spec.run_id,
@@ -146,7 +149,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             clock=app.clock,
             on_event=app.on_event,
             bounds=bounds_of(settings),
-            refresh=find_refresh(spec, settings, pruned, app, starts_from_stable=from_stable),
+            refresh=refresh,
         )
         try:
             found = study.run(app.cancel, started=started)

@@ -38,7 +38,7 @@ from autoglm.recovery import file_lock
 from autoglm.reuse.keys import ROW_KEY_BYTES
 
 # Tokens of one block: enough for the matmuls, and few changed rows do not have many more encoded.
-BLOCK_TOKENS, LONG = 512, 128
+BLOCK_TOKENS, LONG = 1024, 128
 # The same of a block of rows of one length.
 ALIKE_TOKENS = 256
 SEGMENT_BYTES = 2**26

@@ -28,6 +28,9 @@ from autoglm.observability.logging import get_logger
 OnEvent = Callable[[Mapping[str, Any]], None]
 # A worker that was told to stop gets this long to say so.
 GRACE_SECONDS = 5.0
+# How often a thread of torch's looks for work before it sleeps. By default it looks on through the
+# pauses between two products, at the price of a core that others could use, and wins no time by it.
+SPINS = "2000"
 
 
 class TrainingWorker:
@@ -50,6 +53,8 @@ class TrainingWorker:
         self._calls = 0
         self._spec: RunSpec | None = None
         self._start = ""
+        # So many trials, the first that are asked for, may be all there will be.
+        self.num_alone, self._advanced = 0, set[str]()
         threading.Thread(target=self._listen, daemon=True, name="trainer-answers").start()
 
     @classmethod
@@ -78,7 +83,7 @@ class TrainingWorker:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+                env=_environment(os.environ),
                 # Ctrl-C is the parent's to hear; it cancels in order.
                 start_new_session=False,
                 process_group=0,
@@ -103,6 +108,7 @@ class TrainingWorker:
 
         Raises: ModelError model.no_backbone, model.start_incompatible.
         """
+        self._advanced.clear()
         start, made_of = self._start_from(spec, start_folder, base)
         self._spec, self.starts_from_stable = spec, start == start_folder
         is_backbone = start != start_folder
@@ -165,8 +171,10 @@ class TrainingWorker:
         """
         if to_step not in chain.boundaries:
             raise ValueError(f"a stage is trained whole: {to_step} is none of {chain.boundaries}")
-        answer = self._call("advance", cancel=cancel, chain=to_json(chain), to_step=to_step)
-        return from_json(Progress, answer)
+        self._advanced.add(chain.key)
+        asked = {"chain": to_json(chain), "to_step": to_step}
+        asked["is_alone"] = len(self._advanced) <= self.num_alone
+        return from_json(Progress, self._call("advance", cancel=cancel, **asked))
 
     def export(self, chain: StageChain, folder: Path) -> dict[str, Any]:
         """Write the model folder (see modeling.export). Raises: ModelError, TrainingError."""
@@ -342,3 +350,9 @@ def _incompatible(
     if any(inner.get(name) != outer.get(name) for name in shape):
         return "its backbone is another"
     return ""
+
+
+def _environment(own: Mapping[str, str]) -> dict[str, str]:
+    """The worker's. Who says how threads wait has the last word."""
+    spins = {} if "OMP_WAIT_POLICY" in own else {"GOMP_SPINCOUNT": SPINS}
+    return {**spins, **own, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -63,7 +63,7 @@ class Worker:
     def __init__(self, workspace: Path, send: Any, *, cache: Path) -> None:
         self._workspace, self._send, self._cache_folder = workspace, send, cache
         self._cancel, self._cancelled = threading.Event(), 0
-        self._opened = ""
+        self._opened, self._is_alone = "", False
         self._chat: Chat | None = None
         self._models: dict[str, AutoGLMForSequenceClassification] = {}
         self._folds: dict[str, Encoded] = {}
@@ -245,6 +245,7 @@ class Worker:
         known = self._deepest(chain, depth)
         reached = known
         if not stages.is_reached(known, depth):
+            self._is_alone = bool(request.get("is_alone"))
             known, reached = self._advanced(chain, depth)
         assert reached is not None
         paid = reached.manifest["paid"]
@@ -369,7 +370,11 @@ class Worker:
         return digest(self._spec.run_id, chain.key)
 
     def _boundaries(self, num_layers: int) -> list[int]:
-        """The first layers that learn in the study's other trials, where its space lists them."""
+        """The first layers that learn in the study's other trials, where its space lists them and
+        there will be others.
+        """
+        if self._is_alone:
+            return []
         space = self._spec.config["search"]["space"]
         named = space.items() if isinstance(space, Mapping) else ()
         said = [v for k, v in named if k.endswith("trainable_layers")]
