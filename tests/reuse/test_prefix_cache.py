@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.training import toy
 from torch import Tensor
-from transformers import BertConfig, ElectraConfig, EsmConfig
+from transformers import BertConfig, DeepseekV3Config, ElectraConfig, EsmConfig, MixtralConfig
 
 from autoglm.modeling.body import Body
 from autoglm.modeling.frozen import frozen_keys
@@ -106,6 +106,67 @@ def test_a_changed_row_alone_is_encoded_and_every_row_has_the_bytes_of_a_full_pa
     assert all(torch.equal(again.parts[i], before.parts[i]) for i in range(17)), (
         "where a row stands does not count"
     )
+
+
+DECODER = {
+    "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 64, "max_position_embeddings": 128, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MixtralConfig(
+            **{**DECODER, "hidden_size": 128, "intermediate_size": 256}, num_key_value_heads=2,
+            num_local_experts=16, num_experts_per_tok=2,
+        ),
+        DeepseekV3Config(
+            **DECODER, num_key_value_heads=4, q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=8,
+            qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=2,
+        ),
+    ],
+    ids=["products as large as an expert has tokens", "values narrower than keys"],
+)  # fmt: skip
+def test_a_rows_bytes_are_its_own_where_torchs_products_look_at_all_rows(config: Any) -> None:
+    model, ids = toy.model(config=config), toy.ids(120, longest=44)
+
+    def pooled(rows: list[int]) -> RowStates:
+        backbone = copy.deepcopy(model)
+        body, asked = Body(backbone.backbone, pad_id=0), [ids[i] for i in rows]
+        cache = PrefixCache(2**24)
+        part = FrozenPart(
+            backbone, asked, body, cache=cache, start_name="toy", stop=lambda: None
+        ).pooled()
+        assert part is not None
+        return part
+
+    whole = pooled(list(range(120)))
+    for rows in ([5], [60], [110], list(range(60, 120)), list(range(1, 120, 2)), [*range(6, 40)]):
+        some = pooled(rows)
+        assert all(torch.equal(x, whole.parts[i]) for x, i in zip(some.parts, rows, strict=True))
+
+
+def test_what_known_rows_saved_is_what_they_took_whatever_a_changed_row_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+
+    def encode(block: EncodeBlock, _below: Any) -> Tensor:
+        nonlocal seconds
+        seconds += 1.0
+        return torch.ones(10 * len(block.rows), 4)
+
+    monkeypatch.setattr("autoglm.reuse.prefix_cache.time.process_time", lambda: seconds)
+    prefix = Prefix(key="k", width=4, encode=encode, divide=packed_blocks)
+    keys = [row_key([i]) for i in range(1021)]
+    PrefixCache(2**20, tmp_path).states(prefix, keys[:1020], [10] * 1020)
+    assert seconds == 10.0
+    one = PrefixCache(2**20, tmp_path).states(prefix, keys, [10] * 1021)
+    assert (one.encoded, one.cpu_seconds) == (1, 1.0)
+    assert one.saved_seconds == pytest.approx(10.0)
+    again = PrefixCache(2**20, tmp_path).states(prefix, keys, [10] * 1021)
+    assert again.saved_seconds == pytest.approx(11.0)
 
 
 def test_a_deeper_boundary_is_made_from_a_shallower_one_to_the_same_bytes(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autoglm.modeling.attention import packed
 from autoglm.modeling.attention.packed import Layout, lay_out, pack_as
@@ -39,13 +40,13 @@ class Body:
         self._whole, self.num_frozen = backbone, num_frozen
         self._slices: dict[tuple[int, int | None], Any] = {}
         self.is_cut = num_frozen > 0 and not self.why_whole
+        self.attends_row_by_row = self._attends_row_by_row()
 
     @property
-    def attends_row_by_row(self) -> bool:
-        """Whether what the attention says of a row has the same bytes whichever rows of its length
-        are beside it: torch's CPU kernel works head by head. Others' products may not.
-        """
-        return not self.why_padded and self._attention == "sdpa"
+    def has_experts(self) -> bool:
+        """Whether products are as large as the tokens are many that were sent to an expert."""
+        names = (name for name, _ in self._whole.named_modules())
+        return any(name.rpartition(".")[2] == "experts" for name in names)
 
     @cached_property
     def why_whole(self) -> str:
@@ -70,6 +71,26 @@ class Body:
         if not apart <= TOLERANCE * wanted.abs().max():
             return f"cut in two it says something else: {float(apart):.2g} apart"
         return ""
+
+    @torch.no_grad()
+    def _attends_row_by_row(self) -> bool:
+        """Whether torch's flash kernel of a CPU attends: it works head by head, so that what it
+        says of a row has the same bytes whichever rows of its length are beside it. Products of
+        many heads at once may not, which torch takes too where values are narrower than keys.
+        """
+        is_torchs = self._attention == "sdpa" and self._whole.device.type == "cpu"
+        if self.why_padded or not is_torchs:
+            return False
+        was_training = self._whole.training
+        self._whole.eval()
+        try:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                self.whole(*self._example())
+        except RuntimeError:  # it has none for these sizes
+            return False
+        finally:
+            self._whole.train(was_training)
+        return True
 
     def _example(self) -> tuple[list[list[int]], Layout]:
         """A few rows of any tokens, and their layout."""

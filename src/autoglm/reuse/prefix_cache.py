@@ -54,12 +54,15 @@ class EncodeBlock:
     num_fill: int = 0
 
 
+Divide = Callable[[Sequence[int], Sequence[int]], Iterator[EncodeBlock]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
     """A frozen part: `encode` gives the states of the rows of a block: one per token, or one per
     row where it `is_pooled`. It is handed what the part named `below` says of these rows where that
-    is known, else None. Rows of several lengths share a block where it `is_packed`: what `encode`
-    says of a row must not depend on how many rows of its length there are.
+    is known, else None. `divide` makes blocks in which what `encode` says of a row does not depend
+    on the others.
     """
 
     key: str
@@ -67,7 +70,7 @@ class Prefix:
     encode: Callable[[EncodeBlock, Tensor | None], Tensor]
     below: str = ""
     is_pooled: bool = False
-    is_packed: bool = False
+    divide: Divide = field(default_factory=lambda: blocks)
     seconds_below: float = 0.0
 
 
@@ -94,6 +97,8 @@ class _Store:
     known: dict[bytes, Tensor] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     num_bytes: int = 0
+    # Tokens that were encoded, and what one took on average.
+    num_tokens: int = 0
     seconds_per_token: float = 0.0
 
 
@@ -202,7 +207,7 @@ class PrefixCache:
         below = self._opened(prefix.below).known if prefix.below else {}
         is_below = all(row_keys[i] in below for i in rows)
         parts: dict[int, Tensor] = {}
-        for block in packed_blocks(rows, lengths) if prefix.is_packed else blocks(rows, lengths):
+        for block in prefix.divide(rows, lengths):
             handed = torch.cat([below[row_keys[i]] for i in block.rows]) if is_below else None
             states = prefix.encode(block, handed)
             sizes = [1 if prefix.is_pooled else lengths[i] for i in block.rows]
@@ -253,6 +258,7 @@ class PrefixCache:
             return store
         about = _about(self._folder / key)
         store.seconds_per_token = about.get("seconds_per_token", store.seconds_per_token)
+        store.num_tokens = about.get("num_tokens", store.num_tokens)
         for path in self._segments(key):
             if path.name not in store.seen:
                 self._map(store, path, is_checked=False)
@@ -279,8 +285,11 @@ class PrefixCache:
             yield from sorted((self._folder / key).glob("*.safetensors"))
 
     def _note(self, key: str, store: _Store, spent: float, num_tokens: int) -> None:
+        # Of all that were encoded: one changed row has a whole block to pay for.
         if num_tokens:
-            store.seconds_per_token = spent / num_tokens
+            seconds = store.num_tokens * store.seconds_per_token + spent
+            store.num_tokens += num_tokens
+            store.seconds_per_token = seconds / store.num_tokens
         if self._folder is None:
             return
         folder = self._folder / key
@@ -289,6 +298,7 @@ class PrefixCache:
             "cpu_seconds": about.get("cpu_seconds", 0.0) + spent,
             "uses": about.get("uses", 0) + 1,
             "seconds_per_token": store.seconds_per_token,
+            "num_tokens": store.num_tokens,
             "used_at": time.time(),
         }
         staging = folder / f".{os.getpid()}.about"
@@ -343,6 +353,11 @@ def blocks(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[EncodeBlock]
         for start in range(0, len(alike), size):
             block = alike[start : start + size]
             yield EncodeBlock([*block, *[block[0]] * (size - len(block))])
+
+
+def lone_blocks(rows: Sequence[int], _lengths: Sequence[int]) -> Iterator[EncodeBlock]:
+    """Each row by itself, where the values of others decide what shape a product has."""
+    yield from (EncodeBlock([row]) for row in rows)
 
 
 def _by_length(rows: Sequence[int], lengths: Sequence[int]) -> dict[int, list[int]]:

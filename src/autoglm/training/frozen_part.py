@@ -15,7 +15,16 @@ from autoglm.modeling.attention.packed import lay_out, on_one_thread, packed_on_
 from autoglm.modeling.frozen import frozen_keys
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.keys import row_key
-from autoglm.reuse.prefix_cache import EncodeBlock, Prefix, PrefixCache, RowStates
+from autoglm.reuse.prefix_cache import (
+    Divide,
+    EncodeBlock,
+    Prefix,
+    PrefixCache,
+    RowStates,
+    blocks,
+    lone_blocks,
+    packed_blocks,
+)
 from autoglm.training.devices import name_on
 
 
@@ -81,9 +90,15 @@ class FrozenPart:
             encode=partial(self._encode, start, boundary, is_pooled),
             below=self._keys[start] if start else "",
             is_pooled=is_pooled,
-            is_packed=self._device.type == "cpu" and self._body.attends_row_by_row,
+            divide=self._divide,
             seconds_below=spent,
         )
+
+    @property
+    def _divide(self) -> Divide:
+        if self._body.has_experts:
+            return lone_blocks
+        return packed_blocks if self._body.attends_row_by_row else blocks
 
     def _on_the_way(self, boundary: int | None) -> float:
         """Keep what other trials will ask for below `boundary`; the CPU-seconds that it took."""
