@@ -228,8 +228,8 @@ def main() -> None:
             print(json.dumps(repeated(peer, trials_of(options.repeat))))
             return
         options.unfinished.mkdir(parents=True, exist_ok=True)
-        name = options.part if len(options.layers) > 1 else f"full.{options.part}"
-        kept = options.unfinished / f"{name}.json"
+        kind = "" if len(options.layers) > 1 else "full."
+        kept = options.unfinished / f"{kind}{options.part}.json"
         trials = searched(peer, options.trials, int(seed), kept, options.layers)
     print(json.dumps({"mode": mode, "trials": trials}), flush=True)
     kept.unlink()

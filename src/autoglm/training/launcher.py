@@ -29,7 +29,7 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 # A worker that was told to stop gets this long to say so.
 GRACE_SECONDS = 5.0
 # How often a thread of torch's looks for work before it sleeps. By default it looks on through the
-# pauses between two products, at the price of a core that others could use, and wins no time by it.
+# pauses between two products: little time is won, at the price of a core that others could use.
 SPINS = "2000"
 
 
