@@ -7,8 +7,9 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,49 @@ def test_what_nobody_acknowledged_is_sent_again(postgres: Postgres, table: Any) 
     first = [e for batch in source_of(postgres, name).read(reader.position) for e in batch.events]
     again = reader.read()
     assert shown(first) == shown(again) == [("upsert", "11", "x")]
+
+
+FOREIGN = (  # what the log holds beside changes of the table
+    "select pg_logical_emit_message(false, 'nobody', repeat('x', 100)) from generate_series(1, {})"
+)
+
+
+def test_the_slot_stays_behind_what_is_stored(postgres: Postgres, table: Any) -> None:
+    """The server says how far it is before it sends a change: that is stored by nobody."""
+    name, connection = table
+    reader = Reader(postgres, name)
+    reader.read()
+    for number in (11, 12, 13):
+        connection.execute(FOREIGN.format(50_000))
+        connection.execute(f"insert into {name} values ({number}, 'x')")
+        batches = source_of(postgres, name).read(reader.position)
+        unstored = [event.key for batch in batches for event in batch.events]
+        assert unstored == [str(n) for n in range(11, number + 1)]
+    assert [event.key for event in reader.read()] == ["11", "12", "13"]
+
+
+def test_a_server_that_asks_is_told_what_is_stored(postgres: Postgres, table: Any) -> None:
+    name, connection = table
+    connection.execute("alter system set wal_sender_timeout = '1s'")
+    connection.execute("select pg_reload_conf()")
+    try:
+        reader = Reader(postgres, name)
+        reader.read()
+        connection.execute(FOREIGN.format(10))
+        before = source_of(postgres, name).status()["lag_bytes"]
+        source, cancel = source_of(postgres, name), threading.Event()
+        batches = source.follow(reader.position, cancel=cancel)
+        assert next(batches).events == ()  # nothing of ours up to here; nobody stores it
+        connection.execute(f"insert into {name} values (11, 'x')")
+        time.sleep(0.7)  # the server asks half of its limit after it last heard something
+        with suppress(SourceError):  # a slow machine: the server has given up
+            next(batches)
+        batches.close()  # type: ignore[attr-defined]
+    finally:
+        connection.execute("alter system reset wal_sender_timeout")
+        connection.execute("select pg_reload_conf()")
+    assert int(str(source_of(postgres, name).status()["lag_bytes"])) > int(str(before))
+    assert shown(reader.read()) == [("upsert", "11", "x")]
 
 
 def test_following_ends_when_cancelled_and_moves_the_slot(

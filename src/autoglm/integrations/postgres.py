@@ -1,12 +1,11 @@
 """Listens to PostgreSQL: a snapshot of the table, then its logical replication, without a seam.
 
-psycopg2, because psycopg 3 has no replication. Tested against PostgreSQL 15.
+Tested against PostgreSQL 15.
 """
 
 from __future__ import annotations
 
 import re
-import select
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -15,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-from psycopg2 import errors as pg
-from psycopg2 import sql
-from psycopg2.extras import LogicalReplicationConnection
+import psycopg
+from psycopg import errors as pg
+from psycopg import sql
 
 from autoglm.contracts.change_event import ChangeBatch, ChangeEvent
 from autoglm.errors import SourceError
+from autoglm.integrations.postgres_stream import ReplicationStream
 from autoglm.streaming.collectors.events import Maker
 from autoglm.streaming.collectors.log_position import LogPosition, Part
 from autoglm.streaming.collectors.log_reader import LogReader
@@ -151,7 +150,7 @@ class PostgresSource:
             is_unique = self._table.is_unique(cursor)
             if known.after is not None and not is_unique:
                 self._table.refuse_twins(cursor)
-        with self._translated(), closing(self._connect(LogicalReplicationConnection)) as listening:
+        with self._translated(), closing(self._connect(replication="database")) as listening:
             server = self._server(listening, known)
             if known.after is not None:
                 for batch in self._snapshot(known, server, listening):
@@ -192,18 +191,20 @@ class PostgresSource:
             if known.lsn:
                 raise self._slot_lost("it is gone")
             slot.execute(
-                sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT")
-                .format(sql.Identifier(self._slot))
-                .as_string(slot)
+                sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT").format(
+                    sql.Identifier(self._slot)
+                )
             )
             _name, text, exported, _plugin = slot.fetchone()
             start = _lsn(text)
         after = known.after or ""
         with closing(self._connect()) as connection, connection.cursor() as cursor:
-            connection.set_session("REPEATABLE READ", readonly=True, autocommit=False)
+            connection.set_autocommit(False)
+            connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+            connection.set_read_only(True)
             parts = known.parts
             if exported is not None:
-                cursor.execute("set transaction snapshot %s", (exported,))
+                cursor.execute(sql.SQL("set transaction snapshot {}").format(exported))
             else:
                 # Whoever began died: the rest is seen as it is now, and the log says since when.
                 cursor.execute("select pg_current_snapshot()::text")
@@ -230,10 +231,12 @@ class PostgresSource:
         # Once begun it goes on behind the last key; "" is before all keys, and a key itself.
         passed = self._key.parts(known.after) if known.after else None
         # The key stands in the text: a name may hold what a text with arguments reads otherwise, %.
-        rest = sql.SQL("where ({}) > {} or {}" if passed else "")
-        rest = rest.format(key, sql.Literal(passed), is_nameless)
-        query = sql.SQL("select {} from {} {} order by {}, {}")
-        query = query.format(values, self._quoted, rest, is_nameless, key)
+        rest = sql.SQL("where ({}) > ({}) or {}" if passed else "").format(
+            key, sql.SQL(", ").join(map(sql.Literal, passed or ())), is_nameless
+        )
+        query = sql.SQL("select {} from {} {} order by {}, {}").format(
+            values, self._quoted, rest, is_nameless, key
+        )
         places = [names.index(name) for name in self._key.columns]
         batch, last, texts_of_last, num_rows = list[ChangeEvent](), "", (), 0
         with connection.cursor(name="snapshot") as rows:
@@ -267,7 +270,6 @@ class PostgresSource:
     def _changes(
         self, known: LogPosition, listening: Any, number: int, cancel: threading.Event | None
     ) -> Generator[ChangeBatch, None, None]:
-        cursor = listening.cursor()
         with self._asking() as asking:
             start = self._slot_start(asking)
             if start is None:
@@ -276,10 +278,8 @@ class PostgresSource:
                 raise self._slot_lost("it is ahead of what we have: another reader, or made anew")
             asking.execute("select pg_current_wal_flush_lsn()::text")
             target = _lsn(asking.fetchone()[0])
-        cursor.start_replication(
-            slot_name=self._slot, decode=False, start_lsn=known.lsn, status_interval=3_600,
-            options={"proto_version": "1", "publication_names": f'"{self._slot}"'},
-        )  # fmt: skip
+        options = {"proto_version": "1", "publication_names": f'"{self._slot}"'}
+        stream = ReplicationStream(listening, self._slot, known.lsn, options)
         reader = LogReader(
             known, self._make, key=self._key, table=self._table.name, number=number,
             truncate=self._config.truncate, look_up=self._current, columns=self._columns,
@@ -288,40 +288,35 @@ class PostgresSource:
         self._confirmed = known.lsn
         asked, looked = 0.0, time.monotonic()
         while cancel is None or not cancel.is_set():
-            message = cursor.read_message()
+            message = stream.read()
             if message is not None:
-                reader.take(decoder.decode(message.payload))
+                reader.take(decoder.decode(message))
                 if not reader.is_full(self._batch_rows):
                     continue
             elif reader.events and reader.waited() < LINGER_SECONDS:
-                select.select([cursor], [], [], LINGER_SECONDS)
+                stream.wait(LINGER_SECONDS)
                 continue
             if reader.events:
                 yield self._make.batch(reader.events, reader.taken())
-                cursor.send_feedback(flush_lsn=self._confirmed, force=True)
+                stream.tell(self._confirmed)
                 continue
             now = time.monotonic()
-            if not reader.is_inside and cursor.wal_end > reader.lsn:
-                # Nothing of ours up to here: stored like a change before the server is told (the
-                # driver moves what it will tell by itself), so that a slot that is ahead of the
-                # position was moved by somebody else.
-                reader.reached(cursor.wal_end)
+            if not reader.is_inside and stream.sent > reader.lsn:
+                # Nothing of ours up to here: stored like a change before the server is told, so
+                # that a slot that is ahead of the position was moved by somebody else.
+                reader.reached(stream.sent)
                 yield self._make.batch([], reader.taken())
-            if (
-                cancel is None
-                and not reader.is_inside
-                and max(cursor.wal_end, reader.lsn) >= target
-            ):
+            if cancel is None and not reader.is_inside and max(stream.sent, reader.lsn) >= target:
                 break
             if now - asked >= WAIT_SECONDS:
                 asked = now
-                cursor.send_feedback(flush_lsn=self._confirmed, reply=True, force=True)
+                stream.tell(self._confirmed, asks=True)
             if now - looked >= LOOK_SECONDS:
                 looked = now
                 with self._asking() as asking:
                     self._table.check(asking, self._slot)
-            select.select([cursor], [], [], WAIT_SECONDS)
-        cursor.send_feedback(flush_lsn=self._confirmed, force=True)
+            stream.wait(WAIT_SECONDS)
+        stream.tell(self._confirmed)
 
     def _current(self, column: str, of: Row) -> tuple[Any] | None:
         """A value that the log left out, as it is now; None when the row is gone."""
@@ -403,23 +398,20 @@ class PostgresSource:
 
     # Connections.
 
-    def _connect(self, factory: Any = None) -> Any:
+    def _connect(self, **more: Any) -> Any:
         url = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", self._config.url)
         try:
-            connection = psycopg2.connect(
-                url, connection_factory=factory, options=SESSION, client_encoding="UTF8",
-                application_name="autoglm", connect_timeout=10,
+            return psycopg.connect(
+                url, autocommit=True, options=SESSION, client_encoding="UTF8",
+                application_name="autoglm", connect_timeout=10, **more,
             )  # fmt: skip
-        except psycopg2.Error as error:
+        except psycopg.Error as error:
             raise SourceError(
                 f"{self._where}: {_first_line(error)}.",
                 code="source.unreachable",
                 retryable=True,
                 next_step="Check data.source.url and that the server runs; it is tried again.",
             ) from error
-        if factory is None:
-            connection.autocommit = True
-        return connection
 
     @contextmanager
     def _asking(self) -> Iterator[Any]:
@@ -438,13 +430,13 @@ class PostgresSource:
             if "slot" not in str(error):
                 raise self._unreadable(error) from error
             raise self._slot_lost(_first_line(error)) from error
-        except psycopg2.Error as error:
+        except psycopg.Error as error:
             raise self._unreadable(error) from error
         except ValueError as error:
             raise SourceError(f"{self._where}: {error}.", code="source.bad_stream") from error
 
-    def _unreadable(self, error: psycopg2.Error) -> SourceError:
-        is_passing = isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
+    def _unreadable(self, error: psycopg.Error) -> SourceError:
+        is_passing = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
         return SourceError(
             f"{self._where}: {_first_line(error)}.",
             code="source.unreachable" if is_passing else "source.unreadable",

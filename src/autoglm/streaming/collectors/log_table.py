@@ -68,7 +68,7 @@ class LogTable:
     def _check_identity(self, cursor: Any, oid: int, identity: str) -> None:
         cursor.execute(
             "select a.attname from pg_index i join pg_attribute a on a.attrelid = i.indrelid"
-            " and a.attnum = any(i.indkey) where i.indrelid = %s and"
+            " and a.attnum = any(i.indkey) where i.indrelid = %s::oid and"
             " case when %s = 'd' then i.indisprimary else i.indisreplident end",
             (oid, identity),
         )
@@ -127,7 +127,7 @@ class LogTable:
         """
         texts = [f"{_quoted(name)}::text".replace("%", "%%") for name in self._key.columns]
         key, table = ", ".join(texts), self._text.replace("%", "%%")
-        only, asked = f"({key}) is not null", None
+        only, asked = f"({key}) is not null", list[list[str]]()
         if keys is not None:
             known = dict(self._there(cursor))
             types = [known.get(name, 0) for name in self._key.columns]
