@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from autoglm.search.refresh import Refresh, refresh_of, said_of, standard_error
+from autoglm.search.refresh import FREEZING, Refresh, refresh_of, said_of, standard_error
 from autoglm.search.report import report_of
 from autoglm.search.space import read_space
 from autoglm.search.warm_start import hints
@@ -42,17 +43,19 @@ def maybe(
     space: Any = SPACE,
     changed: float | None = 0.01,
     metric: str = "accuracy",
+    may_freeze: bool = False,
 ) -> Refresh | None:
     return refresh_of(
         log,
         "run-2",
-        read_space(space, [*KEYS, "training.trainable_layers"]),
+        read_space(space, [*KEYS, "training.trainable_layers", FREEZING]),
         metric=metric,
         maximize=True,
         changed_since=lambda _study: changed,
         from_stable=lambda _study: stable,
         num_rows=220,
         margin=0.01,
+        may_freeze=may_freeze,
     )
 
 
@@ -165,3 +168,33 @@ def test_enough_is_a_standard_error_below_a_share_and_the_margin_below_what_is_n
     assert 1 / 220 < standard_error(1.0, 220, 0.01) < 2 / 220
     assert standard_error(0.0, 220, 0.01) == pytest.approx(standard_error(1.0, 220, 0.01))
     assert standard_error(12.5, 220, 0.01) == 0.01
+
+
+def test_from_the_backbone_layers_stop_to_learn_first(log: EventLog, tmp_path: Path) -> None:
+    """The point as it was comes behind, and is trained where the first is not enough."""
+    first = run(log, runner(tmp_path / "1"), trials=12, space=SPACE)
+    refresh = asked_again(log, may_freeze=True)
+    assert refresh.points == (first.best.params, first.best.params)
+    assert refresh.beside == ({FREEZING: "progressive"}, {})
+    said: dict[str, Any] = {"trials": 12, "space": SPACE}
+    found = run(log, runner(tmp_path / "2"), name="run-2", refresh_by=refresh, **said)
+    assert (found.stopped_by, len(found.trials)) == ("refresh", 1)
+    assert found.best.params == {**first.best.params, FREEZING: "progressive"}
+    assert asked_again(log, may_freeze=True).of == "run-1", "what a refresh found gives no hints"
+
+    higher = replace(refresh, enough=2.0)
+    whole = run(log, runner(tmp_path / "3"), name="run-3", refresh_by=higher, **said)
+    assert [FREEZING in trial.params for trial in whole.trials[:3]] == [True, False, False]
+    assert whole.stopped_by != "refresh"
+
+
+def test_a_space_that_asks_what_stops_is_tried_again_as_it_answered(
+    log: EventLog, tmp_path: Path
+) -> None:
+    space = {**SPACE, "freezing": {"choice": ["none", "progressive"]}}
+    keys = [*KEYS, FREEZING]
+    run(log, runner(tmp_path / "1"), trials=6, space=space, keys=keys)
+    refresh = asked_again(log, space=space, may_freeze=True)
+    assert len(refresh.points) == 1
+    assert refresh.beside == ()
+    assert len(asked_again(log, space=space, may_freeze=True, stable=True).points) <= 2

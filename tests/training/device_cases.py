@@ -22,7 +22,7 @@ from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import tasks
 from autoglm.training.data import Encoded
 from autoglm.training.texts import encode_turns
-from autoglm.training.trainer import Trained
+from autoglm.training.trial import Trained
 from training import toy, toy_lm
 
 Facts = dict[str, Any]

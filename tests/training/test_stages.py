@@ -123,6 +123,30 @@ def test_a_trial_in_pieces_and_a_trial_behind_another_have_the_bytes_of_one_in_o
     assert pieces.num_steps == 4
 
 
+def test_until_layers_stop_to_learn_a_trial_has_its_stages_in_common(
+    tmp_path: Path, spec: Any, tiny_backbone: Path
+) -> None:
+    said: dict[str, Any] = {"training.epochs": 3, "training.dropout": 0.1}
+    runner = Runner(tmp_path / "work", spec, tiny_backbone)
+    plain, stops = runner.plan(**said), runner.plan(**said, **{"training.freezing": "progressive"})
+    assert [a.key == b.key for a, b in zip(plain.stages, stops.stages, strict=True)] == [
+        True, False, False,
+    ]  # fmt: skip
+    assert runner.cost(stops)["cpu_seconds"] < runner.cost(plain)["cpu_seconds"]
+    runner.advance(plain, 1)
+    found = runner.advance(stops, 3)
+    assert found.reused_steps == plain.boundaries[0]
+    alone = Runner(tmp_path / "alone", spec, tiny_backbone)
+    wanted = alone.advance(stops, 3)
+    assert found.metrics == wanted.metrics
+    left, right = runner.weights(found), alone.weights(wanted)
+    assert left.keys() == right.keys() == runner.weights(runner.advance(plain, 3)).keys()
+    assert all(torch.equal(t, right[n]) for n, t in left.items())
+    head_alone = {**said, "training.trainable_layers": 0}
+    asked = runner.plan(**head_alone, **{"training.freezing": "progressive"})
+    assert [s.key for s in asked.stages] == [s.key for s in runner.plan(**head_alone).stages]
+
+
 def test_what_an_earlier_run_trained_costs_a_later_one_nothing(
     tmp_path: Path, spec: Any, tiny_backbone: Path
 ) -> None:

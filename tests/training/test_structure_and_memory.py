@@ -23,7 +23,7 @@ from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.training import devices, memory, precision
 from autoglm.training.decisions import Decisions
 from autoglm.training.state import optimizer_tensors
-from autoglm.training.trainer import Pause
+from autoglm.training.trial import Pause
 from training import toy
 
 LORA = StructureConfig(lora_rank=4)

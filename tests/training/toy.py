@@ -19,7 +19,8 @@ from autoglm.training import parts, tasks
 from autoglm.training.config import TrainingConfig
 from autoglm.training.data import Encoded
 from autoglm.training.decisions import Decisions
-from autoglm.training.trainer import Pause, Trained, Trainer
+from autoglm.training.trainer import Trainer
+from autoglm.training.trial import Pause, Trained
 
 LABELS = ("a", "b", "c")
 

@@ -69,6 +69,7 @@ def find_refresh(
         from_stable=from_stable,
         num_rows=int(spec.dataset.split_rows.get("validation", 0)),
         margin=settings.evaluate.margin,
+        may_freeze=settings.training.freezing == "none",
     )
     if found is not None:
         app.on_event(

@@ -42,6 +42,10 @@ class Body:
         self.is_cut = num_frozen > 0 and not self.why_whole
         self.attends_row_by_row = self._attends_row_by_row()
 
+    def cut_at(self, num_frozen: int) -> None:
+        """The boundary moves up; 0 where what lies below it is not kept."""
+        self.num_frozen, self.is_cut = num_frozen, num_frozen > 0 and not self.why_whole
+
     @property
     def has_experts(self) -> bool:
         """Whether products are as large as the tokens are many that were sent to an expert."""

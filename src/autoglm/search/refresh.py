@@ -1,8 +1,9 @@
 """What a study begins with when nearly all of its rows were asked about before.
 
 newest whole study of this space and metric, whose run had these settings and nearly these rows
-answer  ← its best point; where training starts from stable, which was trained by it, first with the
-          fewest layers and epochs that the space has, then with the fewest epochs
+answer  ← its best point; where training starts from the backbone, first with layers that stop to
+          learn; from stable, which was trained by it, first with the fewest layers and epochs that
+          the space has, then with the fewest epochs
 enough  ← its best value less one standard error
 train the points, the cheapest first, to their ends
 one is enough → the study ends; further points are trained while a twentieth of what the whole study
@@ -24,6 +25,7 @@ from autoglm.search.warm_start import MOST_STUDIES, best_points, newest_first, o
 from autoglm.state.event_log import EventLog
 
 REFRESH = "refresh"
+FREEZING = "training.freezing"
 # Of what the whole study took, for points beyond the first.
 MOST_SHARE = 0.05
 
@@ -31,8 +33,9 @@ MOST_SHARE = 0.05
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refresh:
     """The answer of the study `of`, to be tried again. `changed`: share of the rows that are others
-    now. `points` are as Optuna takes them, the first trials. `value` is what the answer was worth
-    then; a trial with at least the score `enough` (higher is better) ends the study.
+    now. `points` are as Optuna takes them, the first trials, and `beside` what each has by key that
+    no dimension asks. `value` is what the answer was worth then; a trial with at least the score
+    `enough` (higher is better) ends the study.
     """
 
     of: str
@@ -42,6 +45,10 @@ class Refresh:
     enough: float
     most_cpu_seconds: float
     points: tuple[Mapping[str, Any], ...]
+    beside: tuple[Mapping[str, Any], ...] = ()
+
+    def values_beside(self, number: int) -> Mapping[str, Any]:
+        return self.beside[number] if number < len(self.beside) else {}
 
     def has(self, each: Standing) -> bool:
         return each.number < len(self.points)
@@ -68,11 +75,13 @@ def refresh_of(
     from_stable: Callable[[str], bool],
     num_rows: int,
     margin: float,
+    may_freeze: bool = False,
 ) -> Refresh | None:
     """Of the newest whole study of this space and metric since which `changed_since` tells a share
     of rows (it has none of a study with other settings, or about others); None without one.
 
-    `num_rows` validate; `margin` is what a value that is no share may fall short by.
+    `num_rows` validate; `margin` is what a value that is no share may fall short by; `may_freeze`
+    says whether the settings leave it open that layers stop to learn.
     """
     asks = {"space": [str(dimension) for dimension in dimensions], "metric": metric}
     for earlier in newest_first(log, but=name)[:MOST_STUDIES]:
@@ -90,6 +99,7 @@ def refresh_of(
         )
         is_from_stable = from_stable(earlier)
         points = _cheaper(best["told"], dimensions) if is_from_stable else [best["told"]]
+        is_freezing = may_freeze and not is_from_stable and FREEZING not in best["params"]
         return Refresh(
             of=earlier,
             changed=changed,
@@ -97,7 +107,8 @@ def refresh_of(
             value=float(best["value"]),
             enough=score - standard_error(abs(score), num_rows, margin),
             most_cpu_seconds=MOST_SHARE * spent,
-            points=tuple(points),
+            points=tuple(points * 2 if is_freezing else points),
+            beside=({FREEZING: "progressive"}, {}) if is_freezing else (),
         )
     return None
 

@@ -296,6 +296,8 @@ class Study:
                     self._is_used_up = True
                     break
                 trial, params = new
+                if self._refresh is not None:
+                    params |= self._refresh.values_beside(trial.number)
                 trial.set_user_attr(PARAMS, params)
                 numbers.add(trial.number)
                 chain, cost = expected(self._crew.next, params)

@@ -29,6 +29,10 @@ class TrainingConfig:
         Ge(0),
         live("Top layers that learn; 0 trains the head alone. More than there are: all."),
     ] = 2
+    freezing: Annotated[
+        Literal["none", "progressive"],
+        live("`progressive`: in each epoch half of the layers learn that did in the one before."),
+    ] = "none"
     warmup: Annotated[Share, Ge(0), Lt(1), live("Share of optimizer steps with a rising rate.")] = (
         0.1
     )

@@ -16,6 +16,7 @@ from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import devices
 from autoglm.training.data import Encoded
+from autoglm.training.freezing import frozen_by_epoch
 
 # Of a training step, what the matmuls take (benchmarks/training_speed.py); the rest comes on top.
 MATMUL_SHARE = 0.8
@@ -59,8 +60,14 @@ def cost_of(
     train = sum(data.lengths[: data.num_train])
     every = sum(data.lengths)
     why = [f"{left} of {len(chain.stages)} stages of {chain.stages[-1].num_steps} steps"]
-    per_epoch = LEARNING * above * train + FORWARD * above * (every - train)
-    once = 0
+    stopping = frozen_by_epoch(
+        model.backbone, training, has_adapters=has_adapters, are_images=data.are_images
+    )
+    learning = [sum(sizes[num:]) for num in stopping[known:]] or [above] * left
+    flops = sum(learning) * (LEARNING * train + FORWARD * (every - train))
+    if stopping:
+        why.append(f"at the end {len(layers) - stopping[-1]} layers learn")
+        flops += FORWARD * (above - learning[-1]) * every
     if num_frozen:
         hidden = int(model.backbone.config.hidden_size)
         reason = "images are not kept" if data.are_images else ""
@@ -68,21 +75,20 @@ def cost_of(
             reason = "its layers cannot be cut apart"
         reason = reason or cache.why_too_large(every, hidden)
         if reason:
-            per_epoch += FORWARD * below * every
+            flops += left * FORWARD * below * every
             why.append(f"{num_frozen} frozen layers in each epoch: {reason}")
         else:
             device = devices.choose(str(training["device"]))
             made = partial(frozen_keys, model.backbone, device)
             keys = cache.remembered(devices.name_on(device.type, f"{cache_key}/parts"), made)
             is_known = cache.has(keys[num_frozen])
-            once = 0 if is_known else FORWARD * below * every
+            flops += 0 if is_known else FORWARD * below * every
             kept = "are kept" if is_known else "are encoded once"
             why.append(f"states behind {num_frozen} frozen layers {kept}")
-    flops = once + left * per_epoch
-    learning = 4 * (above + sum(p.numel() for p in model.classifier.parameters()))
+    head = sum(p.numel() for p in model.classifier.parameters())
     return Cost(
         cpu_seconds=flops * seconds_per_flop / MATMUL_SHARE,
-        disk_bytes=learning,
+        disk_bytes=4 * (above + head),
         num_steps=steps,
         why=tuple(why),
     )

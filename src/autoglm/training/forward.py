@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoglm.modeling.attention.packed import lay_out
 from autoglm.modeling.body import Body, PixelBody
-from autoglm.modeling.frozen import mark_of, why_not_frozen
+from autoglm.modeling.frozen import mark_of, modules_below, why_not_frozen
 from autoglm.modeling.images import Pixels
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.observability.logging import get_logger
@@ -47,7 +47,7 @@ class Forward:
         boundaries: Sequence[int] = (),
     ) -> None:
         self._model, self._ids, self._stop, self._firsts = model, ids, stop, firsts
-        self._num_frozen = num_frozen
+        self.num_frozen, self._cache = num_frozen, cache
         self._hidden_size = int(model.backbone.config.hidden_size)
         self._device = model.backbone.device
         pad_id = int(getattr(model.backbone.config, "pad_token_id", 0) or 0)
@@ -102,7 +102,7 @@ class Forward:
 
     def prepare(self) -> RowStates | None:
         """States at the boundary, encoded once for all trials that cut here."""
-        self._mark = mark_of(self._model.backbone, self._num_frozen) if self._num_frozen else []
+        self._mark = mark_of(self._model.backbone, self.num_frozen) if self.num_frozen else []
         if not self._body.is_cut:
             return None
         assert self._frozen is not None, "a body is cut where states are kept"
@@ -115,11 +115,29 @@ class Forward:
         """The first layer that learns, where states below it are kept; else 0."""
         return int(self._body.num_frozen) if self._body.is_cut else 0
 
+    def freeze(self, num_frozen: int) -> RowStates | None:
+        """The `num_frozen` lowest layers have stopped to learn: their states, encoded once."""
+        for module in modules_below(self._model.backbone, num_frozen):
+            module.requires_grad_(False)
+        self.num_frozen, self._states = num_frozen, None
+        self.why_not_kept = self._cache.why_too_large(sum(self._lengths), self._hidden_size)
+        self._body.cut_at(0 if self.why_not_kept else num_frozen)
+        if self._body.is_cut:
+            self._frozen = FrozenPart(
+                self._model,
+                self._ids,
+                self._body,
+                cache=self._cache,
+                start_name=None,
+                stop=self._stop,
+            )
+        return self.prepare()
+
     def check_frozen(self, by: str) -> None:
         """What an algorithm reaches below the boundary for makes kept states untrue."""
         if self._states is None and self._pooled is None:
             return
-        backbone, num_frozen = self._model.backbone, self._num_frozen
+        backbone, num_frozen = self._model.backbone, self.num_frozen
         reason = why_not_frozen(backbone, num_frozen)
         if not reason and mark_of(backbone, num_frozen) != self._mark:
             reason = f"{by} wrote to what is frozen"

@@ -29,8 +29,9 @@ from autoglm.training.devices import name_on
 
 
 class FrozenPart:
-    """Of one model's start. `start_name` names its weights, so that they are digested once. States
-    at the boundaries `also` will be asked for too: they are kept on the way to a deeper one.
+    """Of one model's start, whose weights `start_name` names, so that they are digested once; or,
+    without a name, of what has stopped to learn. States at the boundaries `also` will be asked for
+    too: they are kept on the way to a deeper one.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class FrozenPart:
         body: Any,
         *,
         cache: PrefixCache,
-        start_name: str,
+        start_name: str | None,
         stop: Callable[[], None],
         also: Sequence[int] = (),
     ) -> None:
@@ -49,9 +50,9 @@ class FrozenPart:
         self._lengths, self._device = [len(row) for row in ids], model.backbone.device
         self._is_cuttable = not body.why_whole
         # Now: later the word table may be cut and layers may learn.
-        self._keys: list[str] = cache.remembered(
-            name_on(self._device.type, f"{start_name}/parts"), lambda: frozen_keys(model.backbone)
-        )
+        make = partial(frozen_keys, model.backbone)
+        name = name_on(self._device.type, f"{start_name}/parts")
+        self._keys: list[str] = cache.remembered(name, make) if start_name else make()
 
     def renumber(self, ids: Sequence[Sequence[int]]) -> None:
         """Tokens have other numbers in a table that was cut; they are the same words."""

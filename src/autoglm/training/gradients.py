@@ -53,7 +53,11 @@ def clip(
             overflow = 0 * torch.nn.utils.get_total_norm([g for part in gradients for g in part])
         for group in groups:
             torch.nn.utils.clip_grad_value_(group["params"], value)
-    per_group = tuple(torch.nn.utils.get_total_norm(part) for part in gradients)
+    # A group may hold none, where all of its layers have stopped to learn.
+    per_group = tuple(
+        torch.nn.utils.get_total_norm(part) if part else group["params"][0].new_zeros(())
+        for group, part in zip(groups, gradients, strict=True)
+    )
     total = torch.linalg.vector_norm(torch.stack(per_group)) + overflow
     # As torch.nn.utils.clip_grad_norm_ does it, so that both train alike.
     divisor = ((total + 1e-6) / norm).clamp(min=1.0) if norm else torch.ones_like(total)
@@ -63,6 +67,6 @@ def clip(
         optimizer.found_inf = (~torch.isfinite(total)).float()  # type: ignore[attr-defined]
         optimizer.grad_scale = divisor if norm else None  # type: ignore[attr-defined]
     elif norm:
-        for part in gradients:
+        for part in filter(None, gradients):
             torch._foreach_div_(part, divisor)
     return Norms(per_group, total, ((divisor > 1) | is_cut).float(), may_skip)

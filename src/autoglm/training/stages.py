@@ -36,8 +36,8 @@ WITHOUT_EFFECT = {
     "threads",
 }
 
-# What decides nothing but the rates of the steps.
-TOLD_BY_RATES = {"epochs", "warmup", "warmup_steps"}
+# What decides nothing but the rates of the steps and the layers that learn in them.
+TOLD = {"epochs", "freezing", "warmup", "warmup_steps"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +82,11 @@ def plan(
     device: str,
     num_train: int,
     metrics: Sequence[str] = (),
+    frozen: Sequence[int] = (),
 ) -> StageChain:
     """The chain of a trial: a stage per epoch. `start` is the digest of the weights it starts from,
     `num_train` counts the rows it learns from, `metrics` (in order) are told of it beside the one
-    that picks and those that every stage has.
+    that picks and those that every stage has; `frozen` layers do not learn, epoch by epoch.
 
     Two trials share a stage where all that went into its weights is equal: not the number of
     epochs is named, but the rate of each step. All trials of a study see the rows in one order and
@@ -96,7 +97,7 @@ def plan(
     per_epoch = math.ceil(num_train / int(training["batch_size"]))
     num_steps = int(training["epochs"]) * per_epoch
     training["precision"], training["device"] = precision, device
-    learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT | TOLD_BY_RATES}
+    learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT | TOLD}
     if FOLD in params:
         settings["fold"] = learning["fold"] = params[FOLD]
     if training["algorithms"]:
@@ -112,9 +113,11 @@ def plan(
     versions = [version(name) for name in ("torch", "transformers", "open-autoglm")]
     key = digest(start, settings["model"], learning, data, metric, spec.seed, code, versions)
     stages = []
-    for first in range(0, num_steps, per_epoch):
-        steps = range(first, first + per_epoch)
-        parent, key = key, digest(key, [rate_at(s, num_steps, training, schedule) for s in steps])
+    for epoch, first in enumerate(range(0, num_steps, per_epoch)):
+        rates = [rate_at(first + n, num_steps, training, schedule) for n in range(per_epoch)]
+        # A layer that has stopped to learn changes what comes behind, not what was before.
+        stopped = [frozen[epoch]] if frozen and frozen[epoch] > frozen[0] else []
+        parent, key = key, digest(key, rates, *stopped)
         stages.append(
             Stage(
                 key=key,

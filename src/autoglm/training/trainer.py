@@ -4,6 +4,7 @@ lower half frozen → its output from the prefix cache
 head ← closed form on pooled features; score the validation rows           (epoch 0)
 `start`
 for each epoch:
+    layers that stop to learn now (training.freezing) → their output, once
     for each batch, in the order of (seed, epoch):
         cancelled? → stop
         rate of each group ← lr · warm-up or schedule · the group's scale
@@ -32,7 +33,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ from autoglm.training.data import Encoded, batches, pieces, share
 from autoglm.training.decisions import Decisions
 from autoglm.training.diagnosis import diverged, first_bad_weight
 from autoglm.training.forward import Forward, set_training_mode
+from autoglm.training.freezing import frozen_by_epoch
 from autoglm.training.head_start import start_head
 from autoglm.training.memory_plan import memory_plan, planned_for
 from autoglm.training.parameter_groups import parameter_groups
@@ -62,35 +64,10 @@ from autoglm.training.record import Record
 from autoglm.training.schedules import rates
 from autoglm.training.scoring import Scorer, rank
 from autoglm.training.state import TrainingState
+from autoglm.training.trial import Pause, Trained
 from autoglm.training.vocabulary import cut_vocabulary
 
 OnEvent = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """`weights` are the tensors that differ from the start; `metrics` of the validation rows;
-    `peak` the most memory that it took (`devices.peak`).
-    """
-
-    weights: dict[str, Tensor]
-    metrics: dict[str, float]
-    best_epoch: int
-    num_steps: int
-    is_stopped: bool = False
-    saved: Mapping[str, float] = field(default_factory=dict)
-    peak: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pause:
-    """Train to the end of `epoch`, going on from the newest state in `starts` (deepest first);
-    what training is at that moment goes to `keep`, so that it can go on from there.
-    """
-
-    epoch: int
-    starts: Sequence[Checkpoints] = ()
-    keep: Checkpoints | None = None
 
 
 class Trainer:
@@ -133,8 +110,12 @@ class Trainer:
         self._cancel = threading.Event()
         num_frozen = freeze_below(self._model, int(settings["trainable_layers"]))
         torch.manual_seed(seed)
-        if adapt(self._model, structure or StructureConfig()) is not None:
+        has_adapters = adapt(self._model, structure or StructureConfig()) is not None
+        if has_adapters:
             num_frozen = 0  # adapters stand in every layer
+        self._frozen_by_epoch = frozen_by_epoch(
+            self._model.backbone, settings, has_adapters=has_adapters, are_images=data.are_images
+        )
         if not any(p.requires_grad for p in self._model.parameters()):
             raise ModelError(
                 f"training.trainable_layers = {settings['trainable_layers']} leaves nothing to"
@@ -212,15 +193,23 @@ class Trainer:
         )
 
     def _prepare(self) -> None:
-        """States below the boundary, and word of why there are none."""
         self._cache.begin()
         self._known = self._forward.prepare()
-        if self._known is None:
+        self._tell_prefix(self._known)
+
+    def _freeze(self, epoch: int) -> None:
+        """In bytes what follows is as if `epoch` had been reached without a stop."""
+        if self._frozen_by_epoch and self._frozen_by_epoch[epoch - 1] > self._forward.num_frozen:
+            self._tell_prefix(self._forward.freeze(self._frozen_by_epoch[epoch - 1]))
+
+    def _tell_prefix(self, known: RowStates | None) -> None:
+        """Of states below the boundary, or of why there are none."""
+        if known is None:
             if reason := self._forward.why_not_kept:
                 self._tell({"kind": "prefix", "boundary": 0, "reason": reason})
             return
-        spent, facts = round(self._known.cpu_seconds, 3), {"encoded": self._known.encoded}
-        facts |= {"rows": len(self._known.parts), "boundary": self._forward.boundary}
+        spent, facts = round(known.cpu_seconds, 3), {"encoded": known.encoded}
+        facts |= {"rows": len(known.parts), "boundary": self._forward.boundary}
         self._tell({"kind": "prefix", **facts, "cpu_seconds": spent})
 
     def _begin(self) -> TrainingState:
@@ -253,6 +242,7 @@ class Trainer:
         lengths = self._data.lengths[: self._data.num_train]
         size = int(self._settings["batch_size"])
         order = batches(lengths, size, seed=self._seed, epoch=state.epoch)
+        self._freeze(state.epoch)
         set_training_mode(self._model)
         _set_mode(state.optimizer, is_training=True)
         record.begin()

@@ -46,8 +46,10 @@ from autoglm.training.cost import cost_of, seconds_per_flop
 from autoglm.training.data import Encoded, targets_of
 from autoglm.training.decisions import MACHINE, Decisions
 from autoglm.training.folds import folded
+from autoglm.training.freezing import frozen_by_epoch, why_not_freezing
 from autoglm.training.texts import encode_turns, score_folder
-from autoglm.training.trainer import Pause, Trainer
+from autoglm.training.trainer import Trainer
+from autoglm.training.trial import Pause
 
 PARITY_ROWS = 64
 # Starts of trials in memory: a search over structure goes back and forth between a few.
@@ -197,9 +199,8 @@ class Worker:
         return to_json(self._plan(request["params"]))
 
     def _plan(self, params: Mapping[str, Any]) -> StageChain:
-        name = str(stages.settings_of(self._spec, params)["training"]["schedule"])
-        schedule = parts.schedule(name)
-        training = stages.settings_of(self._spec, params)["training"]
+        settings = stages.settings_of(self._spec, params)
+        model, training = settings["model"], settings["training"]
         said, device = str(training["precision"]), devices.choose(str(training["device"])).type
         if said == "auto":
             said = precision.choose(said, precision.speeds(device, self._decisions), device)
@@ -207,12 +208,23 @@ class Worker:
             self._spec,
             params,
             start=self._start_name,
-            schedule=schedule,
+            schedule=parts.schedule(str(training["schedule"])),
             precision=said,
             device=device,
             num_train=self._data_of(params.get(FOLD, "")).num_train,
             metrics=more_metrics(self._spec),
+            frozen=self._frozen_by_epoch(model, training),
         )
+
+    def _frozen_by_epoch(self, model: Mapping[str, Any], training: Mapping[str, Any]) -> list[int]:
+        if training["freezing"] == "none":  # the model need not be there yet
+            return []
+        has_adapters = bool(model["structure"]["lora_rank"])
+        kind = {"has_adapters": has_adapters, "are_images": self._data.are_images}
+        backbone = self._model_of(model).backbone
+        if reason := why_not_freezing(backbone, training, **kind):
+            logs.get_logger().info("all layers learn to the end", reason=reason)
+        return frozen_by_epoch(backbone, training, **kind)
 
     def _data_of(self, fold: str) -> Encoded:
         """The rows as a fold divides them; without one, as the dataset version does."""
