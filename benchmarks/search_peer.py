@@ -5,12 +5,13 @@
 The same rows, split and space as ours. A trial's CPU-seconds hold its training and its validation;
 what is the best so far is scored on the test rows beside them. (The two runs of trec, seed 0, that
 were recorded beforehand hold a pass over 500 test rows in each trial.) `--repeat FILE` trains the
-first trials of that recorded run again, at its points, to learn how fast this machine is now.
+cheapest trials of that recorded run again, at its points, to learn how fast this machine is now.
 
 `--layers 6` searches full fine-tuning alone.
 
 Hours: each trial that has ended is kept in --unfinished, and a part that was stopped goes on behind
-it, with a sampler that knows what it knew.
+it, with a sampler that knows what it knew. It may be another machine: the cheapest trial is trained
+again, and the seconds before count at its pace (`cpu`; `cpu_then` is what they were).
 """
 
 from __future__ import annotations
@@ -141,6 +142,9 @@ def searched(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trials = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    if any(each["state"] == "done" for each in trials):
+        trials = at_pace(trials, repeated(peer, trials, 1)["factor"])
+        write(kept, trials)
 
     def objective(trial: Any) -> float:
         point = {
@@ -191,10 +195,20 @@ def _frozen(known: dict[str, Any], layers: Sequence[int]) -> Any:
     )
 
 
-def repeated(peer: Peer, recorded: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`factor`: CPU-seconds now for each recorded one, over the first finished trials."""
+def at_pace(trials: Sequence[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
+    """Trials whose `cpu` is what it was times `factor`."""
+    return [
+        {**t, "cpu": t["cpu"] * factor, "cpu_then": t.get("cpu_then", t["cpu"])} for t in trials
+    ]
+
+
+def repeated(
+    peer: Peer, recorded: Sequence[dict[str, Any]], num: int = NUM_REPEATED
+) -> dict[str, Any]:
+    """`factor`: CPU-seconds now for each recorded one, over the cheapest finished trials."""
     names = ("lr", "trainable_layers", "dropout", "epochs")
-    known = [(n, t) for n, t in enumerate(recorded) if t["state"] == "done"][:NUM_REPEATED]
+    done = sorted((t["cpu"], n) for n, t in enumerate(recorded) if t["state"] == "done")
+    known = [(n, recorded[n]) for _cpu, n in done[:num]]
     again = [peer.trial({name: t[name] for name in names}, n) for n, t in known]
     factor = sum(t["cpu"] for t in again) / sum(t["cpu"] for _n, t in known)
     return {"trials": again, "factor": factor}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
-from benchmarks import fresh, optimizers, parts, pruning, quality, rows
+from benchmarks import fresh, optimizers, parts, pruning, quality, rows, search_peer
 
 WORDS = {"tokens": ["In", "New", "York", "today"], "tags": ["O", "B-loc", "I-loc", "O"]}
 TAGS = ["O", "B-loc", "I-loc"]
@@ -111,3 +112,23 @@ def test_dimensions_that_do_not_matter_are_asked_only_where_nothing_is_pruned() 
     for is_pruned in (True, False):
         num = pruning.num_trials(values, 0, is_pruned=is_pruned)
         assert 1 <= num < pruning.MOST_TRIALS
+
+
+def test_a_peer_that_goes_on_elsewhere_counts_in_one_pace() -> None:
+    told = [{"cpu": 10.0, "state": "done"}, {"cpu": 4.0, "state": "pruned"}]
+    once = search_peer.at_pace(told, 1.5)
+    assert [(t["cpu"], t["cpu_then"]) for t in once] == [(15.0, 10.0), (6.0, 4.0)]
+    again = search_peer.at_pace(once, 2.0)
+    assert [(t["cpu"], t["cpu_then"]) for t in again] == [(30.0, 10.0), (12.0, 4.0)]
+
+    class Peer:
+        def trial(self, point: dict[str, Any], number: int) -> dict[str, Any]:
+            seen.append(number)
+            return {"cpu": 3.0}
+
+    seen: list[int] = []
+    point = {"lr": 1e-3, "trainable_layers": 0, "dropout": 0.0, "epochs": 1, "state": "done"}
+    known = [{**point, "cpu": cpu} for cpu in (9.0, 1.0, 5.0, 2.0)]
+    found = search_peer.repeated(Peer(), known, 2)  # type: ignore[arg-type]
+    assert seen == [1, 3], "the cheapest"
+    assert found["factor"] == 2.0
