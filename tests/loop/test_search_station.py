@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from autoglm.config.provenance import flat
+from autoglm.loop.run_to_candidate import most_trials
+from autoglm.project import Project
 from conftest import learnable_rows
 
 FAST = [
@@ -61,6 +65,16 @@ def test_a_study_alone_prints_its_result_and_a_second_call_trains_nothing(
     assert all("stage_tree" not in trial["saved"] for trial in found["trials"])
     assert not (project / "autoglm.tuned.yaml").exists()
     assert json.loads(autoglm("runs", "list", "-C", str(project), "--json"))["runs"] == []
+
+
+def test_of_a_small_space_no_more_trials_are_announced_than_it_has_points(
+    searched: tuple[Path, dict[str, Any]],
+) -> None:
+    settings = Project(searched[0], assignments=["search.trials=40"]).settings
+    space = {"epochs": {"choice": [1, 3]}, "dropout": {"choice": [0.0, 0.1]}}
+    small = replace(settings, search=replace(settings.search, space=space))
+    assert most_trials(small, flat(small)) == 4
+    assert most_trials(settings, flat(settings)) == 40
 
 
 class Page(HTMLParser):

@@ -14,7 +14,7 @@ from typing import Any
 from autoglm.config.provenance import flat
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.errors import StorageError
-from autoglm.loop.run_to_candidate import pruned_space
+from autoglm.loop.run_to_candidate import most_trials
 from autoglm.modeling.backbone_ref import count_tokens, resolve_backbone
 from autoglm.project import Project
 
@@ -45,16 +45,12 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     StorageError storage.over_budget when the run would not fit.
     """
     from autoglm.datasets.dataset_version import load_rows
-    from autoglm.search.space import num_points
 
     settings = project.settings
-    pruned = pruned_space(settings, flat(settings))
+    trials = most_trials(settings, flat(settings))
     texts = load_rows(dataset, "train").inputs
     sample = texts[:: max(1, len(texts) // SAMPLED_TEXTS)][:SAMPLED_TEXTS]
     per_text, (num_params, weights_bytes) = _measure(dataset, sample, project)
-    own = {**flat(settings), **pruned.fixed}
-    num_trials = num_points(pruned.dimensions, own) or settings.search.trials
-    trials = min(settings.search.trials, num_trials)
     tokens = int(per_text * dataset.rows)
     flops = 2.0 * num_params * per_text * len(texts) * PASSES * settings.training.epochs
     search_seconds = min(

@@ -188,6 +188,18 @@ def pruned_space(settings: Settings, own: Mapping[str, Any]) -> Pruned:
     )
 
 
+def most_trials(settings: Settings, own: Mapping[str, Any]) -> int:
+    """`search.trials`, or all points of a smaller space. `own` are the project's values by key.
+
+    Raises: SearchError.
+    """
+    from autoglm.search.space import num_points
+
+    pruned = pruned_space(settings, own)
+    num = num_points(pruned.dimensions, {**own, **pruned.fixed})
+    return min(settings.search.trials, num or settings.search.trials)
+
+
 def _refuse_of_a_study(names: Sequence[str]) -> None:
     for name in names:
         for key in OF_A_STUDY:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from autoglm.config.provenance import flat
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.evaluation_report import EvaluationReport
 from autoglm.contracts.record import digest, from_json, to_json
@@ -99,7 +100,8 @@ def search(app: App) -> StudyResult:
     keep_spec(draft)
     spec = unfreeze(draft, app.project.config)
     settings = from_snapshot(spec.config)
-    app.on_event({"kind": "study", "study": spec.run_id, "trials": settings.search.trials})
+    trials = run_to_candidate.most_trials(settings, flat(settings))
+    app.on_event({"kind": "study", "study": spec.run_id, "trials": trials})
     try:
         return run_to_candidate.search(spec, settings, app)
     finally:
