@@ -364,8 +364,21 @@ def freeze(config: Config[Settings]) -> tuple[dict[str, Any], tuple[str, ...]]:
     return tree, tuple(secrets)
 
 
+def completed(spec: RunSpec) -> RunSpec:
+    """A spec of an earlier version, with the defaults of the keys that it did not know yet."""
+    whole = snapshot(from_snapshot(spec.config))
+    return replace(spec, config=_filled(spec.config, whole))
+
+
+def _filled(tree: Any, whole: Any) -> Any:
+    if not (isinstance(tree, Mapping) and isinstance(whole, Mapping)):
+        return tree
+    return {**whole, **{key: _filled(value, whole.get(key)) for key, value in tree.items()}}
+
+
 def unfreeze(spec: RunSpec, config: Config[Settings]) -> RunSpec:
     """The run's spec with its secrets as the layers say them now; for memory, never for a disk."""
+    spec = completed(spec)
     if not spec.secrets:
         return spec
     values, tree = flat(config.settings), _copied(spec.config)

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from autoglm.contracts.run_spec import RunSpec
+from autoglm.contracts.stage_chain import Cost, StageChain
 from autoglm.loop.app import App, ignore
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import draft_spec, trigger_event
 from autoglm.loop.refreshing import SPEC, find_refresh, keep_spec
 from autoglm.loop.run_to_candidate import _said, pruned_space
 from autoglm.project import Project
-from autoglm.search.refresh import Refresh
-from autoglm.settings import from_snapshot
+from autoglm.search.refresh import FREEZING, Refresh
+from autoglm.settings import completed, from_snapshot, unfreeze
 from search.numeric_runner import NumericRunner
 from search.studies import run
 
@@ -56,10 +57,21 @@ def drafted(app: App, name: str) -> RunSpec:
     return replace(spec, run_id=name, folder=str(app.project.state / "runs" / name))
 
 
+class Runner(NumericRunner):
+    starts_from_stable = False
+
+    def cost(self, chain: StageChain) -> Cost:
+        """Half where layers stop to learn."""
+        share = 0.5 if chain.params.get(FREEZING) == "progressive" else 1.0
+        found = super().cost(chain)
+        return replace(found, cpu_seconds=share * found.cpu_seconds)
+
+
 def asked(app: App, spec: RunSpec) -> Refresh | None:
     settings: Any = from_snapshot(spec.config)
     pruned = pruned_space(settings, _said(spec))
-    return find_refresh(spec, settings, pruned, app, starts_from_stable=False)
+    runner = Runner(app.project.state / "computed")
+    return find_refresh(spec, settings, pruned, app, runner=runner)
 
 
 def change_a_row(app: App) -> None:
@@ -97,6 +109,46 @@ def test_what_a_study_alone_found_is_tried_first_by_the_run_behind_it(
     assert asked(app, spec) is None
     keep_spec(alone)
     assert asked(app, spec) is not None
+
+
+def test_layers_stop_to_learn_where_the_project_leaves_it_open_and_it_is_cheaper(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = drafted(app, "alone-1")
+    run(app.log, NumericRunner(tmp_path / "s"), name=alone.run_id, space=SPACE, trials=4)
+    keep_spec(alone)
+    open_to_it = asked(app, drafted(app, "run-1"))
+    assert open_to_it is not None
+    assert open_to_it.beside == ({FREEZING: "progressive"}, {})
+
+    never = {**alone.config, "training": {**alone.config["training"], "freezing": "none"}}
+    (Path(alone.folder) / SPEC).unlink()
+    keep_spec(replace(alone, config=never))
+    refused = asked(app, replace(drafted(app, "run-2"), config=never))
+    assert refused is not None
+    assert (len(refused.points), refused.beside) == (1, ())
+    monkeypatch.setattr(Runner, "cost", NumericRunner.cost)
+    (Path(alone.folder) / SPEC).unlink()
+    keep_spec(alone)
+    no_cheaper = asked(app, drafted(app, "run-3"))
+    assert no_cheaper is not None
+    assert no_cheaper.beside == ()
+
+
+def test_a_spec_of_an_earlier_version_asked_with_the_defaults_of_its_new_keys(
+    app: App, tmp_path: Path
+) -> None:
+    alone = drafted(app, "alone-1")
+    old = {k: v for k, v in alone.config["training"].items() if k != "freezing"}
+    run(app.log, NumericRunner(tmp_path / "s"), name=alone.run_id, space=SPACE, trials=4)
+    earlier = replace(alone, config={**alone.config, "training": old})
+    keep_spec(earlier)
+    assert completed(earlier).config == alone.config
+    assert unfreeze(earlier, app.project.config).config["training"]["freezing"] == "auto"
+    assert asked(app, drafted(app, "run-1")) is not None
+    said = {**alone.config["training"], "freezing": "progressive"}
+    other = replace(drafted(app, "run-2"), config={**alone.config, "training": said})
+    assert asked(app, other) is None, "another question"
 
 
 def test_what_is_kept_of_a_study_alone_holds_no_secret(app: App) -> None:

@@ -43,7 +43,7 @@ def maybe(
     space: Any = SPACE,
     changed: float | None = 0.01,
     metric: str = "accuracy",
-    may_freeze: bool = False,
+    freezes: bool = False,
 ) -> Refresh | None:
     return refresh_of(
         log,
@@ -55,7 +55,7 @@ def maybe(
         from_stable=lambda _study: stable,
         num_rows=220,
         margin=0.01,
-        may_freeze=may_freeze,
+        freezes=lambda _params: freezes,
     )
 
 
@@ -173,14 +173,14 @@ def test_enough_is_a_standard_error_below_a_share_and_the_margin_below_what_is_n
 def test_from_the_backbone_layers_stop_to_learn_first(log: EventLog, tmp_path: Path) -> None:
     """The point as it was comes behind, and is trained where the first is not enough."""
     first = run(log, runner(tmp_path / "1"), trials=12, space=SPACE)
-    refresh = asked_again(log, may_freeze=True)
+    refresh = asked_again(log, freezes=True)
     assert refresh.points == (first.best.params, first.best.params)
     assert refresh.beside == ({FREEZING: "progressive"}, {})
     said: dict[str, Any] = {"trials": 12, "space": SPACE}
     found = run(log, runner(tmp_path / "2"), name="run-2", refresh_by=refresh, **said)
     assert (found.stopped_by, len(found.trials)) == ("refresh", 1)
     assert found.best.params == {**first.best.params, FREEZING: "progressive"}
-    assert asked_again(log, may_freeze=True).of == "run-1", "what a refresh found gives no hints"
+    assert asked_again(log, freezes=True).of == "run-1", "what a refresh found gives no hints"
 
     higher = replace(refresh, enough=2.0)
     whole = run(log, runner(tmp_path / "3"), name="run-3", refresh_by=higher, **said)
@@ -188,13 +188,33 @@ def test_from_the_backbone_layers_stop_to_learn_first(log: EventLog, tmp_path: P
     assert whole.stopped_by != "refresh"
 
 
-def test_a_space_that_asks_what_stops_is_tried_again_as_it_answered(
+def test_what_won_beside_the_space_is_tried_again_with_what_it_had(
     log: EventLog, tmp_path: Path
 ) -> None:
-    space = {**SPACE, "freezing": {"choice": ["none", "progressive"]}}
-    keys = [*KEYS, FREEZING]
-    run(log, runner(tmp_path / "1"), trials=6, space=space, keys=keys)
-    refresh = asked_again(log, space=space, may_freeze=True)
-    assert len(refresh.points) == 1
-    assert refresh.beside == ()
-    assert len(asked_again(log, space=space, may_freeze=True, stable=True).points) <= 2
+    """Of a study that went on behind its refresh."""
+    run(log, runner(tmp_path / "1"), trials=4, space=SPACE)
+    higher = replace(asked_again(log, freezes=True), enough=2.0)
+    said: dict[str, Any] = {"trials": 4, "space": SPACE}
+    run(log, runner(tmp_path / "2"), name="run-2", refresh_by=higher, **said)
+    again = refresh_of(
+        log, "run-3", read_space(SPACE, [*KEYS, FREEZING]), metric="accuracy", maximize=True,
+        changed_since=lambda study: 0.01 if study == "run-2" else None,
+        from_stable=lambda _study: False, num_rows=220, margin=0.01,
+        freezes=lambda params: FREEZING not in params,
+    )  # fmt: skip
+    assert again is not None
+    assert again.beside == ({FREEZING: "progressive"}, {})
+
+
+def test_a_point_beside_the_space_takes_the_place_of_none_in_it(
+    log: EventLog, tmp_path: Path
+) -> None:
+    space = {"lr": {"choice": [0.1, 0.3, 0.5]}}
+    run(log, runner(tmp_path / "1"), trials=9, space=space)
+    higher = replace(asked_again(log, space=space, freezes=True), enough=2.0)
+    said: dict[str, Any] = {"trials": 9, "space": space}
+    found = run(log, runner(tmp_path / "2"), name="run-2", refresh_by=higher, **said)
+    assert found.stopped_by == "space"
+    plain = [trial.params for trial in found.trials if FREEZING not in trial.params]
+    assert sorted(params["training.lr"] for params in plain) == [0.1, 0.3, 0.5]
+    assert len(found.trials) == 4

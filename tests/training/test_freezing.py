@@ -8,21 +8,27 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, LlamaConfig
+from transformers import BertConfig, DebertaV2Config, ElectraConfig, LlamaConfig
 
 from autoglm.errors import CancelledError
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training.forward import Forward
-from autoglm.training.freezing import frozen_by_epoch, why_not_freezing
+from autoglm.training.freezing import Freezing, why_uncut
 from training import toy
 
 SIZES = {
     "vocab_size": 60, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48,
     "max_position_embeddings": 64,
 }  # fmt: skip
-KIND: dict[str, Any] = {"has_adapters": False, "are_images": False}
+
+
+def freezing(backbone: Any, **said: Any) -> Freezing:
+    return Freezing(
+        backbone=backbone, training=toy.settings(freezing="progressive", **said),
+        has_adapters=False, are_images=False, why_whole=lambda: why_uncut(backbone),
+    )  # fmt: skip
 
 
 def deep(num_layers: int = 4) -> Any:
@@ -30,8 +36,7 @@ def deep(num_layers: int = 4) -> Any:
 
 
 def frozen(num_layers: int = 6, **said: Any) -> list[int]:
-    settings = toy.settings(freezing="progressive", **said)
-    return frozen_by_epoch(deep(num_layers).backbone, settings, **KIND)
+    return freezing(deep(num_layers).backbone, **said).by_epoch()
 
 
 def train(pause: Any = None, **more: Any) -> Any:
@@ -78,7 +83,7 @@ def test_what_has_stopped_stays_as_it_was_and_the_rest_goes_on() -> None:
 
 
 def test_the_weights_that_come_out_hold_what_stopped_too() -> None:
-    trained, whole = train(), train(freezing="none")
+    trained, whole = train(), train(freezing="auto")
     assert trained.weights.keys() == whole.weights.keys()
     start = deep().state_dict()
     name = "backbone.encoder.layer.0.attention.self.query.weight"
@@ -107,23 +112,102 @@ def test_layers_that_stopped_are_encoded_once_per_row(monkeypatch: pytest.Monkey
     assert all(event["encoded"] for event in told)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adaptive_adam", "muon"])
-@pytest.mark.parametrize("step", [3, 13, 20])
-def test_killed_in_any_epoch_it_comes_back_to_the_same_bytes(
-    tmp_path: Path, optimizer: str, step: int
-) -> None:
-    cancel, said = threading.Event(), {"optimizer": optimizer, "layer_decay": 0.9}
-    wanted, kept = train(**said), Checkpoints(tmp_path, keep=2, max_bytes=0)
+def killed_at(step: int, folder: Path, **said: Any) -> Any:
+    """Cancelled behind this step, and gone on from what it kept."""
+    cancel, kept = threading.Event(), Checkpoints(folder, keep=2, max_bytes=0)
 
     class Stop:
         def on_event(self, event: Any) -> None:
             if event["kind"] == "training" and event["step"] >= step:
                 cancel.set()
 
-    first = {**said, "epochs": 4, "freezing": "progressive", "start": deep()}
+    first = {"epochs": 4, "freezing": "progressive", "start": deep(), **said}
     with pytest.raises(CancelledError):
         toy.trainer(checkpoints=kept, callbacks=[Stop()], log_steps=1, **first).train(cancel)
-    assert same(train(checkpoints=kept, **said), wanted)
+    return train(checkpoints=kept, **said)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adaptive_adam", "muon"])
+@pytest.mark.parametrize("step", [3, 13, 20])
+def test_killed_in_any_epoch_it_comes_back_to_the_same_bytes(
+    tmp_path: Path, optimizer: str, step: int
+) -> None:
+    said: dict[str, Any] = {"optimizer": optimizer, "layer_decay": 0.9, "clip_value": 1.0}
+    assert same(killed_at(step, tmp_path, **said), train(**said))
+
+
+def test_tables_that_all_layers_read_stop_with_the_lowest(tmp_path: Path) -> None:
+    """DeBERTa's relative positions and the norm over them lie beside the layers."""
+    config = DebertaV2Config(
+        num_hidden_layers=4, relative_attention=True, pos_att_type=["c2p", "p2c"],
+        norm_rel_ebd="layer_norm", **SIZES,
+    )  # fmt: skip
+    start, seen = toy.model(config=config), list[dict[str, torch.Tensor]]()
+
+    class Look:
+        def apply(self, moment: str, state: Any) -> None:
+            if moment == "epoch_end":
+                seen.append(state.copy_weights())
+
+    wanted = train(start=start, algorithms=[Look()])
+    for name in ("backbone.encoder.rel_embeddings.weight", "backbone.encoder.LayerNorm.weight"):
+        assert all(torch.equal(each[name], seen[0][name]) for each in seen[1:]), name
+    assert same(killed_at(9, tmp_path, start=start), wanted)
+
+
+def test_a_stop_while_states_are_encoded_keeps_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, cancel = train(), threading.Event()
+    kept, freeze = Checkpoints(tmp_path, keep=2, max_bytes=0), Forward.freeze
+
+    def stopped(self: Forward, num_frozen: int) -> Any:
+        cancel.set()
+        return freeze(self, num_frozen)
+
+    said = {"epochs": 4, "freezing": "progressive", "start": deep()}
+    trainer = toy.trainer(checkpoints=kept, **said)
+    with monkeypatch.context() as patch:
+        patch.setattr(Forward, "freeze", stopped)
+        with pytest.raises(CancelledError):
+            trainer.train(cancel)
+    found = kept.newest()
+    assert found is not None
+    assert found.facts["epoch"] == 2
+    assert same(train(checkpoints=kept), wanted)
+
+
+def test_states_of_what_stopped_stay_out_of_the_cache_that_trials_share(tmp_path: Path) -> None:
+    shared = PrefixCache(2**24, tmp_path / "shared")
+    train(cache=shared, trainable_layers=3, lr=1e-3)
+    known = sorted(path.name for path in (tmp_path / "shared").iterdir())
+    train(cache=shared, trainable_layers=3, lr=2e-3)
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == known
+
+
+def test_a_hook_below_switches_kept_states_off_with_its_reason() -> None:
+    events: list[Any] = []
+    start = deep()
+    start.backbone.embeddings.register_forward_hook(lambda *_: None)
+    train(start=start, events=events)
+    told = [event for event in events if event["kind"] == "prefix"]
+    assert [event["boundary"] for event in told] == [0, 0]
+    assert all("hook" in event["reason"] for event in told)
+
+
+def test_what_an_algorithm_lets_learn_is_kept_too() -> None:
+    """Without freezing, as ever."""
+
+    class Unfreeze:
+        def apply(self, moment: str, state: Any) -> None:
+            if moment == "epoch_end" and state.epoch == 1:
+                layer = state.model.backbone.encoder.layer[2].requires_grad_(True)
+                state.optimizer.add_param_group(
+                    {"params": [*layer.parameters()], "names": [], "lr_scale": 1.0}
+                )
+
+    trained = train(freezing="auto", trainable_layers=1, algorithms=[Unfreeze()], lr=1e-3)
+    assert any(name.startswith("backbone.encoder.layer.2.") for name in trained.weights)
 
 
 def test_word_tables_that_were_cut_are_whole_again() -> None:
@@ -140,16 +224,14 @@ def test_word_tables_that_were_cut_are_whole_again() -> None:
     ],
 )
 def test_where_layers_cannot_stop_all_learn_to_the_end(said: Any, reason: str) -> None:
-    backbone = deep().backbone
-    assert reason in why_not_freezing(backbone, toy.settings(**said), **KIND)
-    assert same(train(**said), train(freezing="none", **said))
+    assert reason in freezing(deep().backbone, **said).why_not()
+    assert same(train(**said), train(freezing="auto", **said))
 
 
 def test_adapters_and_backbones_that_cannot_be_cut_learn_to_the_end() -> None:
     adapters = {"structure": StructureConfig(lora_rank=2)}
-    assert same(train(**adapters), train(freezing="none", **adapters))
-    llama = toy.backbone(LlamaConfig(
-        vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, pad_token_id=0,
-    ))  # fmt: skip
-    assert "cut apart" in why_not_freezing(llama, toy.settings(), **KIND)
+    assert same(train(**adapters), train(freezing="auto", **adapters))
+    llama = LlamaConfig(num_hidden_layers=2, pad_token_id=0, **SIZES)
+    apart = ElectraConfig(num_hidden_layers=4, embedding_size=16, **SIZES)
+    for config in (llama, apart):
+        assert "cut" in freezing(toy.backbone(config)).why_not(), config.model_type

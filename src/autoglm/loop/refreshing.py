@@ -15,7 +15,7 @@ from autoglm.datasets.comparison import compare
 from autoglm.datasets.feature_table import DeltaFeatureTable
 from autoglm.errors import AutoGLMError
 from autoglm.loop.app import App
-from autoglm.settings import Settings
+from autoglm.settings import Settings, completed
 
 if TYPE_CHECKING:
     from autoglm.search.refresh import Refresh
@@ -28,13 +28,13 @@ SPEC = "spec.json"
 
 
 def find_refresh(
-    spec: RunSpec, settings: Settings, pruned: Pruned, app: App, *, starts_from_stable: bool
+    spec: RunSpec, settings: Settings, pruned: Pruned, app: App, *, runner: Any
 ) -> Refresh | None:
     """The answer to be tried first. None without one, or where `search.refresh` wants none.
 
     With several objectives a study looks for more than one point, so it is always a whole one.
     """
-    from autoglm.search.refresh import refresh_of
+    from autoglm.search.refresh import FREEZING, refresh_of
 
     search = settings.search
     if not search.refresh or not search.warm_start or search.objectives:
@@ -54,10 +54,24 @@ def find_refresh(
     def from_stable(run_id: str) -> bool:
         """Whether training starts from a version that learnt what that run learnt from, or more."""
         earlier = _spec_of(run_id, app)
-        stable = app.registry.get(spec.stable) if starts_from_stable else None
+        stable = app.registry.get(spec.stable) if runner.starts_from_stable else None
         if earlier is None or stable is None:
             return False
         return int(stable.lineage.dataset_version) >= earlier.dataset.version
+
+    def freezes(params: Mapping[str, Any]) -> bool:
+        """Whether the project leaves it open, and it is worth anything with these values."""
+        asked = {each.key for each in pruned.dimensions} | pruned.fixed.keys()
+        if settings.training.freezing != "auto" or FREEZING in asked:
+            return False
+        try:
+            whole, less = (
+                runner.cost(runner.plan({**pruned.fixed, **params, **more})).cpu_seconds
+                for more in ({}, {FREEZING: "progressive"})
+            )
+        except AutoGLMError:
+            return False  # the trial will say what is wrong
+        return bool(less < whole)
 
     found = refresh_of(
         app.log,
@@ -69,7 +83,7 @@ def find_refresh(
         from_stable=from_stable,
         num_rows=int(spec.dataset.split_rows.get("validation", 0)),
         margin=settings.evaluate.margin,
-        may_freeze=settings.training.freezing == "none",
+        freezes=freezes,
     )
     if found is not None:
         app.on_event(
@@ -81,6 +95,7 @@ def find_refresh(
                 "value": found.value,
                 "enough": found.enough,
                 "trials": len(found.points),
+                "freezing": bool(found.num_outside),
             }
         )
     return found
@@ -105,9 +120,9 @@ def _runs(app: App) -> set[str]:
 
 def _spec_of(run_id: str, app: App) -> RunSpec | None:
     """Of a run, or of a study alone; None where nothing is known of it (any more)."""
-    if run_id in _runs(app):
-        return app.admission.spec(run_id)
-    return _read(app.project.state / "runs" / run_id / SPEC)
+    found = app.admission.spec(run_id) if run_id in _runs(app) else None
+    found = found or _read(app.project.state / "runs" / run_id / SPEC)
+    return None if found is None else completed(found)
 
 
 def _read(path: Path) -> RunSpec | None:

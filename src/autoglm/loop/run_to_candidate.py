@@ -127,8 +127,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
         started = app.clock.monotonic()
         runners = open_trainers(spec, app, settings)
         pruned = probed(asked, spec, settings, runners[0], app)
-        from_stable = runners[0].starts_from_stable
-        refresh = find_refresh(spec, settings, pruned, app, starts_from_stable=from_stable)
+        refresh = find_refresh(spec, settings, pruned, app, runner=runners[0])
         for runner in runners:
             runner.num_alone = len(refresh.points) if refresh is not None else 0
         study = Study(

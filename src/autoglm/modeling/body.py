@@ -201,7 +201,7 @@ class PixelBody:
     `num_states` states, so there is nothing to pack. `example` is one image.
     """
 
-    why_padded, is_cut = "", False
+    why_padded, is_cut, why_whole = "", False, "images are not kept"
 
     @torch.no_grad()
     def __init__(self, backbone: Any, example: Any) -> None:

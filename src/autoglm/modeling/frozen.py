@@ -53,7 +53,7 @@ def frozen_keys(backbone: Any, device: torch.device | None = None) -> list[str]:
 
 def why_not_frozen(backbone: Any, num_frozen: int) -> str:
     """Why states below layer `num_frozen` cannot be kept; empty when they can."""
-    for module in modules_below(backbone, num_frozen):
+    for module in _modules_below(backbone, num_frozen):
         if module._forward_hooks or module._forward_pre_hooks:
             return f"a hook on {type(module).__name__} may change what it says"
         if any(p.requires_grad for p in module.parameters()):
@@ -65,13 +65,22 @@ def mark_of(backbone: Any, num_frozen: int) -> list[Any]:
     """Changes when a module or tensor below layer `num_frozen` is replaced or written to. A write
     by way of `.data` is seen by a sample of the values.
     """
-    modules = list(modules_below(backbone, num_frozen))
+    modules = list(_modules_below(backbone, num_frozen))
     tensors = [t for module in modules for t in _tensors(module)]
     samples = [str(float(t.detach().flatten()[::SAMPLED].sum())) for t in tensors]
     return [*map(id, modules), *((t.data_ptr(), t._version) for t in tensors), *samples]
 
 
-def modules_below(backbone: Any, num_frozen: int) -> Iterable[nn.Module]:
+def freeze_lowest(backbone: Any, num_frozen: int) -> None:
+    """Only the layers from `num_frozen` on learn: what is no layer may be read below all of them
+    (tables of relative positions and the norms over them).
+    """
+    backbone.requires_grad_(False)
+    for layer in list(backbone.encoder.layer)[num_frozen:]:
+        layer.requires_grad_(True)
+
+
+def _modules_below(backbone: Any, num_frozen: int) -> Iterable[nn.Module]:
     """All of a backbone that has no embeddings and layers to be told apart."""
     if not can_cut(backbone):
         yield from backbone.modules()

@@ -135,6 +135,12 @@ class PrefixCache:
             self._memo[name] = make()
         return self._memo[name]
 
+    def keep_newest(self) -> None:
+        """In memory nothing is known any more but what was asked for last."""
+        with self._at_work:
+            while len(self._stores) > 1:
+                self._stores.popitem(last=False)
+
     def begin(self) -> None:
         """What was in use until now may go."""
         with self._at_work:

@@ -50,6 +50,11 @@ class Refresh:
     def values_beside(self, number: int) -> Mapping[str, Any]:
         return self.beside[number] if number < len(self.beside) else {}
 
+    @property
+    def num_outside(self) -> int:
+        """Points that are none of the space's."""
+        return sum(map(bool, self.beside))
+
     def has(self, each: Standing) -> bool:
         return each.number < len(self.points)
 
@@ -75,13 +80,13 @@ def refresh_of(
     from_stable: Callable[[str], bool],
     num_rows: int,
     margin: float,
-    may_freeze: bool = False,
+    freezes: Callable[[Mapping[str, Any]], bool] = lambda _params: False,
 ) -> Refresh | None:
     """Of the newest whole study of this space and metric since which `changed_since` tells a share
     of rows (it has none of a study with other settings, or about others); None without one.
 
-    `num_rows` validate; `margin` is what a value that is no share may fall short by; `may_freeze`
-    says whether the settings leave it open that layers stop to learn.
+    `num_rows` validate; `margin` is what a value that is no share may fall short by; `freezes`
+    says of a trial's values whether layers may stop to learn with them, and make it cheaper.
     """
     asks = {"space": [str(dimension) for dimension in dimensions], "metric": metric}
     for earlier in newest_first(log, but=name)[:MOST_STUDIES]:
@@ -99,7 +104,8 @@ def refresh_of(
         )
         is_from_stable = from_stable(earlier)
         points = _cheaper(best["told"], dimensions) if is_from_stable else [best["told"]]
-        is_freezing = may_freeze and not is_from_stable and FREEZING not in best["params"]
+        plain = {key: value for key, value in best["params"].items() if key != FREEZING}
+        is_freezing = not is_from_stable and freezes(plain)
         return Refresh(
             of=earlier,
             changed=changed,
@@ -132,8 +138,9 @@ def said_of(refresh: Mapping[str, Any]) -> str:
         return ""
     return (
         f"{100 * refresh['changed']:.1f} % of the rows since study {refresh['of']}; its best value"
-        f" {refresh['value']:.4f}, tried again from {refresh['start']}, {refresh['enough']:.4f} is"
-        " enough"
+        f" {refresh['value']:.4f}, tried again from {refresh['start']}"
+        + (" with layers that stop to learn" if any(refresh.get("beside", ())) else "")
+        + f", {refresh['enough']:.4f} is enough"
     )
 
 

@@ -168,6 +168,8 @@ class Study:
 
     def _work(self, stop: CancelOrDeadline, most_points: int | None) -> str:
         """Train until there is nothing more to do; says what ended it."""
+        if most_points and self._refresh is not None:
+            most_points += self._refresh.num_outside
         limit = min(self._config.trials, most_points or self._config.trials)
         try:
             return self._loop(stop, limit)

@@ -30,9 +30,12 @@ class TrainingConfig:
         live("Top layers that learn; 0 trains the head alone. More than there are: all."),
     ] = 2
     freezing: Annotated[
-        Literal["none", "progressive"],
-        live("`progressive`: in each epoch half of the layers learn that did in the one before."),
-    ] = "none"
+        Literal["auto", "none", "progressive"],
+        live(
+            "`progressive`: in each epoch half of the layers learn that did in the one before;"
+            " `auto`: a refresh from the backbone tries that first, else as `none`."
+        ),
+    ] = "auto"
     warmup: Annotated[Share, Ge(0), Lt(1), live("Share of optimizer steps with a rising rate.")] = (
         0.1
     )

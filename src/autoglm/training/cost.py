@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -16,7 +17,6 @@ from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import devices
 from autoglm.training.data import Encoded
-from autoglm.training.freezing import frozen_by_epoch
 
 # Of a training step, what the matmuls take (benchmarks/training_speed.py); the rest comes on top.
 MATMUL_SHARE = 0.8
@@ -44,8 +44,9 @@ def cost_of(
     cache: PrefixCache,
     cache_key: str,
     seconds_per_flop: float,
+    frozen: Sequence[int] = (),
 ) -> Cost:
-    """`known` stages of the chain are stored."""
+    """`known` stages of the chain are stored; `frozen` layers do not learn, epoch by epoch."""
     left = len(chain.stages) - known
     steps = sum(stage.num_steps for stage in chain.stages[known:])
     if not left:
@@ -60,14 +61,12 @@ def cost_of(
     train = sum(data.lengths[: data.num_train])
     every = sum(data.lengths)
     why = [f"{left} of {len(chain.stages)} stages of {chain.stages[-1].num_steps} steps"]
-    stopping = frozen_by_epoch(
-        model.backbone, training, has_adapters=has_adapters, are_images=data.are_images
-    )
-    learning = [sum(sizes[num:]) for num in stopping[known:]] or [above] * left
+    learning = [sum(sizes[num:]) for num in frozen[known:]] or [above] * left
     flops = sum(learning) * (LEARNING * train + FORWARD * (every - train))
-    if stopping:
-        why.append(f"at the end {len(layers) - stopping[-1]} layers learn")
-        flops += FORWARD * (above - learning[-1]) * every
+    if frozen:
+        why.append(f"at the end {len(layers) - frozen[-1]} layers learn")
+        stopped = [above - each for each in learning]
+        flops += FORWARD * every * (max(stopped) if cache.is_on else sum(stopped))
     if num_frozen:
         hidden = int(model.backbone.config.hidden_size)
         reason = "images are not kept" if data.are_images else ""

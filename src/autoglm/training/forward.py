@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from autoglm.modeling.attention.packed import lay_out
 from autoglm.modeling.body import Body, PixelBody
-from autoglm.modeling.frozen import mark_of, modules_below, why_not_frozen
+from autoglm.modeling.frozen import freeze_lowest, mark_of, why_not_frozen
 from autoglm.modeling.images import Pixels
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.observability.logging import get_logger
 from autoglm.reuse.prefix_cache import PrefixCache, RowStates
+from autoglm.training.freezing import STATES_BYTES
 from autoglm.training.frozen_part import FrozenPart
 from autoglm.training.vocabulary import Vocabulary
 
@@ -48,6 +49,7 @@ class Forward:
     ) -> None:
         self._model, self._ids, self._stop, self._firsts = model, ids, stop, firsts
         self.num_frozen, self._cache = num_frozen, cache
+        self._later = PrefixCache(STATES_BYTES)
         self._hidden_size = int(model.backbone.config.hidden_size)
         self._device = model.backbone.device
         pad_id = int(getattr(model.backbone.config, "pad_token_id", 0) or 0)
@@ -115,23 +117,36 @@ class Forward:
         """The first layer that learns, where states below it are kept; else 0."""
         return int(self._body.num_frozen) if self._body.is_cut else 0
 
+    def why_whole(self) -> str:
+        """Why the backbone cannot be cut in two; empty when it can."""
+        return str(self._body.why_whole)
+
     def freeze(self, num_frozen: int) -> RowStates | None:
-        """The `num_frozen` lowest layers have stopped to learn: their states, encoded once."""
-        for module in modules_below(self._model.backbone, num_frozen):
-            module.requires_grad_(False)
+        """The `num_frozen` lowest layers have stopped to learn: their states, encoded once. They
+        are of use to this trial only, and those of a lower boundary to nobody any more.
+        """
+        backbone = self._model.backbone
+        freeze_lowest(backbone, num_frozen)
         self.num_frozen, self._states = num_frozen, None
-        self.why_not_kept = self._cache.why_too_large(sum(self._lengths), self._hidden_size)
+        self.why_not_kept = why_not_frozen(backbone, num_frozen) or self._why_not_kept_later()
         self._body.cut_at(0 if self.why_not_kept else num_frozen)
         if self._body.is_cut:
             self._frozen = FrozenPart(
                 self._model,
                 self._ids,
                 self._body,
-                cache=self._cache,
+                cache=self._later,
                 start_name=None,
                 stop=self._stop,
             )
-        return self.prepare()
+        found = self.prepare()
+        self._later.keep_newest()
+        return found
+
+    def _why_not_kept_later(self) -> str:
+        if not self._cache.is_on:
+            return self._cache.why_too_large(0, 0)
+        return self._later.why_too_large(sum(self._lengths), self._hidden_size)
 
     def check_frozen(self, by: str) -> None:
         """What an algorithm reaches below the boundary for makes kept states untrue."""

@@ -10,47 +10,67 @@ Source: Liu et al., "AutoFreeze: Automatically Freezing Model Blocks to Accelera
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from autoglm.modeling.auto_model import layers_of
 from autoglm.modeling.backbones.own_models import is_own
-from autoglm.modeling.body import can_cut
+from autoglm.modeling.body import Body, can_cut
 
 PROGRESSIVE = "progressive"
-# They keep two sets of weights, one to learn and one to be scored.
-SWAPS = frozenset({"schedule_free_adamw"})
+# They leave a tensor without a gradient alone, and learn with the weights that are scored.
+OPTIMIZERS = frozenset({"adamw", "adaptive_adam", "muon"})
+# States of what has stopped are of use to one trial only, so they stay in memory.
+STATES_BYTES = 2**30
 
 
-def why_not_freezing(
-    backbone: Any, training: Mapping[str, Any], *, has_adapters: bool, are_images: bool
-) -> str:
-    """Why all layers that learn do so to the end, though `training` asks for less; empty when some
-    stop.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Freezing:
+    """Of a trial on `backbone` with the settings `training`. `why_whole` tells why the backbone
+    cannot be cut in two (empty when it can); it is asked last.
     """
-    if is_own(backbone):
-        return "the backbone began at random"
-    if are_images or not can_cut(backbone):
+
+    backbone: Any
+    training: Mapping[str, Any]
+    has_adapters: bool
+    are_images: bool
+    why_whole: Callable[[], str]
+
+    @property
+    def is_asked(self) -> bool:
+        return bool(self.training["freezing"] == PROGRESSIVE)
+
+    def why_not(self) -> str:
+        """Why all layers that learn do so to the end, asked or not; empty when some stop."""
+        if is_own(self.backbone):
+            return "the backbone began at random"
+        if self.are_images:
+            return "images are not kept"
+        if self.has_adapters:
+            return "adapters learn in every layer"
+        if self.training["ema"] or self.training["algorithms"]:
+            return "training.ema and training.algorithms may use what has stopped to learn"
+        if (name := self.training["optimizer"]) not in OPTIMIZERS:
+            return f"{name} may want every gradient, or score with other weights"
+        return self.why_whole()
+
+    def by_epoch(self) -> list[int]:
+        """How many of the lowest layers do not learn, epoch by epoch; empty where all that learn
+        do so to the end.
+        """
+        if not self.is_asked or self.why_not():
+            return []
+        num = len(layers_of(self.backbone))
+        learning = min(num, int(self.training["trainable_layers"]))
+        halves = (-(-learning // 2**epoch) for epoch in range(int(self.training["epochs"])))
+        return [num - each for each in halves] if learning > 1 else []
+
+
+def why_uncut(backbone: Any) -> str:
+    """Why no layers can be taken off below; empty when they can. Costs a copy and a few passes."""
+    if not can_cut(backbone):
         return "its layers cannot be cut apart"
-    if has_adapters:
-        return "adapters learn in every layer"
-    if training["ema"] or training["algorithms"]:
-        return "training.ema and training.algorithms may read or write what has stopped to learn"
-    if training["optimizer"] in SWAPS:
-        return f"{training['optimizer']} scores with other weights than it learns"
-    return ""
-
-
-def frozen_by_epoch(
-    backbone: Any, training: Mapping[str, Any], *, has_adapters: bool, are_images: bool
-) -> list[int]:
-    """How many of the lowest layers do not learn, epoch by epoch; empty where all that learn do so
-    to the end.
-    """
-    asked = {"has_adapters": has_adapters, "are_images": are_images}
-    if training["freezing"] != PROGRESSIVE or why_not_freezing(backbone, training, **asked):
-        return []
-    num = len(layers_of(backbone))
-    learning = min(num, int(training["trainable_layers"]))
-    halves = (-(-learning // 2**epoch) for epoch in range(int(training["epochs"])))
-    return [num - each for each in halves] if learning > 1 else []
+    pad_id = int(getattr(backbone.config, "pad_token_id", 0) or 0)
+    return Body(copy.deepcopy(backbone), pad_id=pad_id).why_whole

@@ -35,7 +35,8 @@ def is_told(optimizer: torch.optim.Optimizer) -> bool:
 def clip(
     optimizer: torch.optim.Optimizer, *, norm: float, value: float, may_skip: bool = False
 ) -> Norms:
-    """Clip by value, then by the norm over all groups; 0 switches either off.
+    """Clip by value, then by the norm over all groups; 0 switches either off. A group may hold no
+    gradient, where all of its layers have stopped to learn.
 
     An optimizer of torch that can be told a scale multiplies by it as it reads the gradients, and
     takes no step with one that is not finite. One with `gradient_norms` is given them; all are NaN
@@ -51,9 +52,9 @@ def clip(
         if may_skip:
             # Clipped by value, an infinity is a number like others.
             overflow = 0 * torch.nn.utils.get_total_norm([g for part in gradients for g in part])
-        for group in groups:
-            torch.nn.utils.clip_grad_value_(group["params"], value)
-    # A group may hold none, where all of its layers have stopped to learn.
+        for group, part in zip(groups, gradients, strict=True):
+            if part:
+                torch.nn.utils.clip_grad_value_(group["params"], value)
     per_group = tuple(
         torch.nn.utils.get_total_norm(part) if part else group["params"][0].new_zeros(())
         for group, part in zip(groups, gradients, strict=True)

@@ -38,14 +38,15 @@ class TrainingState:
     improved_epoch: int = -1
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     should_stop: bool = False
-    names: frozenset[str] = field(init=False)  # of the tensors that learn, or did
+    names: frozenset[str] = field(init=False)  # of the tensors that learn at the start
 
     def __post_init__(self) -> None:
         self.names = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
 
     def learning(self) -> dict[str, Tensor]:
         """The tensors that learn, or did before they were frozen, by name."""
-        return {n: p for n, p in self.model.named_parameters() if n in self.names}
+        named = self.model.named_parameters()
+        return {n: p for n, p in named if p.requires_grad or n in self.names}
 
     def copy_weights(self) -> dict[str, Tensor]:
         return {n: p.detach().clone().contiguous() for n, p in self.learning().items()}

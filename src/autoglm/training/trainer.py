@@ -55,7 +55,7 @@ from autoglm.training.data import Encoded, batches, pieces, share
 from autoglm.training.decisions import Decisions
 from autoglm.training.diagnosis import diverged, first_bad_weight
 from autoglm.training.forward import Forward, set_training_mode
-from autoglm.training.freezing import frozen_by_epoch
+from autoglm.training.freezing import Freezing
 from autoglm.training.head_start import start_head
 from autoglm.training.memory_plan import memory_plan, planned_for
 from autoglm.training.parameter_groups import parameter_groups
@@ -113,9 +113,6 @@ class Trainer:
         has_adapters = adapt(self._model, structure or StructureConfig()) is not None
         if has_adapters:
             num_frozen = 0  # adapters stand in every layer
-        self._frozen_by_epoch = frozen_by_epoch(
-            self._model.backbone, settings, has_adapters=has_adapters, are_images=data.are_images
-        )
         if not any(p.requires_grad for p in self._model.parameters()):
             raise ModelError(
                 f"training.trainable_layers = {settings['trainable_layers']} leaves nothing to"
@@ -137,6 +134,13 @@ class Trainer:
             firsts=data.firsts,
             boundaries=boundaries,
         )
+        self._frozen_by_epoch = Freezing(
+            backbone=self._model.backbone,
+            training=settings,
+            has_adapters=has_adapters,
+            are_images=data.are_images,
+            why_whole=self._forward.why_whole,
+        ).by_epoch()
         self._optimizer = registry.get("optimizer", str(settings["optimizer"]))
         rows = () if data.are_images else data.ids
         self._vocabulary = cut_vocabulary(self._model, rows, optimizer=self._optimizer)
@@ -197,10 +201,18 @@ class Trainer:
         self._known = self._forward.prepare()
         self._tell_prefix(self._known)
 
-    def _freeze(self, epoch: int) -> None:
-        """In bytes what follows is as if `epoch` had been reached without a stop."""
-        if self._frozen_by_epoch and self._frozen_by_epoch[epoch - 1] > self._forward.num_frozen:
-            self._tell_prefix(self._forward.freeze(self._frozen_by_epoch[epoch - 1]))
+    def _freeze(self, state: TrainingState, record: Record, timer: checkpoint.Due) -> None:
+        """What has stopped to learn by this epoch; after a resume too, to the same bytes."""
+        num_frozen = self._frozen_by_epoch[state.epoch - 1] if self._frozen_by_epoch else 0
+        if num_frozen <= self._forward.num_frozen:
+            return
+        try:
+            self._tell_prefix(self._forward.freeze(num_frozen))
+        except CancelledError:
+            self._save(state, record, timer)
+            raise
+        if not state.batch and hasattr(state.optimizer, "forget_norms"):
+            state.optimizer.forget_norms()
 
     def _tell_prefix(self, known: RowStates | None) -> None:
         """Of states below the boundary, or of why there are none."""
@@ -242,7 +254,7 @@ class Trainer:
         lengths = self._data.lengths[: self._data.num_train]
         size = int(self._settings["batch_size"])
         order = batches(lengths, size, seed=self._seed, epoch=state.epoch)
-        self._freeze(state.epoch)
+        self._freeze(state, record, timer)
         set_training_mode(self._model)
         _set_mode(state.optimizer, is_training=True)
         record.begin()

@@ -46,7 +46,7 @@ from autoglm.training.cost import cost_of, seconds_per_flop
 from autoglm.training.data import Encoded, targets_of
 from autoglm.training.decisions import MACHINE, Decisions
 from autoglm.training.folds import folded
-from autoglm.training.freezing import frozen_by_epoch, why_not_freezing
+from autoglm.training.freezing import PROGRESSIVE, Freezing, why_uncut
 from autoglm.training.texts import encode_turns, score_folder
 from autoglm.training.trainer import Trainer
 from autoglm.training.trial import Pause
@@ -69,6 +69,7 @@ class Worker:
         self._chat: Chat | None = None
         self._models: dict[str, AutoGLMForSequenceClassification] = {}
         self._folds: dict[str, Encoded] = {}
+        self._told_reasons: set[str] = set()
 
     def answer(self, request: Mapping[str, Any]) -> Any:
         self._cancel.clear()
@@ -217,14 +218,20 @@ class Worker:
         )
 
     def _frozen_by_epoch(self, model: Mapping[str, Any], training: Mapping[str, Any]) -> list[int]:
-        if training["freezing"] == "none":  # the model need not be there yet
+        if training["freezing"] != PROGRESSIVE:  # the model need not be there yet
             return []
-        has_adapters = bool(model["structure"]["lora_rank"])
-        kind = {"has_adapters": has_adapters, "are_images": self._data.are_images}
-        backbone = self._model_of(model).backbone
-        if reason := why_not_freezing(backbone, training, **kind):
+        backbone, key = self._model_of(model).backbone, f"{self._cache_key(model)}/cut"
+        found = Freezing(
+            backbone=backbone,
+            training=training,
+            has_adapters=bool(model["structure"]["lora_rank"]),
+            are_images=self._data.are_images,
+            why_whole=lambda: str(self._cache.remembered(key, lambda: why_uncut(backbone))),
+        )
+        if (reason := found.why_not()) and reason not in self._told_reasons:
+            self._told_reasons.add(reason)
             logs.get_logger().info("all layers learn to the end", reason=reason)
-        return frozen_by_epoch(backbone, training, **kind)
+        return found.by_epoch()
 
     def _data_of(self, fold: str) -> Encoded:
         """The rows as a fold divides them; without one, as the dataset version does."""
@@ -248,6 +255,7 @@ class Worker:
                 cache=self._cache,
                 cache_key=self._cache_key(settings["model"]),
                 seconds_per_flop=self._decisions.decided("seconds_per_flop", seconds_per_flop),
+                frozen=self._frozen_by_epoch(settings["model"], settings["training"]),
             )
         )
 

@@ -38,6 +38,11 @@ class AdaptiveAdam(torch.optim.AdamW):
         for group in self.param_groups:
             group["norm_average"] = torch.full((), -1.0)
 
+    def forget_norms(self) -> None:
+        """Others learn from here on: what was usual of the norms is so no more."""
+        for group in self.param_groups:
+            group["norm_average"] = torch.full_like(group["norm_average"], -1.0)
+
     def step(self, closure: Any = None) -> Any:
         """Raises: ValueError when nobody has set `gradient_norms`."""
         if len(self.gradient_norms) != len(self.param_groups):
