@@ -112,6 +112,12 @@ def refresh_in(study: optuna.Study) -> Refresh | None:
     return None if said is None else from_json(Refresh, said)
 
 
+def values_beside(refresh: Refresh | None, number: int) -> Mapping[str, Any]:
+    """Of the trial `number`, what no dimension asks."""
+    beside = refresh.beside if refresh is not None else ()
+    return beside[number] if number < len(beside) else {}
+
+
 def num_points(proposals: Proposals, samplers: Samplers) -> int | None:
     """How many trials there can be; None where there is no end of them.
 

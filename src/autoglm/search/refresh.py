@@ -47,9 +47,6 @@ class Refresh:
     points: tuple[Mapping[str, Any], ...]
     beside: tuple[Mapping[str, Any], ...] = ()
 
-    def values_beside(self, number: int) -> Mapping[str, Any]:
-        return self.beside[number] if number < len(self.beside) else {}
-
     @property
     def num_outside(self) -> int:
         """Points that are none of the space's."""

@@ -43,7 +43,7 @@ from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import Constraint
 from autoglm.search.crew import AtWork, Crew
 from autoglm.search.folds import over_folds
-from autoglm.search.opening import Asked, num_points, open_study, refresh_in
+from autoglm.search.opening import Asked, num_points, open_study, refresh_in, values_beside
 from autoglm.search.proposals import Proposals
 from autoglm.search.results import Objective, all_failed, result_of, undefined
 from autoglm.search.samplers import Samplers
@@ -168,9 +168,8 @@ class Study:
 
     def _work(self, stop: CancelOrDeadline, most_points: int | None) -> str:
         """Train until there is nothing more to do; says what ended it."""
-        if most_points and self._refresh is not None:
-            most_points += self._refresh.num_outside
-        limit = min(self._config.trials, most_points or self._config.trials)
+        outside = self._refresh.num_outside if self._refresh is not None else 0
+        limit = min(self._config.trials, (most_points or self._config.trials) + outside)
         try:
             return self._loop(stop, limit)
         except TrainingError as error:
@@ -298,8 +297,7 @@ class Study:
                     self._is_used_up = True
                     break
                 trial, params = new
-                if self._refresh is not None:
-                    params |= self._refresh.values_beside(trial.number)
+                params |= values_beside(self._refresh, trial.number)
                 trial.set_user_attr(PARAMS, params)
                 numbers.add(trial.number)
                 chain, cost = expected(self._crew.next, params)
