@@ -29,6 +29,7 @@ from autoglm.config.layers import (
     tree_layer,
 )
 from autoglm.config.live import LiveConfig
+from autoglm.config.merging import default_of
 from autoglm.config.paths import canonical, parse_path, squeezed
 from autoglm.config.provenance import flat, shown
 from autoglm.config.schema import Key, check_sections, is_secret, leaf_keys
@@ -365,15 +366,19 @@ def freeze(config: Config[Settings]) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def completed(spec: RunSpec) -> RunSpec:
-    """A spec of an earlier version, with the defaults of the keys that it did not know yet."""
-    whole = snapshot(from_snapshot(spec.config))
-    return replace(spec, config=_filled(spec.config, whole))
-
-
-def _filled(tree: Any, whole: Any) -> Any:
-    if not (isinstance(tree, Mapping) and isinstance(whole, Mapping)):
-        return tree
-    return {**whole, **{key: _filled(value, whole.get(key)) for key, value in tree.items()}}
+    """A spec of an earlier version, with the defaults of the keys that its sections did not know
+    yet.
+    """
+    kind: Any = schema()
+    tree = _copied(spec.config)
+    for key in leaf_keys(kind):
+        *parents, last = key.split(".")
+        place = tree if parents and parents[0] in tree else {}
+        for name in parents:
+            place = place.setdefault(name, {})
+        if last not in place:
+            place[last] = to_json(default_of(kind, key))
+    return replace(spec, config=tree)
 
 
 def unfreeze(spec: RunSpec, config: Config[Settings]) -> RunSpec:
