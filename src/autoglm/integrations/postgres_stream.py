@@ -78,7 +78,9 @@ class ReplicationStream:
 
     def wait(self, seconds: float) -> None:
         """Until something comes, at most so long."""
-        select.select([self._pgconn.socket], [], [], seconds)
+        readable = select.poll()  # unlike select it takes a socket of any number
+        readable.register(self._pgconn.socket, select.POLLIN)
+        readable.poll(int(1000 * seconds))
 
     def tell(self, stored: int, *, asks: bool = False) -> None:
         """What lies before `stored` is needed no more; with `asks` the server says where it is."""
