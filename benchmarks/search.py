@@ -4,7 +4,8 @@
 [--threads 2] [--json]`: 1,980 training and 220 validation rows per data set and seed, one space,
 both pick by validation accuracy, both from cold. Ours is a project of its own and its study, until
 that ends by itself: CPU-seconds of both processes from the moment that the worker has loaded its
-libraries, as the peer's are counted inside its trials. The peer's full runs take hours, so
+libraries, as the peer's are counted inside its trials; its layers stop to learn as epochs go on
+(`training.freezing: progressive`). The peer's full runs take hours, so
 `--peer-runs` makes them once (benchmarks.search_peer); FOLDER may hold others
 (`peer_search_SET_MODE[_SEED].json`). Each run trains three recorded trials of each again, and the
 recorded seconds count at the pace of these. Judged are the medians over the parts, and the picked
@@ -43,15 +44,14 @@ SPACE = (
     " dropout: {uniform: [0.0, 0.3]}, epochs: {choice: [1, 2, 4]}}"
 )
 # How our side searches; everything else is the product's default.
-OURS = {
-    "search.trials": "24",
-    "search.cpu_budget": "205s",
-    "search.budget": "4h",
-}
+LIMITS = {"search.trials": "24", "search.budget": "4h"}
+OURS = {**LIMITS, "search.cpu_budget": "260s", "training.freezing": "progressive"}
 TARGETS = {"plain": 15.0, "best": 6.0}
 FULL_SPACE = SPACE.replace("[0, 1, 2, 6]", "[6]")
 FULL_TARGETS = {"plain": 4.0, "best": 2.0}
-FULL_OURS = {"search.space": FULL_SPACE, "search.cpu_budget": "700s"}
+FULL_OURS = {
+    "search.space": FULL_SPACE, "search.cpu_budget": "700s", "training.freezing": "none",
+}  # fmt: skip
 MEAN_TEST, LOW_TEST = -0.005, -0.01
 QUICK_TARGETS = {"plain": 5.0, "best": 2.5}
 QUICK_ROWS, QUICK_VALIDATION = 800, 80
@@ -128,7 +128,7 @@ def quick(part: str, folder: Path, threads: int) -> dict[str, Any]:
     rows = rows_of(folder, "trec", 0, QUICK_ROWS, QUICK_VALIDATION)
     if part != "ours":
         return _quick_peer(rows, part, threads)
-    with _app(rows, {**_settings(threads, "0"), **OURS}) as (app, spec, _place):
+    with _app(rows, {**_settings(threads, "0"), **LIMITS}) as (app, spec, _place):
         runner = open_trainer(spec, app)
         with _counted(app) as spent:
             chains = [runner.plan({f"training.{k}": v for k, v in p.items()}) for p in QUICK_POINTS]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parts import machine
-from benchmarks.search import OURS, QUICK_ROWS, QUICK_VALIDATION, _app, _settings, rows_of
+from benchmarks.search import LIMITS, QUICK_ROWS, QUICK_VALIDATION, _app, _settings, rows_of
 
 TARGET = 1.6
 
@@ -27,7 +27,7 @@ def measure(rows: list[dict[str, str]], num_workers: int, trials: int) -> dict[s
 
     said = {
         **_settings(1, "0"),
-        **OURS,
+        **LIMITS,
         "search.workers": str(num_workers),
         "search.sampler": "random",
         "search.trials": str(trials),
