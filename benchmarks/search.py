@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import random
 import statistics
 import tempfile
@@ -331,7 +332,7 @@ def _peers(
         trials[part] = trials_of(path)
         again = run_parts(
             "benchmarks.search_peer", options.results / "pace", [part],
-            [*asked, "--repeat", str(path)],
+            [*asked, "--repeat", os.path.relpath(path)],
         )  # fmt: skip
         factors[part] = again[part]["result"]["factor"]
     return trials, factors
