@@ -220,6 +220,7 @@ def test_word_tables_that_were_cut_are_whole_again() -> None:
     ("said", "reason"),
     [
         ({"ema": 0.9}, "training.ema"),
+        ({"memory_budget": 2**36}, "training.memory_budget"),
         ({"optimizer": "schedule_free_adamw", "schedule": "constant"}, "schedule_free_adamw"),
     ],
 )

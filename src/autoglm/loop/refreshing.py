@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def find_refresh(
 
     With several objectives a study looks for more than one point, so it is always a whole one.
     """
-    from autoglm.search.refresh import FREEZING, refresh_of
+    from autoglm.search.refresh import refresh_of
 
     search = settings.search
     if not search.refresh or not search.warm_start or search.objectives:
@@ -59,20 +60,6 @@ def find_refresh(
             return False
         return int(stable.lineage.dataset_version) >= earlier.dataset.version
 
-    def freezes(params: Mapping[str, Any]) -> bool:
-        """Whether the project leaves it open, and it is worth anything with these values."""
-        asked = {each.key for each in pruned.dimensions} | pruned.fixed.keys()
-        if settings.training.freezing != "auto" or FREEZING in asked:
-            return False
-        try:
-            whole, less = (
-                runner.cost(runner.plan({**pruned.fixed, **params, **more})).cpu_seconds
-                for more in ({}, {FREEZING: "progressive"})
-            )
-        except AutoGLMError:
-            return False  # the trial will say what is wrong
-        return bool(less < whole)
-
     found = refresh_of(
         app.log,
         spec.run_id,
@@ -83,7 +70,7 @@ def find_refresh(
         from_stable=from_stable,
         num_rows=int(spec.dataset.split_rows.get("validation", 0)),
         margin=settings.evaluate.margin,
-        freezes=freezes,
+        freezes=partial(_freezes, settings, pruned, runner),
     )
     if found is not None:
         app.on_event(
@@ -99,6 +86,25 @@ def find_refresh(
             }
         )
     return found
+
+
+def _freezes(settings: Settings, pruned: Pruned, runner: Any, params: Mapping[str, Any]) -> bool:
+    """Whether the project leaves it open that layers stop to learn, and a trial with these values
+    is expected to cost less so.
+    """
+    from autoglm.search.refresh import FREEZING
+
+    asked = {each.key for each in pruned.dimensions} | pruned.fixed.keys()
+    if settings.training.freezing != "auto" or FREEZING in asked:
+        return False
+    try:
+        whole, less = (
+            runner.cost(runner.plan({**pruned.fixed, **params, **more})).cpu_seconds
+            for more in ({}, {FREEZING: "progressive"})
+        )
+    except AutoGLMError:
+        return False  # the trial will say what is wrong
+    return bool(less < whole)
 
 
 def keep_spec(draft: RunSpec) -> None:

@@ -52,6 +52,8 @@ class Freezing:
             return "adapters learn in every layer"
         if self.training["ema"] or self.training["algorithms"]:
             return "training.ema and training.algorithms may use what has stopped to learn"
+        if self.training["memory_budget"]:
+            return "training.memory_budget has no room for kept states"
         if (name := self.training["optimizer"]) not in OPTIMIZERS:
             return f"{name} may want every gradient, or score with other weights"
         return self.why_whole()
