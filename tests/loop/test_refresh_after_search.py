@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,13 @@ class Runner(NumericRunner):
         return replace(found, cpu_seconds=share * found.cpu_seconds)
 
 
-def asked(app: App, spec: RunSpec) -> Refresh | None:
+def asked(
+    app: App, spec: RunSpec, *, allows: Callable[[Mapping[str, Any]], bool] = lambda _params: True
+) -> Refresh | None:
     settings: Any = from_snapshot(spec.config)
     pruned = pruned_space(settings, _said(spec))
     runner = Runner(app.project.state / "computed")
-    return find_refresh(spec, settings, pruned, app, runner=runner)
+    return find_refresh(spec, settings, pruned, app, runner=runner, allows=allows)
 
 
 def change_a_row(app: App) -> None:
@@ -120,6 +122,9 @@ def test_layers_stop_to_learn_where_the_project_leaves_it_open_and_it_is_cheaper
     open_to_it = asked(app, drafted(app, "run-1"))
     assert open_to_it is not None
     assert open_to_it.beside == ({FREEZING: "progressive"}, {})
+    against = asked(app, drafted(app, "run-4"), allows=lambda params: FREEZING not in params)
+    assert against is not None
+    assert against.beside == ()  # search.constraints have no exception
 
     never = {**alone.config, "training": {**alone.config["training"], "freezing": "none"}}
     (Path(alone.folder) / SPEC).unlink()

@@ -28,8 +28,10 @@ class NumericRunner:
         epochs: int = 9,
         step: Callable[[], None] = lambda: None,
         stops_at: int = 0,
+        price: float = 1.0,
     ) -> None:
         self.folder, self.epochs, self.step, self.stops_at = folder, epochs, step, stops_at
+        self.price = price
         self.advanced: list[tuple[float, int]] = []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -85,7 +87,7 @@ class NumericRunner:
         )
 
     def _price(self, params: Mapping[str, Any]) -> float:
-        return 1.0 + params.get("training.dropout", 0.0)
+        return self.price * (1.0 + params.get("training.dropout", 0.0))
 
 
 def value_of(params: Mapping[str, Any], epoch: int) -> float:

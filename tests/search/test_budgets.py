@@ -103,6 +103,53 @@ def test_no_trial_is_begun_that_the_budget_does_not_pay_for(
     assert result.stopped_by == "cpu_budget"
 
 
+@pytest.mark.parametrize("num", [0.5, 1.5, 2.5])
+def test_a_budget_in_trainings_tries_the_same_points_on_any_machine(
+    log: EventLog, tmp_path: Path, num: float
+) -> None:
+    def study(name: str, price: float) -> Any:
+        runner = NumericRunner(tmp_path / name, price=price)
+        return run(
+            log, runner, name=name, trials=50, space=LONG, defaults=SHORT, warm_start=False,
+            full_trainings=num,
+        )  # fmt: skip
+
+    quick, slow = study("quick", 1.0), study("slow", 30.0)
+    assert [t.params for t in quick.trials] == [t.params for t in slow.trials]
+    assert quick.stopped_by == slow.stopped_by == "full_trainings"
+    assert quick.cpu_seconds <= num * 9 * STEPS  # 9 epochs are a full training
+    assert slow.cpu_seconds == 30 * quick.cpu_seconds
+    longest = max(trial.params[EPOCHS] for trial in quick.trials)
+    assert (longest == 9) == (num > 1)  # room is kept for it where it can be paid for
+
+
+def test_a_budget_in_trainings_is_one_of_the_dearest_where_none_reaches_further(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    space = {"lr": {"uniform": [0.0, 1.0]}, "dropout": {"choice": [0.0, 0.5]}}
+    result = run(log, runner, trials=50, space=space, full_trainings=3)
+    assert result.stopped_by == "full_trainings"
+    assert 2 * 1.5 < result.cpu_seconds / (9 * STEPS) <= 3 * 1.5  # dropout has its price here
+
+
+def test_trials_that_pause_spend_of_a_budget_in_trainings_what_they_have_come_to(
+    log: EventLog, runner: NumericRunner
+) -> None:
+    result = run(log, runner, trials=50, full_trainings=3, scheduler="asha")
+    assert result.stopped_by == "full_trainings"
+    # At most a rung beyond it, and the best one to its end.
+    assert 3 * 9 * STEPS <= result.cpu_seconds <= 5 * 9 * STEPS
+    assert len(result.trials) > 5
+
+
+def test_what_is_stored_costs_nothing_and_is_all_tried(log: EventLog, tmp_path: Path) -> None:
+    space = {"lr": {"choice": [0.1, 0.2, 0.3]}}
+    for name in ("first", "again"):
+        runner = NumericRunner(tmp_path / "one")
+        found = run(log, runner, name=name, space=space, full_trainings=9, warm_start=False)
+        assert (len(found.trials), found.stopped_by) == (3, "space")
+
+
 def test_the_first_trial_is_run_whatever_the_budget(log: EventLog, runner: NumericRunner) -> None:
     result = run(log, runner, trials=50, cpu_budget=timedelta(seconds=1))
     assert (len(result.trials), result.stopped_by) == (1, "cpu_budget")

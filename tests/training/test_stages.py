@@ -355,6 +355,31 @@ def test_a_trial_that_may_be_the_only_one_keeps_no_states_for_others(
     assert values[True] == values[False]
 
 
+def test_neither_folds_nor_what_came_before_the_study_are_trials_of_their_own(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autoglm.training.launcher import TrainingWorker
+
+    alone: list[bool] = []
+    progress = to_json(runner.advance(runner.plan(**{"training.epochs": 1}), 1))
+    monkeypatch.setattr(
+        TrainingWorker, "_call", lambda *_call, **asked: alone.append(asked["is_alone"]) or progress
+    )
+    worker = TrainingWorker.__new__(TrainingWorker)
+
+    def advance(lr: float, **more: str) -> None:
+        chain = runner.plan(**{"training.epochs": 1, "training.lr": lr}, **more)
+        worker.advance(chain, chain.num_steps, cancel=threading.Event())
+
+    worker.begin_study(num_alone=1)
+    advance(1e-3)  # a probe
+    worker.begin_study(num_alone=1)
+    for fold in (1, 2, 3):
+        advance(2e-3, **{FOLD: f"{fold}/3"})
+    advance(3e-3)
+    assert alone == [True, True, True, True, False]
+
+
 def test_the_workers_threads_wait_as_its_user_says() -> None:
     assert _environment({})["GOMP_SPINCOUNT"] == SPINS
     assert _environment({"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"] == "7"

@@ -67,8 +67,8 @@ class Unmet:
 class StudyResult:
     """`best` is picked by the validation rows alone, by `metric`, among the complete trials.
 
-    `stopped_by`: `trials | budget | cpu_budget | until_gain | refresh` (an earlier study's answer
-    holds) `| space` (every point was tried).
+    `stopped_by`: `trials | budget | cpu_budget | full_trainings | until_gain | refresh` (an earlier
+    study's answer holds) `| space` (every point was tried).
     `objectives`: metric → `maximize | minimize`; `pareto`: numbers of the complete trials that no
     other one beats in all of them. `hints`: points that earlier studies gave to this one.
     `removed`: dimensions that were not asked. `unmet`: constraints that stand in the way where no

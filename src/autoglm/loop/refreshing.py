@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,16 @@ SPEC = "spec.json"
 
 
 def find_refresh(
-    spec: RunSpec, settings: Settings, pruned: Pruned, app: App, *, runner: Any
+    spec: RunSpec,
+    settings: Settings,
+    pruned: Pruned,
+    app: App,
+    *,
+    runner: Any,
+    allows: Callable[[Mapping[str, Any]], bool] = lambda _params: True,
 ) -> Refresh | None:
     """The answer to be tried first. None without one, or where `search.refresh` wants none.
+    `allows` says whether a trial's values, those beside the space included, keep the constraints.
 
     With several objectives a study looks for more than one point, so it is always a whole one.
     """
@@ -70,7 +77,7 @@ def find_refresh(
         from_stable=from_stable,
         num_rows=int(spec.dataset.split_rows.get("validation", 0)),
         margin=settings.evaluate.margin,
-        freezes=partial(_freezes, settings, pruned, runner),
+        freezes=partial(_freezes, settings, pruned, runner, allows),
     )
     if found is not None:
         app.on_event(
@@ -88,20 +95,27 @@ def find_refresh(
     return found
 
 
-def _freezes(settings: Settings, pruned: Pruned, runner: Any, params: Mapping[str, Any]) -> bool:
-    """Whether the project leaves it open that layers stop to learn, and a trial with these values
-    is expected to cost less so.
+def _freezes(
+    settings: Settings,
+    pruned: Pruned,
+    runner: Any,
+    allows: Callable[[Mapping[str, Any]], bool],
+    params: Mapping[str, Any],
+) -> bool:
+    """Whether project and constraints leave it open that layers stop to learn, and a trial with
+    these values is expected to cost less so.
     """
     from autoglm.search.refresh import FREEZING
 
     asked = {each.key for each in pruned.dimensions} | pruned.fixed.keys()
     if settings.training.freezing != "auto" or FREEZING in asked:
         return False
+    wanted = {**pruned.fixed, **params}
+    freezing = {**wanted, FREEZING: "progressive"}
+    if not allows(freezing):
+        return False
     try:
-        whole, less = (
-            runner.cost(runner.plan({**pruned.fixed, **params, **more})).cpu_seconds
-            for more in ({}, {FREEZING: "progressive"})
-        )
+        whole, less = (runner.cost(runner.plan(point)).cpu_seconds for point in (wanted, freezing))
     except AutoGLMError:
         return False  # the trial will say what is wrong
     return bool(less < whole)

@@ -110,7 +110,7 @@ def trained_keys(backbone: str) -> Mapping[str, Any]:
 
 def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     """The study of this run; told trials are never repeated, whoever died in between."""
-    from autoglm.search.constraints import read_constraints
+    from autoglm.search.constraints import read_constraints, violations
     from autoglm.search.results import Objective
     from autoglm.search.study import Study
 
@@ -120,16 +120,19 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     if settings.search.folds and (lacking := app.errand("probe_folds", spec=to_json(spec))):
         get_logger(run_id=spec.run_id).warning(lacking)
         app.on_event({"kind": "folds_warning", "warning": lacking})
-    keys = searchable_keys(settings.model.backbone)
-    asked = pruned_space(settings, _said(spec))
+    keys, said = searchable_keys(settings.model.backbone), _said(spec)
+    asked = pruned_space(settings, said)
     constraints = read_constraints(settings.search.constraints, keys)
     for attempt in range(1, WORKER_ATTEMPTS + 1):
         started = app.clock.monotonic()
         runners = open_trainers(spec, app, settings)
         pruned = probed(asked, spec, settings, runners[0], app)
-        refresh = find_refresh(spec, settings, pruned, app, runner=runners[0])
+        refresh = find_refresh(
+            spec, settings, pruned, app, runner=runners[0],
+            allows=lambda params: not violations(constraints, {**said, **params}),
+        )  # fmt: skip
         for runner in runners:
-            runner.num_alone = len(refresh.points) if refresh is not None else 0
+            runner.begin_study(num_alone=len(refresh.points) if refresh is not None else 0)
         study = Study(
             project=spec.project,
             name=spec.run_id,
@@ -138,7 +141,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             fixed=pruned.fixed,
             removed=pruned.removed,
             constraints=constraints,
-            defaults=_said(spec),
+            defaults=said,
             metric=settings.evaluate.metric,
             # What find_evaluator gives is greater where it is better.
             objectives=[Objective(name=n, maximize=True) for n in settings.search.objectives],

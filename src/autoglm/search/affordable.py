@@ -14,7 +14,7 @@ from autoglm.contracts.stage_chain import Cost, StageChain
 from autoglm.errors import ModelError, SearchError, TrainingError
 from autoglm.plugins.kinds import TrialRunner
 from autoglm.search.config import SearchConfig
-from autoglm.search.standing import Standing
+from autoglm.search.standing import Standing, left_of
 
 # After so many asked trials that the budget does not pay for, no cheaper one is waited for.
 MOST_TOO_DEAR = 8
@@ -23,7 +23,7 @@ MOST_TOO_DEAR = 8
 LEAST = {"cpu_budget": 0.5, "budget": 0.05}  # several threads use less wall time than CPU time
 MOST = 4.0
 
-Budget = Literal["budget", "cpu_budget"]
+Budget = Literal["budget", "cpu_budget", "full_trainings"]
 
 
 def expected(runner: TrialRunner, params: Mapping[str, Any]) -> tuple[StageChain | None, Cost]:
@@ -55,7 +55,9 @@ def next_affordable(
     cheapest_first = sorted(asked, key=lambda each: (each.cost, each.number))
     if not cheapest_first or not any(each.state == "complete" for each in others):
         return cheapest_first[0] if cheapest_first else None
-    _which, most = tighter_budget(others, config, seconds_left=seconds_left, at_work=at_work)
+    _which, most = tighter_budget(
+        others, config, seconds_left=seconds_left, at_work=at_work, asked=asked
+    )
     kept = next((each for each in asked if each.has_room and each.cost <= most), None)
     for each in cheapest_first:
         beside = 0.0 if kept is None or each is kept else kept.cost
@@ -70,8 +72,9 @@ def tighter_budget(
     *,
     seconds_left: float,
     at_work: Sequence[Standing] = (),
+    asked: Sequence[Standing] = (),
 ) -> tuple[Budget, float]:
-    """The budget that has less left, and how much expected cost that pays for."""
+    """The budget that has least left, and how much expected cost that pays for."""
     told = [each for each in others if each.state == "complete" and each.cost]
     cost = sum(each.cost for each in told)
     left: dict[Budget, float] = {"budget": seconds_left}
@@ -86,5 +89,8 @@ def tighter_budget(
         # Beside each other trials take the same time, but not the same CPU time.
         begun = sum(each.cost for each in at_work) if name == "cpu_budget" else 0.0
         pays_for[name] = rest / factor - begun
+    if config.full_trainings is not None:
+        begun = sum(each.cost - each.spent for each in at_work)
+        pays_for["full_trainings"] = left_of(config.full_trainings, [*others, *asked]) - begun
     which = min(pays_for, key=lambda name: pays_for[name])
     return which, pays_for[which]

@@ -27,6 +27,13 @@ class SearchConfig:
         Annotated[timedelta, Gt(timedelta(0))] | None,
         live("CPU time of training that ends the study."),
     ] = None
+    full_trainings: Annotated[
+        Annotated[float, Gt(0)] | None,
+        live(
+            "Compute that ends the study, in trainings with the most layers and epochs of the space"
+            " (docs/search.md): on any machine, for any number of rows, the same trials."
+        ),
+    ] = None
     trials: Annotated[int, Ge(1), live("Upper bound of trials.")] = 24
     workers: Annotated[
         int, Ge(1), live("Training workers, each of which trains a trial; they share the cores.")

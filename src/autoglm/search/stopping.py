@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from autoglm.clock import Clock
 from autoglm.search.config import SearchConfig
-from autoglm.search.standing import Standing
+from autoglm.search.standing import Standing, left_of
 
 # The expected gain of fewer values is a guess.
 MIN_VALUES = 8
@@ -77,6 +77,8 @@ def reason_to_stop(
     spent = sum(each.cpu_seconds for each in standings)
     if config.cpu_budget is not None and spent >= config.cpu_budget.total_seconds():
         return "cpu_budget"
+    if config.full_trainings is not None and left_of(config.full_trainings, standings) <= 0.0:
+        return "full_trainings"
     # Paused trials count with what they have come to.
     sound = [each for each in standings if each.state != "failed"]
     scores = [each.score for each in sound if each.score is not None]

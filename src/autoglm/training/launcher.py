@@ -16,7 +16,7 @@ from typing import Any
 
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.contracts.stage_chain import Cost, Progress, StageChain
+from autoglm.contracts.stage_chain import FOLD, Cost, Progress, StageChain
 from autoglm.contracts.task import TextScore
 from autoglm.errors import CancelledError, ModelError, TrainingError, from_document
 from autoglm.modeling.backbone_ref import resolve_backbone
@@ -53,8 +53,7 @@ class TrainingWorker:
         self._calls = 0
         self._spec: RunSpec | None = None
         self._start = ""
-        # So many trials, the first that are asked for, may be all there will be.
-        self.num_alone, self._advanced = 0, set[str]()
+        self._num_alone, self._trials = 0, set[str]()
         threading.Thread(target=self._listen, daemon=True, name="trainer-answers").start()
 
     @classmethod
@@ -108,7 +107,7 @@ class TrainingWorker:
 
         Raises: ModelError model.no_backbone, model.start_incompatible.
         """
-        self._advanced.clear()
+        self.begin_study(num_alone=0)
         start, made_of = self._start_from(spec, start_folder, base)
         self._spec, self.starts_from_stable = spec, start == start_folder
         is_backbone = start != start_folder
@@ -155,6 +154,12 @@ class TrainingWorker:
             return resolve_backbone(ref, base)
         return self._workspace / "starts" / _own_name(spec)
 
+    def begin_study(self, *, num_alone: int) -> None:
+        """So many trials, the first that are asked for from now on, may be all there will be: for
+        others nothing is kept on the way.
+        """
+        self._num_alone, self._trials = num_alone, set()
+
     def plan(self, params: Mapping[str, Any]) -> StageChain:
         """A stage per epoch. Raises: PluginError for a schedule that nobody knows."""
         return from_json(StageChain, self._call("plan", params=dict(params)))
@@ -171,9 +176,9 @@ class TrainingWorker:
         """
         if to_step not in chain.boundaries:
             raise ValueError(f"a stage is trained whole: {to_step} is none of {chain.boundaries}")
-        self._advanced.add(chain.key)
+        self._trials.add(digest({k: v for k, v in chain.params.items() if k != FOLD}))
         asked = {"chain": to_json(chain), "to_step": to_step}
-        asked["is_alone"] = len(self._advanced) <= self.num_alone
+        asked["is_alone"] = len(self._trials) <= self._num_alone
         return from_json(Progress, self._call("advance", cancel=cancel, **asked))
 
     def export(self, chain: StageChain, folder: Path) -> dict[str, Any]:
