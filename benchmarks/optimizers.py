@@ -62,7 +62,8 @@ def child(part: str, folder: Path, threads: int) -> dict[str, Any]:
     )
     settings = {
         **asdict(TrainingConfig()), "lr": RATE, "epochs": EPOCHS, "batch_size": BATCH,
-        "trainable_layers": 99, "precision": "fp32", "log_steps": 1, **KINDS[kind],
+        "trainable_layers": 99, "precision": "fp32", "log_steps": 1, "keep": "best",
+        **KINDS[kind],
     }  # fmt: skip
     model = load_model(
         backbone, {"attention": "sdpa", "head": "linear", "pooling": "auto"}, labels=rows.labels

@@ -81,7 +81,7 @@ def measure(name: str, rows: Rows, seed: int, more: dict[str, Any]) -> dict[str,
     values, labels, (num_train, num_validation, num_test) = rows
     names = tuple(sorted(set(labels)))
     targets = [names.index(label) for label in labels]
-    settings = {**asdict(TrainingConfig()), **SETTINGS[name], **more}
+    settings = {**asdict(TrainingConfig()), "keep": "best", **SETTINGS[name], **more}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make_backbone(name, {}, folder, values[:num_train], seed=seed)

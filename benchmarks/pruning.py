@@ -82,7 +82,8 @@ def _trained(point: Mapping[str, Any], values: list[str], labels: list[str]) -> 
 
     names = tuple(sorted(set(labels)))
     sizes, said = ({k.rsplit(".", 1)[1]: v for k, v in point.items() if s in k} for s in PREFIXES)
-    settings = {**asdict(TrainingConfig()), "epochs": EPOCHS, "precision": "fp32", **said}
+    fixed = {"epochs": EPOCHS, "precision": "fp32", "keep": "best"}
+    settings = {**asdict(TrainingConfig()), **fixed, **said}
     with tempfile.TemporaryDirectory() as place:
         make_backbone("recurrent", sizes, Path(place), values[:NUM_TRAIN], seed=0)
         plain = {"attention": "sdpa", "head": "linear", "pooling": "auto"}

@@ -125,7 +125,7 @@ def ours(data: Data, seed: int, **more: Any) -> dict[str, Any]:
     settings = {
         **asdict(TrainingConfig()), "lr": setting.lr, "epochs": setting.epochs,
         "batch_size": BATCH, "warmup": WARMUP, "weight_decay": WEIGHT_DECAY,
-        "trainable_layers": 99, "precision": "fp32", "log_steps": 50, **more,
+        "trainable_layers": 99, "precision": "fp32", "log_steps": 50, "keep": "best", **more,
     }  # fmt: skip
     model = load_model(
         data.backbone, {"attention": "sdpa", "head": "linear", "pooling": "auto"},

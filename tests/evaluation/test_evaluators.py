@@ -18,6 +18,7 @@ from autoglm.errors import ConfigError, PluginError
 from autoglm.evaluation.asking import score_of, scores_of_parts, value_of
 from autoglm.evaluation.evaluator import find_evaluator, paired
 from autoglm.evaluation.probe import probe
+from autoglm.evaluation.resampling import standard_error
 from autoglm.evaluation.roles import objective, read_roles
 from autoglm.evaluation.slices import read_slices, slices_of
 from autoglm.plugins import registry
@@ -307,3 +308,11 @@ def test_what_an_evaluator_does_to_its_rows_no_other_one_sees() -> None:
     truth, said = ["b", "a"], ["b", "b"]
     assert value_of(autoglm.make_evaluator(sorts), truth, said) == 1.0
     assert (truth, said) == (["b", "a"], ["b", "b"])
+
+
+def test_the_error_of_a_share_is_never_none_and_of_what_is_no_share_there_is_none() -> None:
+    assert standard_error(0.95, 220) == pytest.approx(0.0157, abs=1e-4)
+    # All rows are right: one of the next may be wrong.
+    assert 1 / 220 < (standard_error(1.0, 220) or 0.0) < 2 / 220
+    assert standard_error(0.0, 220) == pytest.approx(standard_error(1.0, 220))
+    assert standard_error(12.5, 220) is None

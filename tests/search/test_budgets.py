@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 from autoglm.clock import SteeredClock
+from autoglm.search.affordable import next_affordable
+from autoglm.search.config import SearchConfig
 from autoglm.search.first_points import first_points, nearest
 from autoglm.search.space import read_space
+from autoglm.search.standing import Standing
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import STEPS, NumericRunner
 from search.studies import run
@@ -28,7 +32,9 @@ LONG = {"lr": {"uniform": [0.0, 1.0]}, "epochs": {"choice": [1, 2, 9]}}
 SHORT = {LR: 0.4, EPOCHS: 1}
 
 
-def points(space: dict[str, Any], own: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def points(
+    space: dict[str, Any], own: dict[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     keys = [LR, LAYERS, EPOCHS, "training.optimizer"]
     return first_points(read_space(space, keys), own)
 
@@ -40,18 +46,37 @@ def test_the_first_point_is_the_projects_own_with_numbers_moved_into_the_space()
         LAYERS: 2,
         EPOCHS: 4,
     }  # 3 lies between: the higher; no such optimizer
-    assert points({"lr": {"uniform": [1e-3, 1e-2]}}, {LR: 2e-4}) == ({LR: 1e-3}, {})
+    assert points({"lr": {"uniform": [1e-3, 1e-2]}}, {LR: 2e-4}) == ({LR: 1e-3}, [])
 
 
-def test_the_second_point_reaches_furthest_at_a_smaller_rate() -> None:
-    first, reach = points(SPACE, OWN)
-    assert reach == {**first, LAYERS: 6, LR: pytest.approx(2e-4 / math.sqrt(3))}
-    assert points(SPACE, {**OWN, LAYERS: 6})[1] == {}  # nothing reaches further
-    _first, reach = points({**SPACE, "lr": {"uniform": [1.8e-4, 1e-3]}}, OWN)
+def test_the_second_point_reaches_furthest_at_a_smaller_rate_the_third_at_the_own_one() -> None:
+    first, reaches = points(SPACE, OWN)
+    furthest = {**first, LAYERS: 6}
+    assert reaches == [{**furthest, LR: pytest.approx(2e-4 / math.sqrt(3))}, furthest]
+    assert points(SPACE, {**OWN, LAYERS: 6})[1] == []  # nothing reaches further
+    _first, (reach, _own_rate) = points({**SPACE, "lr": {"uniform": [1.8e-4, 1e-3]}}, OWN)
     assert reach[LR] == 1.8e-4
-    assert LR not in points({"trainable_layers": SPACE["trainable_layers"]}, OWN)[1]
+    (reach,) = points({"trainable_layers": SPACE["trainable_layers"]}, OWN)[1]
+    assert reach == {LAYERS: 6}
     head_only = {LR: 2e-4, LAYERS: 0, EPOCHS: 4}
-    assert points(SPACE, head_only)[1] == {**head_only, LAYERS: 6}
+    assert points(SPACE, head_only)[1] == [{**head_only, LAYERS: 6}]
+
+
+def test_room_is_kept_for_all_that_reach_furthest_while_they_can_be_paid_for() -> None:
+    def of(number: int, cost: float, *, has_room: bool = False) -> Standing:
+        return Standing(
+            number=number, trial_id=number, state="asked", params={}, scores={}, target=0,
+            cost=cost, seconds=0.0, cpu_seconds=0.0, saved={}, has_room=has_room,
+        )  # fmt: skip
+
+    done = replace(of(0, 1.0), state="complete", scores={1: 0.5}, cpu_seconds=1.0)
+    asked = [of(1, 9.0, has_room=True), of(2, 9.0, has_room=True), of(3, 4.0)]
+    begun: dict[float, int | None] = {}
+    for budget in (5.0, 9.0, 14.0, 18.0, 23.0):
+        config = SearchConfig(cpu_budget=timedelta(seconds=1 + budget))
+        found = next_affordable(asked, [done], config, seconds_left=99.0)
+        begun[budget] = None if found is None else found.number
+    assert begun == {5.0: 3, 9.0: 1, 14.0: 3, 18.0: 1, 23.0: 3}
 
 
 @pytest.mark.parametrize(

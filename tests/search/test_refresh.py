@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from autoglm.search.refresh import FREEZING, Refresh, refresh_of, said_of, standard_error
+from autoglm.evaluation.resampling import standard_error
+from autoglm.search.refresh import FREEZING, Refresh, refresh_of, said_of
 from autoglm.search.report import report_of
 from autoglm.search.space import read_space
 from autoglm.search.warm_start import hints
@@ -162,12 +163,18 @@ def test_only_a_whole_study_of_this_space_and_metric_answers(log: EventLog, tmp_
     assert {hint["study"] for hint in hints(log, "run-2", asks, num_trials=24)} == {"run-1"}
 
 
-def test_enough_is_a_standard_error_below_a_share_and_the_margin_below_what_is_none() -> None:
-    assert standard_error(0.95, 220, 0.01) == pytest.approx(0.0157, abs=1e-4)
-    # All rows are right: one of the next may be wrong.
-    assert 1 / 220 < standard_error(1.0, 220, 0.01) < 2 / 220
-    assert standard_error(0.0, 220, 0.01) == pytest.approx(standard_error(1.0, 220, 0.01))
-    assert standard_error(12.5, 220, 0.01) == 0.01
+def test_enough_is_a_standard_error_below_a_share_and_the_margin_below_what_is_none(
+    log: EventLog, tmp_path: Path
+) -> None:
+    run(log, runner(tmp_path / "1"), trials=6, space=SPACE)
+    share = asked_again(log)
+    error = standard_error(share.value, 220)
+    assert error is not None
+    assert share.enough == pytest.approx(share.value - error)
+    space = {"lr": {"uniform": [2.0, 3.0]}}
+    run(log, runner(tmp_path / "2"), name="run-1b", trials=6, space=space)
+    below_zero = asked_again(log, space=space)
+    assert below_zero.enough == pytest.approx(below_zero.value - 0.01)
 
 
 def test_from_the_backbone_layers_stop_to_learn_first(log: EventLog, tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_an_undefined_score_never_takes_the_place_of_a_number() -> None:
             del outputs, batch
             return {"accuracy": next(self.told)}
 
-    trained = toy.train(task=Undefined(toy.LABELS, toy.settings()), epochs=5)
+    trained = toy.train(task=Undefined(toy.LABELS, toy.settings()), epochs=5, keep="best")
     assert (trained.best_epoch, trained.metrics["accuracy"]) == (1, 0.5)
 
 

@@ -48,6 +48,19 @@ def wilson(share: float, num: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def standard_error(share: float, num_rows: int) -> float | None:
+    """Of a share of `num_rows`; None where `share` is none. Two rows more are taken as right and
+    two as wrong: of rows that are all right the plain formula would say 0, that is, that no other
+    rows can be answered wrongly.
+    Source: Agresti and Coull, "Approximate Is Better than Exact", 1998, Am. Statistician 52.
+    """
+    if not 0.0 <= share <= 1.0:
+        return None
+    num = num_rows + 4
+    moved = (share * num_rows + 2) / num
+    return math.sqrt(moved * (1.0 - moved) / num)
+
+
 def drawn(
     value: Callable[..., float | None], *columns: Sequence[Any], resamples: int = PLUGIN_RESAMPLES
 ) -> list[float | None]:

@@ -1,8 +1,8 @@
 """Which of the asked trials is trained next, and which the rest of the budget no longer pays for.
 
-A trial that its budget cuts off has cost all and told nothing, so it is not begun. One asked trial
-may be kept room for: the one that learns with most of the model, for longest, which is where many a
-study ends and which one that begins with what is cheap would not reach.
+A trial that its budget cuts off has cost all and told nothing, so it is not begun. Asked trials may
+be kept room for: those that learn with most of the model, for longest, which is where many a study
+ends and which one that begins with what is cheap would not reach.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def next_affordable(
     seconds_left: float,
     at_work: Sequence[Standing] = (),
 ) -> Standing | None:
-    """The cheapest of `asked` that leaves room for the kept one, then that; None when none fits.
+    """The cheapest of `asked` that leaves room for the kept ones, then those; None when none fits.
 
     `seconds_left` of wall time; of `others`, those `at_work` are still to be paid for. Before
     any value is there, the cheapest is taken whatever it costs.
@@ -58,12 +58,16 @@ def next_affordable(
     _which, most = tighter_budget(
         others, config, seconds_left=seconds_left, at_work=at_work, asked=asked
     )
-    kept = next((each for each in asked if each.has_room and each.cost <= most), None)
-    for each in cheapest_first:
-        beside = 0.0 if kept is None or each is kept else kept.cost
-        if each.cost + beside <= most:
-            return each
-    return kept
+    kept: list[Standing] = []
+    for each in asked:
+        if each.has_room and sum(k.cost for k in kept) + each.cost <= most:
+            kept.append(each)
+    others_fit = (
+        each
+        for each in cheapest_first
+        if each.cost + sum(k.cost for k in kept if k is not each) <= most
+    )
+    return next(others_fit, None)
 
 
 def tighter_budget(

@@ -4,7 +4,9 @@
 2. The reach: the same with as many layers learning, and for as many epochs, as the space allows. A
    study that begins with what is cheap comes there last or never, and it is where most end up. With
    more layers learning each wants a smaller rate: own · sqrt(own layers / most layers), which is a
-   rule of thumb; the sampler finds out what it is worth.
+   rule of thumb.
+3. The reach at the project's own rate, for where the rule of thumb is wrong: of all settings the
+   rate is the one that most depends on the data, and what reaches furthest is worth a second look.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ LAYERS, EPOCHS, LR = "training.trainable_layers", "training.epochs", "training.l
 
 def first_points(
     dimensions: Sequence[Dimension], own: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two points by key; a dimension in which the project's own value has no place is left to
-    the sampler. The second is empty where it does not differ from the first.
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The project's own point, and those that reach further, by key; a dimension in which the
+    project's own value has no place is left to the sampler.
     """
     near = {d.key: nearest(d, own[d.key]) for d in dimensions if d.key in own}
     first = {key: point for key, point in near.items() if point is not None}
@@ -31,13 +33,15 @@ def first_points(
         if dimension.key in {LAYERS, EPOCHS} and _is_number(most := _most(dimension)):
             reach[dimension.key] = most
     if reach == first:
-        return first, {}
+        return first, []
+    reaches = [reach]
     layers, most_layers = own.get(LAYERS), reach.get(LAYERS)
     rate = next((d for d in dimensions if d.key == LR), None)
     if rate is not None and LR in first and layers and most_layers:
-        smaller = first[LR] * math.sqrt(layers / most_layers)
-        reach[LR] = nearest(rate, min(smaller, first[LR]))
-    return first, reach
+        smaller = min(first[LR] * math.sqrt(layers / most_layers), first[LR])
+        slower = {**reach, LR: nearest(rate, smaller)}
+        reaches = [slower, reach] if slower != reach else [reach]
+    return first, reaches
 
 
 def nearest(dimension: Dimension, value: Any) -> Any:

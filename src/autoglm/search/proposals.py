@@ -139,14 +139,12 @@ class Proposals:
     def enqueue_first(self, study: optuna.Study) -> None:
         """The project's own values, and what reaches furthest, for which room is kept."""
         told_of = {dimension.key: dimension.told for dimension in self.dimensions}
-        own, reach = (
-            {key: told_of[key](value) for key, value in point.items()}
-            for point in first_points(self.dimensions, self.own)
-        )
-        if own:
-            study.enqueue_trial(own)
-        if reach:
-            study.enqueue_trial(reach, {HAS_ROOM: True})
+        own, reaches = first_points(self.dimensions, self.own)
+        points = [(own, {}), *((reach, {HAS_ROOM: True}) for reach in reaches)]
+        for point, attrs in points:
+            if point:
+                told = {key: told_of[key](value) for key, value in point.items()}
+                study.enqueue_trial(told, attrs)
 
     def num_points(self) -> int | None:
         """How many different trials there can be; None when they are too many to count.

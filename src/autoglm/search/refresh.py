@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autoglm.evaluation.resampling import standard_error
 from autoglm.search.first_points import EPOCHS, LAYERS
 from autoglm.search.space import Dimension
 from autoglm.search.standing import Standing, attrs_of
@@ -103,30 +104,18 @@ def refresh_of(
         points = _cheaper(best["told"], dimensions) if is_from_stable else [best["told"]]
         plain = {key: value for key, value in best["params"].items() if key != FREEZING}
         is_freezing = not is_from_stable and freezes(plain)
+        error = standard_error(abs(score), num_rows)
         return Refresh(
             of=earlier,
             changed=changed,
             start="stable" if is_from_stable else "backbone",
             value=float(best["value"]),
-            enough=score - standard_error(abs(score), num_rows, margin),
+            enough=score - (margin if error is None else error),
             most_cpu_seconds=MOST_SHARE * spent,
             points=tuple(points * 2 if is_freezing else points),
             beside=({FREEZING: "progressive"}, {}) if is_freezing else (),
         )
     return None
-
-
-def standard_error(value: float, num_rows: int, margin: float) -> float:
-    """Of a share of `num_rows`; of a value that is none, `margin`. Two rows more are taken as right
-    and two as wrong: of rows that are all right the plain formula would say 0, that is, that no
-    other rows can be answered wrongly.
-    Source: Agresti and Coull, "Approximate Is Better than Exact", 1998, Am. Statistician 52.
-    """
-    if not 0.0 <= value <= 1.0:
-        return margin
-    num = num_rows + 4
-    share = (value * num_rows + 2) / num
-    return math.sqrt(share * (1.0 - share) / num)
 
 
 def said_of(refresh: Mapping[str, Any]) -> str:

@@ -81,6 +81,7 @@ def save(
         "metrics": state.metrics,
         "best_metrics": state.best_metrics,
         "best_epoch": state.best_epoch,
+        "best_score": state.best_score,
         "improved_epoch": state.improved_epoch,
         "optimizer": plain,
         "record": record.steps,
@@ -105,7 +106,7 @@ def load(
     is_another = {n: t.shape for n, t in weights.items()} != {
         n: p.shape for n, p in learning.items()
     }
-    if is_another or not {"scaler", "skipped", "parts"} <= facts.keys():
+    if is_another or not {"scaler", "skipped", "parts", "best_score"} <= facts.keys():
         raise CheckpointCorruptError(
             f"{found.content.parent} is of another model or version.",
             next_step="Nothing: training goes on from what is before it.",
@@ -123,7 +124,7 @@ def load(
     state.parts, state.has_halved = facts["parts"], facts["has_halved"]
     state.metrics, state.best_metrics = dict(facts["metrics"]), dict(facts["best_metrics"])
     state.best_epoch = facts["best_epoch"]
-    state.improved_epoch = facts["improved_epoch"]
+    state.best_score, state.improved_epoch = facts["best_score"], facts["improved_epoch"]
     scaler.load(facts["scaler"])
     record.steps = [list(step) for step in facts["record"]]
     record.skipped = facts["skipped"]

@@ -64,6 +64,13 @@ class TrainingConfig:
     early_stopping: Annotated[
         int, Ge(0), live("Epochs without a better score that end a trial; 0 = none do.")
     ] = 0
+    keep: Annotated[
+        Literal["auto", "best", "last"],
+        live(
+            "Whose weights a trial ends with: the `best` epoch's by validation, the `last` one's;"
+            " `auto`: the last that is no more than a standard error worse than the best."
+        ),
+    ] = "auto"
     ema: Annotated[
         float, Ge(0), Lt(1), live("Decay of the average of weights that is scored; 0 = none.")
     ] = 0.0

@@ -70,20 +70,3 @@ class Scorer:
             )
         labels = self._task.label_names
         return [dict(zip(labels, row, strict=True)) for row in ways[kind]().tolist()]
-
-
-def rank(
-    metrics: Mapping[str, float], metric: str, *, has_learnt: bool
-) -> tuple[float, float, float]:
-    """What is better compares greater: any number than an undefined score (NaN), that than none. Of
-    equal scores (few rows have few of them) one that has learnt from these rows beats the model
-    version it started from, then the lower loss wins.
-    """
-    if not metrics:
-        return (-math.inf, -math.inf, -math.inf)
-    score, loss = metrics[metric], metrics["loss"]
-    return (
-        -math.inf if math.isnan(score) else score,
-        float(has_learnt),
-        -math.inf if math.isnan(loss) else -loss,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,9 @@ from autoglm.training.gradients import Norms
 class TrainingState:
     """Handed to algorithms. `step` counts optimizer steps done, `batch` those of this epoch;
     `rows` are the batch at hand, computed in `parts`, of which there are twice as many once memory
-    `has_halved` them. `metrics` are of the last evaluation, `best_…` of the best.
+    `has_halved` them. `metrics` are of the last evaluation, `best_metrics`, `best_epoch` and
+    `best_weights` of the epoch that is kept (`training.keep`), which need not be the one with the
+    `best_score`.
     """
 
     model: AutoGLMForSequenceClassification
@@ -34,8 +37,8 @@ class TrainingState:
     metrics: dict[str, float] = field(default_factory=dict)
     best_metrics: dict[str, float] = field(default_factory=dict)
     best_epoch: int = -1
-    # The newest epoch with a better score; `best_epoch` may also have the lower loss of equals.
-    improved_epoch: int = -1
+    best_score: float = -math.inf
+    improved_epoch: int = -1  # whose score that is
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     should_stop: bool = False
     names: frozenset[str] = field(init=False)  # of the tensors that learn at the start

@@ -14,10 +14,10 @@ for each epoch:
         optimizer step
         `step`          state.loss, state.norms
         due? → a line of the record (callbacks: kind `training`), a checkpoint
-    score the validation rows; keep the weights if they are the best so far
+    score the validation rows; keep the weights if `training.keep` says so
     `epoch_end`         (callbacks: kind `evaluation`); an algorithm may set state.should_stop
 `end`
-the best epoch's weights are the trial's result
+the kept epoch's weights are the trial's result
 
 At each moment algorithms are called in the order of `training.algorithms`, ours (average of
 weights, early stopping) behind them; they may change the state they are handed. Callbacks are told
@@ -57,12 +57,13 @@ from autoglm.training.diagnosis import diverged, first_bad_weight
 from autoglm.training.forward import Forward, set_training_mode
 from autoglm.training.freezing import Freezing
 from autoglm.training.head_start import start_head
+from autoglm.training.kept_epoch import KeptEpoch
 from autoglm.training.memory_plan import memory_plan, planned_for
 from autoglm.training.parameter_groups import parameter_groups
 from autoglm.training.parts import own_parts, schedule, speaking_for
 from autoglm.training.record import Record
 from autoglm.training.schedules import rates
-from autoglm.training.scoring import Scorer, rank
+from autoglm.training.scoring import Scorer
 from autoglm.training.state import TrainingState
 from autoglm.training.trial import Pause, Trained
 from autoglm.training.vocabulary import cut_vocabulary
@@ -102,6 +103,10 @@ class Trainer:
         self._data = data = data.on(self._device)
         self._task, self._checkpoints, self._cache = task, checkpoints, cache
         self._scorer = Scorer(task, [metric, *metrics], self._tell)
+        self._kept = KeptEpoch(
+            settings, metric, num_rows=len(data.validation),
+            counts_answers=task.counts_answers, knows=bool(start.known_outputs),
+        )  # fmt: skip
         self._algorithms, self._callbacks, self._on_event = algorithms, callbacks, on_event
         devices.free_copies(sum(p.nbytes for p in start.parameters()))
         devices.free_unused(self._device)
@@ -346,15 +351,7 @@ class Trainer:
                 if epoch and hasattr(algorithm, "scored"):
                     stack.enter_context(algorithm.scored(state))
             state.metrics = self._evaluated()
-            now, best = (
-                rank(metrics, self._metric, has_learnt=number > 0 or not self._model.known_outputs)
-                for metrics, number in (
-                    (state.metrics, epoch), (state.best_metrics, state.best_epoch)
-                )
-            )  # fmt: skip
-            if now[0] > best[0]:
-                state.improved_epoch = epoch
-            if now > best:
+            if self._kept.takes(state, epoch=epoch):
                 state.best_metrics, state.best_epoch = state.metrics, epoch
                 state.best_weights = {}  # not two of them at a time
                 state.best_weights = state.copy_weights()
