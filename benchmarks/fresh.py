@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.parts import machine, run_parts, stored
 from benchmarks.rows import has
-from benchmarks.search import LIMITS, MINILM, NUM_ROWS, SETS, SPACE, rows_of
+from benchmarks.search import MINILM, NUM_ROWS, OURS, SETS, SPACE, rows_of
 
 RESULTS = Path(__file__).parent / "results" / "fresh"
 SCRATCH = Path(tempfile.gettempdir()) / "autoglm-fresh"
@@ -42,8 +42,7 @@ SETTINGS = {
     "evaluate.metric": "accuracy",
     "search.space": SPACE,
     "training.precision": "auto",
-    "search.cpu_budget": "205s",
-    **LIMITS,
+    **OURS,
 }
 
 

@@ -4,12 +4,11 @@
 [--threads 2] [--json]`: 1,980 training and 220 validation rows per data set and seed, one space,
 both pick by validation accuracy, both from cold. Ours is a project of its own and its study, until
 that ends by itself: CPU-seconds of both processes from the moment that the worker has loaded its
-libraries, as the peer's are counted inside its trials; its layers stop to learn as epochs go on
-(`training.freezing: progressive`). The peer's full runs take hours, so
-`--peer-runs` makes them once (benchmarks.search_peer); FOLDER may hold others
-(`peer_search_SET_MODE[_SEED].json`). Each run trains three recorded trials of each again, and the
-recorded seconds count at the pace of these. Judged are the medians over the parts, and the picked
-models' test accuracy, paired.
+libraries, as the peer's are counted inside its trials; its bound is `search.full_trainings`, so it
+tries the same points on any machine. The peer's full runs take hours, so `--peer-runs` makes them
+once (benchmarks.search_peer); FOLDER may hold others (`peer_search_SET_MODE[_SEED].json`). Each run
+trains three recorded trials of each again, and the recorded seconds count at the pace of these.
+Judged are the medians over the parts, and the picked models' test accuracy, paired.
 
 `--full`: all trials fine-tune all layers, on both sides; results in `full/` of the others'.
 
@@ -46,13 +45,11 @@ SPACE = (
 )
 # How our side searches; everything else is the product's default.
 LIMITS = {"search.trials": "24", "search.budget": "4h"}
-OURS = {**LIMITS, "search.cpu_budget": "260s", "training.freezing": "progressive"}
+OURS = {**LIMITS, "search.full_trainings": "1.6"}
 TARGETS = {"plain": 15.0, "best": 6.0}
 FULL_SPACE = SPACE.replace("[0, 1, 2, 6]", "[6]")
 FULL_TARGETS = {"plain": 4.0, "best": 2.0}
-FULL_OURS = {
-    "search.space": FULL_SPACE, "search.cpu_budget": "700s", "training.freezing": "none",
-}  # fmt: skip
+FULL_OURS = {"search.space": FULL_SPACE, "search.full_trainings": "4"}
 MEAN_TEST, LOW_TEST = -0.005, -0.01
 QUICK_TARGETS = {"plain": 5.0, "best": 2.5}
 QUICK_ROWS, QUICK_VALIDATION = 800, 80

@@ -32,7 +32,6 @@ def measure(rows: list[dict[str, str]], num_workers: int, trials: int) -> dict[s
         "search.sampler": "random",
         "search.trials": str(trials),
     }
-    said.pop("search.cpu_budget", None)
     with _app(rows, said) as (app, spec, _place):
         settings = from_snapshot(spec.config)
         open_trainers(spec, app, settings)  # returns when rows and weights are there

@@ -49,12 +49,15 @@ def test_the_first_point_is_the_projects_own_with_numbers_moved_into_the_space()
     assert points({"lr": {"uniform": [1e-3, 1e-2]}}, {LR: 2e-4}) == ({LR: 1e-3}, [])
 
 
-def test_the_second_point_reaches_furthest_at_a_smaller_rate_the_third_at_the_own_one() -> None:
+def test_the_second_point_reaches_furthest_at_a_smaller_rate_the_third_is_half_as_long() -> None:
     first, reaches = points(SPACE, OWN)
-    furthest = {**first, LAYERS: 6}
-    assert reaches == [{**furthest, LR: pytest.approx(2e-4 / math.sqrt(3))}, furthest]
+    slower = pytest.approx(2e-4 / math.sqrt(3))
+    assert reaches == [{**first, LAYERS: 6, LR: slower}, {**first, LAYERS: 6, EPOCHS: 2}]
+    assert points({k: v for k, v in SPACE.items() if k != "epochs"}, OWN)[1] == [
+        {LAYERS: 6, LR: slower}, {LAYERS: 6, LR: 2e-4},
+    ]  # fmt: skip
     assert points(SPACE, {**OWN, LAYERS: 6})[1] == []  # nothing reaches further
-    _first, (reach, _own_rate) = points({**SPACE, "lr": {"uniform": [1.8e-4, 1e-3]}}, OWN)
+    _first, (reach, _short) = points({**SPACE, "lr": {"uniform": [1.8e-4, 1e-3]}}, OWN)
     assert reach[LR] == 1.8e-4
     (reach,) = points({"trainable_layers": SPACE["trainable_layers"]}, OWN)[1]
     assert reach == {LAYERS: 6}
