@@ -7,6 +7,7 @@ ends and which one that begins with what is cheap would not reach.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -50,24 +51,27 @@ def next_affordable(
     """The cheapest of `asked` that leaves room for the kept ones, then those; None when none fits.
 
     `seconds_left` of wall time; of `others`, those `at_work` are still to be paid for. Before
-    any value is there, the cheapest is taken whatever it costs.
+    any value is there, nobody knows how fast trials are: the cheapest is taken whatever time it
+    takes, and whatever it costs where none leaves room.
     """
     cheapest_first = sorted(asked, key=lambda each: (each.cost, each.number))
-    if not cheapest_first or not any(each.state == "complete" for each in others):
-        return cheapest_first[0] if cheapest_first else None
-    _which, most = tighter_budget(
-        others, config, seconds_left=seconds_left, at_work=at_work, asked=asked
-    )
+    most = math.inf
+    if has_value := any(each.state == "complete" for each in others):
+        _which, most = tighter_budget(
+            others, config, seconds_left=seconds_left, at_work=at_work, asked=asked
+        )
+    elif config.full_trainings is not None:
+        most = _trainings_left(config.full_trainings, [*others, *asked], at_work)
     kept: list[Standing] = []
     for each in asked:
         if each.has_room and sum(k.cost for k in kept) + each.cost <= most:
             kept.append(each)
-    others_fit = (
+    fitting = (
         each
         for each in cheapest_first
         if each.cost + sum(k.cost for k in kept if k is not each) <= most
     )
-    return next(others_fit, None)
+    return next(fitting, None if has_value or not cheapest_first else cheapest_first[0])
 
 
 def tighter_budget(
@@ -94,7 +98,14 @@ def tighter_budget(
         begun = sum(each.cost for each in at_work) if name == "cpu_budget" else 0.0
         pays_for[name] = rest / factor - begun
     if config.full_trainings is not None:
-        begun = sum(each.cost - each.spent for each in at_work)
-        pays_for["full_trainings"] = left_of(config.full_trainings, [*others, *asked]) - begun
+        known = [*others, *asked]
+        pays_for["full_trainings"] = _trainings_left(config.full_trainings, known, at_work)
     which = min(pays_for, key=lambda name: pays_for[name])
     return which, pays_for[which]
+
+
+def _trainings_left(
+    num: float, standings: Sequence[Standing], at_work: Sequence[Standing]
+) -> float:
+    """Expected cost that is left of so many trainings, less what is being spent."""
+    return left_of(num, standings) - sum(each.cost - each.spent for each in at_work)
