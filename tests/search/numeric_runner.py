@@ -49,8 +49,10 @@ class NumericRunner:
 
     def cost(self, chain: StageChain) -> Cost:
         left = [s for s in chain.stages if not (self.folder / s.key).exists()]
-        steps = sum(s.num_steps for s in left)
-        return Cost(cpu_seconds=steps * self._price(chain.params), disk_bytes=0, num_steps=steps)
+        steps, price = sum(s.num_steps for s in left), self._price(chain.params)
+        return Cost(
+            cpu_seconds=steps * price, disk_bytes=0, num_steps=steps, whole=chain.num_steps * price
+        )
 
     def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
         assert to_step in chain.boundaries

@@ -8,11 +8,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from autoglm.clock import SteeredClock
+from autoglm.contracts.stage_chain import Progress
+from autoglm.contracts.trial import StudyResult
+from autoglm.errors import TrainingError
+from autoglm.plugins import registry
 from autoglm.search.affordable import next_affordable
 from autoglm.search.config import SearchConfig
+from autoglm.search.constraints import read_constraints
+from autoglm.search.costs import Trainings
 from autoglm.search.first_points import first_points, nearest
 from autoglm.search.space import read_space
 from autoglm.search.standing import Standing
@@ -51,6 +58,8 @@ def test_the_first_point_is_the_projects_own_with_numbers_moved_into_the_space()
 
 def test_the_second_point_reaches_furthest_at_a_smaller_rate_the_third_is_half_as_long() -> None:
     first, reaches = points(SPACE, OWN)
+    words = {**SPACE, "epochs": {"choice": ["few", "many"]}}
+    assert [EPOCHS in reach for reach in points(words, OWN)[1]] == [False, False]
     slower = pytest.approx(2e-4 / math.sqrt(3))
     assert reaches == [{**first, LAYERS: 6, LR: slower}, {**first, LAYERS: 6, EPOCHS: 2}]
     assert points({k: v for k, v in SPACE.items() if k != "epochs"}, OWN)[1] == [
@@ -77,15 +86,15 @@ def test_room_is_kept_for_all_that_reach_furthest_while_they_can_be_paid_for() -
     begun: dict[float, int | None] = {}
     for budget in (5.0, 9.0, 14.0, 18.0, 23.0):
         config = SearchConfig(cpu_budget=timedelta(seconds=1 + budget))
-        found = next_affordable(asked, [done], config, seconds_left=99.0)
+        found = next_affordable(asked, [done], config, Trainings(), seconds_left=99.0)
         begun[budget] = None if found is None else found.number
     assert begun == {5.0: 3, 9.0: 1, 14.0: 3, 18.0: 1, 23.0: 3}
 
     # Before the first value time says nothing; expected costs say it from the start.
     first: dict[float, int] = {}
     for num in (0.3, 1.0, 2.0, 2.5):
-        config = SearchConfig(full_trainings=num, cpu_budget=timedelta(seconds=1))
-        found = next_affordable(asked, [], config, seconds_left=1.0)
+        config, bound = SearchConfig(cpu_budget=timedelta(seconds=1)), Trainings(num=num, unit=9.0)
+        found = next_affordable(asked, [], config, bound, seconds_left=1.0)
         assert found is not None
         first[num] = found.number
     assert first == {0.3: 3, 1.0: 1, 2.0: 1, 2.5: 3}
@@ -140,33 +149,88 @@ def test_no_trial_is_begun_that_the_budget_does_not_pay_for(
     assert result.stopped_by == "cpu_budget"
 
 
-@pytest.mark.parametrize("num", [0.5, 1.0, 2.5])
+def in_trainings(log: EventLog, folder: Path, num: float, **more: Any) -> StudyResult:
+    """A study of trials of 1, 2 and 9 epochs, bounded by `num` trainings of 9."""
+    price, space = more.pop("price", 1.0), more.pop("space", LONG)
+    return run(
+        log, NumericRunner(folder, price=price), name=folder.name, space=space, trials=50,
+        full_trainings=num, warm_start=False, **{"defaults": SHORT, **more},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("num", [0.5, 1.0, 2.5, 6.0])
 def test_a_budget_in_trainings_tries_the_same_points_on_any_machine(
     log: EventLog, tmp_path: Path, num: float
 ) -> None:
-    def study(name: str, price: float) -> Any:
-        runner = NumericRunner(tmp_path / name, price=price)
-        return run(
-            log, runner, name=name, trials=50, space=LONG, defaults=SHORT, warm_start=False,
-            full_trainings=num,
-        )  # fmt: skip
-
-    quick, slow = study("quick", 1.0), study("slow", 30.0)
-    assert [t.params for t in quick.trials] == [t.params for t in slow.trials]
-    assert quick.stopped_by == slow.stopped_by == "full_trainings"
-    assert quick.cpu_seconds <= num * 9 * STEPS  # 9 epochs are a full training
-    assert slow.cpu_seconds == 30 * quick.cpu_seconds
-    longest = max(trial.params[EPOCHS] for trial in quick.trials)
+    usual = in_trainings(log, tmp_path / "usual", num)
+    for price in (0.3, 1.1, 30.0):
+        other = in_trainings(log, tmp_path / f"at{price}", num, price=price)
+        assert [t.params for t in other.trials] == [t.params for t in usual.trials]
+        assert other.stopped_by == usual.stopped_by == "full_trainings"
+    assert usual.cpu_seconds <= num * 9 * STEPS  # 9 epochs are a full training
+    longest = max(trial.params[EPOCHS] for trial in usual.trials)
     assert (longest == 9) == (num >= 1)  # room is kept for it where it can be paid for
 
 
-def test_a_budget_in_trainings_is_one_of_the_dearest_where_none_reaches_further(
-    log: EventLog, runner: NumericRunner
+def test_what_is_stored_costs_nothing_but_a_full_training_is_still_a_whole_one(
+    log: EventLog, tmp_path: Path
+) -> None:
+    stages = tmp_path / "stages"
+    runner = NumericRunner(stages)
+    said = {"space": LONG, "defaults": SHORT, "trials": 50, "full_trainings": 1.2}
+    first = run(log, runner, name="first", warm_start=False, **said)
+    again = run(log, runner, name="again", warm_start=False, **said)
+    assert again.stopped_by == "full_trainings"
+    stored = {str(t.params) for t in first.trials}
+    paid = [t for t in again.trials if str(t.params) not in stored]
+    assert 0 < sum(t.cpu_seconds for t in paid) <= 1.2 * 9 * STEPS
+
+
+def test_a_full_training_is_the_projects_own_where_nothing_reaches_further_or_may(
+    log: EventLog, tmp_path: Path
 ) -> None:
     space = {"lr": {"uniform": [0.0, 1.0]}, "dropout": {"choice": [0.0, 0.5]}}
-    result = run(log, runner, trials=50, space=space, full_trainings=3)
-    assert result.stopped_by == "full_trainings"
-    assert 2 * 1.5 < result.cpu_seconds / (9 * STEPS) <= 3 * 1.5  # dropout has its price here
+    own = {LR: 0.4, "training.dropout": 0.5}
+    alike = in_trainings(log, tmp_path / "alike", 3, space=space, defaults=own)
+    assert 2 * 1.5 < alike.cpu_seconds / (9 * STEPS) <= 3 * 1.5  # dropout has its price here
+    keys = [LR, EPOCHS]
+    refused = in_trainings(
+        log, tmp_path / "refused", 4,
+        constraints=read_constraints(["training.epochs <= 2"], keys),
+    )  # fmt: skip
+    assert 3 * STEPS <= refused.cpu_seconds <= 4 * STEPS  # the project's own has one epoch
+    assert refused.stopped_by == "full_trainings"
+
+
+def test_a_part_that_asks_point_by_point_has_the_same_full_training(
+    log: EventLog, tmp_path: Path
+) -> None:
+    with registry.registering_from("tests"):
+        registry.register("sampler", "own", optuna.samplers.RandomSampler)
+        found = in_trainings(log, tmp_path / "own", 2.0, sampler="own")
+    assert 9 * STEPS < found.cpu_seconds <= 18 * STEPS
+
+
+def test_of_several_workers_none_begins_what_a_budget_in_trainings_does_not_pay_for(
+    log: EventLog, tmp_path: Path
+) -> None:
+    runners = [NumericRunner(tmp_path / "one") for _ in range(3)]
+    found = run(log, *runners, trials=50, full_trainings=1)
+    assert (len(found.trials), found.stopped_by) == (1, "full_trainings")
+
+
+def test_trials_that_fail_have_spent_of_a_budget_in_trainings(
+    log: EventLog, tmp_path: Path
+) -> None:
+    class Failing(NumericRunner):
+        def advance(self, *asked: Any, **more: Any) -> Progress:
+            if self.advanced:
+                raise TrainingError("it diverged", code="training.diverged", next_step="Lower lr.")
+            return super().advance(*asked, **more)
+
+    found = run(log, Failing(tmp_path / "one"), trials=50, full_trainings=4)
+    assert [t.state for t in found.trials] == ["complete", "failed", "failed", "failed"]
+    assert found.stopped_by == "full_trainings"
 
 
 def test_trials_that_pause_spend_of_a_budget_in_trainings_what_they_have_come_to(

@@ -38,7 +38,7 @@ class Table:
         return StageChain(project="p", params=params, stages=(stage,))
 
     def cost(self, chain: StageChain) -> Any:
-        return Cost(cpu_seconds=0.0, disk_bytes=0, num_steps=1)
+        return Cost(cpu_seconds=0.0, disk_bytes=0, num_steps=1, whole=0.0)
 
     def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
         return Progress(

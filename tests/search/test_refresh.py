@@ -225,3 +225,20 @@ def test_a_point_beside_the_space_takes_the_place_of_none_in_it(
     plain = [trial.params for trial in found.trials if FREEZING not in trial.params]
     assert sorted(params["training.lr"] for params in plain) == [0.1, 0.3, 0.5]
     assert len(found.trials) == 4
+
+
+def test_what_answers_for_an_earlier_study_is_not_paid_from_a_budget_in_trainings(
+    log: EventLog, tmp_path: Path
+) -> None:
+    """Enough or not, it is told from the study's own trials: one that is not enough is followed by
+    a whole study, one that is enough is the answer, and no whole study for the next to look at.
+    """
+    said: dict[str, Any] = {"trials": 12, "space": SPACE, "full_trainings": 1.0}
+    run(log, runner(tmp_path / "1"), **said)
+    refresh = asked_again(log)
+    enough = run(log, runner(tmp_path / "2"), name="run-2", refresh_by=refresh, **said)
+    assert (len(enough.trials), enough.stopped_by) == (1, "refresh")
+    higher = replace(refresh, enough=2.0)
+    found = run(log, runner(tmp_path / "3"), name="run-3", refresh_by=higher, **said)
+    assert len(found.trials) == 2
+    assert found.stopped_by == "full_trainings"

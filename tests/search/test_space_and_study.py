@@ -84,7 +84,7 @@ class Curve:
         return StageChain(project="p", params=params, stages=(stage,))
 
     def cost(self, chain: StageChain) -> Cost:
-        return Cost(cpu_seconds=1, disk_bytes=1, num_steps=3)
+        return Cost(cpu_seconds=1, disk_bytes=1, num_steps=3, whole=1)
 
     def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
         if self.fail:

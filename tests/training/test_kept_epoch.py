@@ -64,15 +64,38 @@ def test_the_last_epoch_that_has_a_score_is_kept_where_the_last_is_wanted() -> N
     assert kept([0.9, 0.8, NAN], "last") == (1, 0.8)
 
 
-def test_auto_is_the_best_where_training_ends_before_its_schedule_or_no_answer_is_wrong() -> None:
+def test_auto_is_the_best_where_training_ends_before_its_schedule() -> None:
     assert kept([0.1, 0.90, 0.89, 0.88], "auto", early_stopping=2) == (1, 0.9)
     assert kept([0.1, 0.90, 0.89, 0.88], "last", early_stopping=2) == (3, 0.88)
 
-    class Number(Told):
-        counts_answers = False
 
-    trained = toy.train(task=Number([0.1, 0.90, 0.89]), epochs=2)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_auto_is_the_best_where_the_metric_is_no_share_of_right_answers(sign: int) -> None:
+    class Own(Told):
+        def scores(self, outputs: Any, batch: Any) -> dict[str, float]:
+            return {"gain": sign * super().scores(outputs, batch)["accuracy"]}
+
+    scores = [0.1, 0.90, 0.89] if sign > 0 else [0.9, 0.10, 0.11]
+    trained = toy.train(task=Own(scores), metric="gain", epochs=2)
     assert trained.best_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "wanted"),
+    [
+        ([0.90, 0.89, 0.88], 0),  # as long as no epoch is as good as stable
+        ([0.90, 0.90, 0.88], 2),
+        ([0.90, 0.85, 0.92, 0.91], 3),
+    ],
+)
+def test_the_version_that_training_started_from_gives_way_to_nothing_worse(
+    scores: Sequence[float], wanted: int
+) -> None:
+    start = toy.model(3)
+    start.known_outputs = [0, 1, 2]
+    assert kept(scores, "auto", start=start)[0] == wanted
+    start.known_outputs = []
+    assert kept(scores, "auto", start=start)[0] == len(scores) - 1
 
 
 def test_few_rows_are_more_patient_than_many() -> None:

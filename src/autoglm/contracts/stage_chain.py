@@ -47,17 +47,20 @@ class StageChain:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """Expected cost of what is not stored yet; `why` says what it is made of and what is reused."""
+    """Expected cost of what is not stored yet; `why` says what it is made of and what is reused.
+    `whole` are CPU-seconds as if nothing were stored.
+    """
 
     cpu_seconds: float
     disk_bytes: int
     num_steps: int
+    whole: float
     why: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Where a chain stands after `advance`. `metrics` are of the validation rows and the best epoch
+    """Where a chain stands after `advance`. `metrics` are of the validation rows and the kept epoch
     so far; `cpu_seconds` is what all its steps cost, whoever made them. `saved` is what this call
     did not pay, by lever: `stage_tree` is a part of `cpu_seconds`, steps that had been made before;
     the others (`cache`, `packing`, `early_stop`) come on top. `is_stopped`: training ended itself,

@@ -31,7 +31,7 @@ class SearchConfig:
         Annotated[float, Gt(0)] | None,
         live(
             "Compute that ends the study, in trainings with the most layers and epochs of the space"
-            " (docs/search.md): on any machine, for any number of rows, the same trials."
+            " (docs/search.md): grows with the rows, not with the machine."
         ),
     ] = None
     trials: Annotated[int, Ge(1), live("Upper bound of trials.")] = 24

@@ -40,7 +40,9 @@ def first_points(
         return first, [reach]
     smaller = min(first[LR] * math.sqrt(layers / most_layers), first[LR])
     slower = {**reach, LR: nearest(at[LR], smaller)}
-    short = {**reach, EPOCHS: nearest(at[EPOCHS], reach[EPOCHS] / 2)} if EPOCHS in at else reach
+    short = dict(reach)
+    if EPOCHS in at and EPOCHS in reach:
+        short[EPOCHS] = nearest(at[EPOCHS], reach[EPOCHS] / 2)
     return first, [slower, short] if slower[LR] != short[LR] else [slower]
 
 

@@ -44,6 +44,7 @@ class Folds:
             cpu_seconds=sum(cost.cpu_seconds for cost in costs),
             disk_bytes=sum(cost.disk_bytes for cost in costs),
             num_steps=sum(cost.num_steps for cost in costs),
+            whole=sum(cost.whole for cost in costs),
             why=(f"{self._num} folds, each:", *costs[0].why),
         )
 

@@ -146,6 +146,14 @@ class Proposals:
                 told = {key: told_of[key](value) for key, value in point.items()}
                 study.enqueue_trial(told, attrs)
 
+    def first_values(self) -> list[dict[str, Any]]:
+        """The values of the project's own point, and of those that reach furthest as far as the
+        constraints allow them.
+        """
+        own, reaches = first_points(self.dimensions, self.own)
+        values = [{**self.fixed, **point} for point in (own, *reaches)]
+        return [each for each in values if each is values[0] or self.allows(each)]
+
     def num_points(self) -> int | None:
         """How many different trials there can be; None when they are too many to count.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 # What the journal keeps of a trial beside what Optuna keeps.
 PARAMS, COST, CURVE, PROMOTED, KEEPS = "params", "cost", "curve", "promoted", "keeps"
 HAS_ROOM, WHY = "has_room", "why"
-# Trials that are asked at once, before any is trained.
-NUM_FIRST = 6
 # What came of a trial, in one entry: each is written, read and applied on its own.
 FACTS = "facts"
 
@@ -53,7 +50,9 @@ class Standing:
 
     @property
     def spent(self) -> float:
-        """Of `cost`, what it has come to."""
+        """Of `cost`, what it has come to. Nobody knows how far one came that failed."""
+        if self.state == "failed":
+            return self.cost
         return self.cost * self.reached / self.num_stages if self.reached else 0.0
 
     @property
@@ -95,21 +94,6 @@ def standing_of(trial: FrozenTrial, sign: int) -> Standing | None:
         keeps=bool(attrs.get(KEEPS, True)),
         has_room=bool(attrs.get(HAS_ROOM, False)),
     )
-
-
-def left_of(full_trainings: float, standings: Sequence[Standing]) -> float:
-    """Expected CPU-seconds that are left of so many trainings of the trial that reaches furthest;
-    of the dearest among the first, where none reaches further than the project's own values.
-
-    Nothing measured is in it but the ratios of expected costs: a study that is killed, or that
-    runs on a slower machine, tries the same points.
-    """
-    furthest = [each.cost for each in standings if each.has_room]
-    first = [each.cost for each in standings if each.number < NUM_FIRST]
-    unit = max(furthest or first, default=0.0)
-    if not unit:
-        return math.inf  # nobody can say what a trial costs, or all is stored
-    return full_trainings * unit - sum(each.spent for each in standings)
 
 
 def winner_of(measured: Sequence[Standing]) -> Standing | None:

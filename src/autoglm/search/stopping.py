@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from autoglm.clock import Clock
 from autoglm.search.config import SearchConfig
-from autoglm.search.standing import Standing, left_of
+from autoglm.search.costs import Trainings
+from autoglm.search.standing import Standing
 
 # The expected gain of fewer values is a guess.
 MIN_VALUES = 8
@@ -67,7 +68,10 @@ def expected_gain(scores: Sequence[float]) -> float:
 
 
 def reason_to_stop(
-    config: SearchConfig, standings: Sequence[Standing], stop: CancelOrDeadline
+    config: SearchConfig,
+    trainings: Trainings,
+    standings: Sequence[Standing],
+    stop: CancelOrDeadline,
 ) -> str:
     """The bound that is reached, `""` when none is. (How many trials there may be is asked when
     the next one is wanted.)
@@ -77,7 +81,7 @@ def reason_to_stop(
     spent = sum(each.cpu_seconds for each in standings)
     if config.cpu_budget is not None and spent >= config.cpu_budget.total_seconds():
         return "cpu_budget"
-    if config.full_trainings is not None and left_of(config.full_trainings, standings) <= 0.0:
+    if trainings.left(standings) <= 0.0:
         return "full_trainings"
     # Paused trials count with what they have come to.
     sound = [each for each in standings if each.state != "failed"]

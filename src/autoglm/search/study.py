@@ -1,6 +1,6 @@
 """The loop of a study: ask, train from rung to rung, tell, until a bound is reached.
 
-open the journal; the project's own values and earlier studies' best points are the first trials
+open the journal; the project's own values and earlier studies' best points are asked first
 trials before the sampler has learnt anything are asked at once and run cheapest first
 what an earlier study answered about nearly the same rows is tried before them (search.refresh)
 while trials are left and no bound is reached:
@@ -36,11 +36,12 @@ from autoglm.errors import (
 from autoglm.evaluation.roles import Role
 from autoglm.observability.logging import get_logger
 from autoglm.plugins.kinds import TrialRunner
-from autoglm.search.affordable import MOST_TOO_DEAR, expected, next_affordable, tighter_budget
+from autoglm.search.affordable import MOST_TOO_DEAR, next_affordable, tighter_budget
 from autoglm.search.bounds import keeps, said_of
 from autoglm.search.branching import BRANCH_OF, Branches
 from autoglm.search.config import SearchConfig
 from autoglm.search.constraints import Constraint
+from autoglm.search.costs import expected, trainings_of
 from autoglm.search.crew import AtWork, Crew
 from autoglm.search.folds import over_folds
 from autoglm.search.opening import Asked, num_points, open_study, refresh_in, values_beside
@@ -165,6 +166,7 @@ class Study:
             refresh=self._refresh,
         )  # fmt: skip
         self._refresh = refresh_in(self._study)
+        self._trainings = trainings_of(self._config, self._study, self._proposals, self._crew.next)
 
     def _work(self, stop: CancelOrDeadline, most_points: int | None) -> str:
         """Train until there is nothing more to do; says what ended it."""
@@ -189,7 +191,8 @@ class Study:
             standings = self._standings()
             # The first value is waited for, however long it takes: without one there is no result.
             stop.is_armed = any(each.state == "complete" for each in standings)
-            reason = reason_to_stop(self._config, standings, stop) or self._answered(standings)
+            reason = self._answered(standings)
+            reason = reason or reason_to_stop(self._config, self._trainings, standings, stop)
             if stop.is_cancelled:
                 raise CancelledError("the search was stopped.", next_step="It can be resumed.")
             is_hopeless = all_failed(standings)
@@ -212,9 +215,7 @@ class Study:
         return self._refresh is not None and self._refresh.has(each)
 
     def _settle(self, stop: CancelOrDeadline) -> None:
-        """Record what is being trained; who dies as well is trained again later. (An ask that
-        broke off is written with it: half of a trial, asked for the rest when the study goes on.)
-        """
+        """Record what is being trained; who dies as well, or is half asked, comes again later."""
         while self._at_work:
             with contextlib.suppress(TrainingError):
                 self._finish(stop)
@@ -264,7 +265,7 @@ class Study:
         if self._scheduler.pauses:  # what it has come to when the budget ends is not lost
             return min(asked, key=lambda each: (each.cost, each.number), default=None)
         return next_affordable(
-            asked, others, self._config, seconds_left=stop.seconds_left,
+            asked, others, self._config, self._trainings, seconds_left=stop.seconds_left,
             at_work=[each.standing for each in self._at_work.values()],
         )  # fmt: skip
 
@@ -273,13 +274,11 @@ class Study:
         standings = self._standings()
         if not any(each.state == "asked" for each in standings):
             return ""
-        which, _left = tighter_budget(standings, self._config, seconds_left=stop.seconds_left)
-        return which
+        left = stop.seconds_left
+        return tighter_budget(standings, self._config, self._trainings, seconds_left=left)[0]
 
     def _ask(self, most: int) -> list[Standing]:
-        """The next trials: several at once before the sampler has learnt anything, with what they
-        will cost; else one. One commit.
-        """
+        """The next trials: several at once before the sampler has learnt anything. One commit."""
         standings = self._standings()
         num_asked = len(standings)
         num = self._samplers.num_startup - num_asked
@@ -437,8 +436,8 @@ class Study:
         self._tell("trial_failed", each, cause=str(error))
 
     def _over(self, each: Standing, values: Sequence[float] = (), *, state: str = "") -> None:
-        """Tell the sampler, and write it down. This is Optuna's `tell` without its copies of all
-        trials. A sampler that has seen every point stops Optuna's own loop, which is not running.
+        """Tell the sampler, and write it down: Optuna's `tell` without its copies of all trials. A
+        sampler that has seen every point stops Optuna's own loop, which is not running.
         """
         from optuna.trial import TrialState
 

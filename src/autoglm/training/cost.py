@@ -49,8 +49,6 @@ def cost_of(
     """`known` stages of the chain are stored; `frozen` layers do not learn, epoch by epoch."""
     left = len(chain.stages) - known
     steps = sum(stage.num_steps for stage in chain.stages[known:])
-    if not left:
-        return Cost(cpu_seconds=0.0, disk_bytes=0, num_steps=0, why=("it is stored",))
     training = chain.stages[-1].settings["training"]
     layers = [model.backbone] if is_own(model.backbone) else layers_of(model.backbone)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
@@ -61,12 +59,15 @@ def cost_of(
     train = sum(data.lengths[: data.num_train])
     every = sum(data.lengths)
     why = [f"{left} of {len(chain.stages)} stages of {chain.stages[-1].num_steps} steps"]
-    learning = [sum(sizes[num:]) for num in frozen[known:]] or [above] * left
-    flops = sum(learning) * (LEARNING * train + FORWARD * (every - train))
+    learning = [sum(sizes[num:]) for num in frozen] or [above] * len(chain.stages)
+    per_size = LEARNING * train + FORWARD * (every - train)
+    flops, whole = sum(learning[known:]) * per_size, sum(learning) * per_size
     if frozen:
         why.append(f"at the end {len(layers) - frozen[-1]} layers learn")
         stopped = [above - each for each in learning]
-        flops += FORWARD * every * (max(stopped) if cache.is_on else sum(stopped))
+        known_then = stopped[known:] or [0]
+        flops += FORWARD * every * (max(known_then) if cache.is_on else sum(known_then))
+        whole += FORWARD * every * (max(stopped) if cache.is_on else sum(stopped))
     if num_frozen:
         hidden = int(model.backbone.config.hidden_size)
         reason = "images are not kept" if data.are_images else ""
@@ -75,6 +76,7 @@ def cost_of(
         reason = reason or cache.why_too_large(every, hidden)
         if reason:
             flops += left * FORWARD * below * every
+            whole += len(chain.stages) * FORWARD * below * every
             why.append(f"{num_frozen} frozen layers in each epoch: {reason}")
         else:
             device = devices.choose(str(training["device"]))
@@ -82,12 +84,19 @@ def cost_of(
             keys = cache.remembered(devices.name_on(device.type, f"{cache_key}/parts"), made)
             is_known = cache.has(keys[num_frozen])
             flops += 0 if is_known else FORWARD * below * every
+            whole += FORWARD * below * every
             kept = "are kept" if is_known else "are encoded once"
             why.append(f"states behind {num_frozen} frozen layers {kept}")
     head = sum(p.numel() for p in model.classifier.parameters())
+    of_flop = seconds_per_flop / MATMUL_SHARE
+    if not left:
+        return Cost(
+            cpu_seconds=0.0, disk_bytes=0, num_steps=0, whole=whole * of_flop, why=("it is stored",)
+        )
     return Cost(
-        cpu_seconds=flops * seconds_per_flop / MATMUL_SHARE,
+        cpu_seconds=flops * of_flop,
         disk_bytes=4 * (above + head),
         num_steps=steps,
+        whole=whole * of_flop,
         why=tuple(why),
     )

@@ -94,7 +94,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """`metrics` are of the validation rows at the best epoch; `name` is that of the weights: the
+    """`metrics` are of the validation rows at the kept epoch; `name` is that of the weights: the
     layers below the boundary are the start's, those above are not.
     """
 

@@ -7,8 +7,9 @@ auto   the last one that is no more than a standard error worse than the best so
 Few rows validate, and of several epochs one is the best of them by luck; at the end of a schedule,
 where the rate is smallest, a model is as good as it gets, unless it fits the training rows too
 closely, which shows. A trial's own value is then no best of several either, so trials compare more
-fairly. `auto` is as `best` where rows are not answered rightly or wrongly (regression, whose score
-has another error), and with early stopping, which ends before the schedule does.
+fairly. `auto` is as `best` where the metric is no share of right answers, whose error would be
+another one, and with early stopping, which ends before the schedule does. The model version that
+training started from, which is no lucky one of several, is kept while no epoch is as good.
 Source: the one-standard-error rule, Breiman et al., "Classification and Regression Trees", 1984.
 """
 
@@ -18,30 +19,26 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from autoglm.evaluation.metrics import OF_LABEL, OF_LABELS, OF_TAGS
 from autoglm.evaluation.resampling import standard_error
 from autoglm.training.state import TrainingState
 
 Rank = tuple[float, float, float]
 
 
+SHARES = frozenset({*OF_LABEL, *OF_LABELS, *OF_TAGS})
+
+
 class KeptEpoch:
-    """`num_rows` validate; `counts_answers`: each is right or wrong; `knows`: training started from
-    a model version, which knows answers already.
-    """
+    """`num_rows` validate; `knows`: training started from a model version, which has answers."""
 
     def __init__(
-        self,
-        settings: Mapping[str, Any],
-        metric: str,
-        *,
-        num_rows: int,
-        counts_answers: bool,
-        knows: bool,
+        self, settings: Mapping[str, Any], metric: str, *, num_rows: int, knows: bool
     ) -> None:
         self._metric, self._num_rows, self._knows = metric, num_rows, knows
         rule = str(settings["keep"])
-        is_noisy = counts_answers and not settings["early_stopping"]
-        self._rule = rule if rule != "auto" or is_noisy else "best"
+        is_best = metric not in SHARES or settings["early_stopping"]
+        self._rule = "best" if rule == "auto" and is_best else rule
 
     def takes(self, state: TrainingState, *, epoch: int) -> bool:
         """Whether `state.metrics`, of this epoch, take the place of those kept. Writes down in
@@ -50,11 +47,14 @@ class KeptEpoch:
         now = rank(state.metrics, self._metric, has_learnt=epoch > 0 or not self._knows)
         if now[0] > state.best_score:
             state.best_score, state.improved_epoch = now[0], epoch
-        if self._rule == "best" or math.isinf(now[0]):
-            has_learnt = state.best_epoch > 0 or not self._knows
-            return now > rank(state.best_metrics, self._metric, has_learnt=has_learnt)
-        error = standard_error(state.best_score, self._num_rows) or 0.0
-        return self._rule == "last" or now[0] >= state.best_score - error
+        if self._rule == "last" and not math.isinf(now[0]):
+            return True
+        is_from_stable = self._knows and state.best_epoch == 0
+        error = standard_error(state.best_score, self._num_rows)
+        if self._rule == "auto" and not is_from_stable and error is not None:
+            return now[0] >= state.best_score - error
+        has_learnt = state.best_epoch > 0 or not self._knows
+        return now > rank(state.best_metrics, self._metric, has_learnt=has_learnt)
 
 
 def rank(metrics: Mapping[str, float], metric: str, *, has_learnt: bool) -> Rank:

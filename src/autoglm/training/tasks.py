@@ -21,11 +21,7 @@ from autoglm.training.data import IGNORED, Encoded, deviation_of
 
 
 class _Task(ABC):
-    """`truth` and `predict` give a label, labels, a number or tags per row (contracts.task), which
-    is right or wrong where the task `counts_answers`.
-    """
-
-    counts_answers = False
+    """`truth` and `predict` give a label, labels, a number or tags per row (contracts.task)."""
 
     @abstractmethod
     def truth(self, batch: Mapping[str, Tensor]) -> list[Any]: ...
@@ -46,8 +42,6 @@ class _Task(ABC):
 
 class _Labelled(_Task):
     """What tasks with labels are made of; `_weights` are set by `see`."""
-
-    counts_answers = True
 
     def __init__(self, label_names: Sequence[str], training: Mapping[str, Any]) -> None:
         self.label_names = tuple(label_names)
@@ -208,7 +202,7 @@ class CausalLM:
     those of all answers, one behind the other, and outputs stand at these places only.
     """
 
-    problem_type, is_per_token, counts_answers = "causal_lm", True, False
+    problem_type, is_per_token = "causal_lm", True
 
     def __init__(self, label_names: Sequence[str], training: Mapping[str, Any]) -> None:
         del label_names

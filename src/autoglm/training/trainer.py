@@ -103,10 +103,8 @@ class Trainer:
         self._data = data = data.on(self._device)
         self._task, self._checkpoints, self._cache = task, checkpoints, cache
         self._scorer = Scorer(task, [metric, *metrics], self._tell)
-        self._kept = KeptEpoch(
-            settings, metric, num_rows=len(data.validation),
-            counts_answers=task.counts_answers, knows=bool(start.known_outputs),
-        )  # fmt: skip
+        knows = bool(start.known_outputs)
+        self._kept = KeptEpoch(settings, metric, num_rows=len(data.validation), knows=knows)
         self._algorithms, self._callbacks, self._on_event = algorithms, callbacks, on_event
         devices.free_copies(sum(p.nbytes for p in start.parameters()))
         devices.free_unused(self._device)
