@@ -14,6 +14,7 @@ import pytest
 
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Cost, StageChain
+from autoglm.loop import run_to_candidate
 from autoglm.loop.app import App, ignore
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import draft_spec, trigger_event
@@ -165,3 +166,32 @@ def test_what_is_kept_of_a_study_alone_holds_no_secret(app: App) -> None:
     files = [*Path(draft.folder).iterdir()]
     assert [path.name for path in files] == [SPEC]
     assert "hush-hush" not in files[0].read_text()
+
+
+@pytest.mark.parametrize("says", [(), ("training.freezing != 'progressive'",)])
+def test_a_run_asks_its_constraints_about_the_refresh_and_tells_its_worker_how_many_points_it_has(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: tuple[str, ...]
+) -> None:
+    told: list[int] = []
+
+    class Worker(Runner):
+        def begin_study(self, *, num_alone: int) -> None:
+            told.append(num_alone)
+
+    monkeypatch.setattr(run_to_candidate, "probe_evaluators", lambda *_asked: None)
+    monkeypatch.setattr(App, "trainers", lambda *_asked, **_more: [])
+
+    def searched(name: str) -> Any:
+        worker, spec = Worker(tmp_path / name), drafted(app, name)
+        monkeypatch.setattr(run_to_candidate, "open_trainers", lambda *_asked: [worker])
+        bounds = {"constraints": list(says), "trials": 4}
+        spec = replace(spec, config={**spec.config, "search": {**spec.config["search"], **bounds}})
+        keep_spec(spec)
+        return run_to_candidate.search(spec, from_snapshot(spec.config), app)
+
+    searched("alone-1")
+    found = searched("alone-2")
+    assert found.stopped_by == "refresh"
+    is_freezing = FREEZING in found.best.params
+    assert is_freezing == (not says)
+    assert told == [0, 1 if says else 2]
