@@ -117,7 +117,7 @@ class Table:
     def cost(self, chain: Any) -> Any:
         from autoglm.contracts.stage_chain import Cost
 
-        return Cost(cpu_seconds=1.0, disk_bytes=0, num_steps=chain.num_steps)
+        return Cost(cpu_seconds=1.0, disk_bytes=0, num_steps=chain.num_steps, whole=1.0)
 
     def advance(self, chain: Any, to_step: int, *, cancel: threading.Event) -> Any:
         from autoglm.contracts.stage_chain import Progress

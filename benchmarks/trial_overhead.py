@@ -50,7 +50,12 @@ class DoNothing:
         return StageChain(project="p", params=params, stages=stages)
 
     def cost(self, chain: StageChain) -> Cost:
-        return Cost(cpu_seconds=chain.num_steps, disk_bytes=0, num_steps=chain.num_steps)
+        return Cost(
+            cpu_seconds=chain.num_steps,
+            disk_bytes=0,
+            num_steps=chain.num_steps,
+            whole=chain.num_steps,
+        )
 
     def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
         return Progress(
