@@ -5,9 +5,9 @@
 both pick by validation accuracy, both from cold. Ours is a project of its own and its study, until
 that ends by itself: CPU-seconds of both processes from the moment that the worker has loaded its
 libraries, as the peer's are counted inside its trials; its bound is `search.full_trainings`, so it
-tries the same points on any machine. The peer's full runs take hours, so `--peer-runs` makes them
-once (benchmarks.search_peer); FOLDER may hold others (`peer_search_SET_MODE[_SEED].json`). Each run
-trains three recorded trials of each again, and the recorded seconds count at the pace of these.
+begins the same first trials on any machine. The peer's full runs take hours, so `--peer-runs` makes
+them once (benchmarks.search_peer); FOLDER may hold others (`peer_search_SET_MODE[_SEED].json`).
+Each run trains three recorded trials of each again; the recorded seconds count at their pace.
 Judged are the medians over the parts, and the picked models' test accuracy, paired.
 
 `--full`: all trials fine-tune all layers, on both sides; results in `full/` of the others'.

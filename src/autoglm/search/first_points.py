@@ -36,12 +36,12 @@ def first_points(
         return first, []
     layers, most_layers = own.get(LAYERS), reach.get(LAYERS)
     at = {dimension.key: dimension for dimension in dimensions}
-    if LR not in first or LR not in at or not layers or not most_layers:
+    if LR not in first or not layers or not most_layers:
         return first, [reach]
     smaller = min(first[LR] * math.sqrt(layers / most_layers), first[LR])
     slower = {**reach, LR: nearest(at[LR], smaller)}
     short = dict(reach)
-    if EPOCHS in at and EPOCHS in reach:
+    if EPOCHS in reach:
         short[EPOCHS] = nearest(at[EPOCHS], reach[EPOCHS] / 2)
     return first, [slower, short] if slower[LR] != short[LR] else [slower]
 

@@ -24,8 +24,6 @@ from autoglm.evaluation.resampling import standard_error
 from autoglm.training.state import TrainingState
 
 Rank = tuple[float, float, float]
-
-
 SHARES = frozenset({*OF_LABEL, *OF_LABELS, *OF_TAGS})
 
 
@@ -53,8 +51,7 @@ class KeptEpoch:
         error = standard_error(state.best_score, self._num_rows)
         if self._rule == "auto" and not is_from_stable and error is not None:
             return now[0] >= state.best_score - error
-        has_learnt = state.best_epoch > 0 or not self._knows
-        return now > rank(state.best_metrics, self._metric, has_learnt=has_learnt)
+        return now > rank(state.best_metrics, self._metric, has_learnt=not is_from_stable)
 
 
 def rank(metrics: Mapping[str, float], metric: str, *, has_learnt: bool) -> Rank:
