@@ -41,7 +41,12 @@ def test_few_changed_rows_are_a_refresh_and_another_question_about_them_is_a_who
     second, said = run(project)
     assert (second["stopped_by"], second["num_trials"]) == ("refresh", 1)
     assert "2.0 % of the rows changed since study" in said
-    assert "from stable" in said
+    assert "from stable on what changed and 25% of the other rows" in said
+    assert second["best"]["params"]["training.rehearsal"] == 0.25
+    show = [sys.executable, "-m", "autoglm.cli", "search", "show", str(project), "--json"]
+    shown = json.loads(subprocess.run(show, capture_output=True, text=True, check=True).stdout)
+    why = shown["trials"][0]["why"]
+    assert why[0] == "1 of 1 stages of 2 steps", "42 rows in batches of 32; all 153 are 5 steps"
 
     change_rows(project, 5, 8)
     third, said = run(project, "--set", "training.lr=1e-3")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from autoglm.contracts.record import to_json
 from autoglm.evaluation.resampling import standard_error
-from autoglm.search.refresh import FREEZING, Refresh, refresh_of, said_of
+from autoglm.search.refresh import FREEZING, REHEARSAL, Refresh, refresh_of, said_of
 from autoglm.search.report import report_of
 from autoglm.search.space import read_space
 from autoglm.search.warm_start import hints
@@ -19,6 +21,7 @@ from search.numeric_runner import KEYS, NumericRunner
 from search.studies import run
 
 SPACE = {"lr": {"uniform": [0.0, 1.0]}, "epochs": {"choice": [1, 3, 9]}}
+PROGRESSIVE, QUARTER = {FREEZING: "progressive"}, {REHEARSAL: 0.25}
 LAYERED = {**SPACE, "trainable_layers": {"choice": [0, 2, 6]}}
 
 
@@ -44,7 +47,7 @@ def maybe(
     space: Any = SPACE,
     changed: float | None = 0.01,
     metric: str = "accuracy",
-    freezes: bool = False,
+    beside: Mapping[str, Any] | None = None,
 ) -> Refresh | None:
     return refresh_of(
         log,
@@ -56,7 +59,7 @@ def maybe(
         from_stable=lambda _study: stable,
         num_rows=220,
         margin=0.01,
-        freezes=lambda _params: freezes,
+        cheaper=lambda _start, _params: beside or {},
     )
 
 
@@ -100,6 +103,22 @@ def test_from_stable_the_fewest_layers_and_epochs_come_first(log: EventLog, tmp_
     assert more["training.trainable_layers"] == first.best.params["training.trainable_layers"]
     assert more["training.epochs"] == 1
     assert {point["training.lr"] for point in refresh.points} == {first.best.params["training.lr"]}
+
+
+def test_from_stable_a_quarter_of_the_rows_comes_first_and_all_of_them_behind(
+    log: EventLog, tmp_path: Path
+) -> None:
+    keys, space = [*KEYS, REHEARSAL], {"lr": SPACE["lr"]}
+    first = run(log, runner(tmp_path / "1"), trials=4, space=space, keys=keys)
+    refresh = asked_again(log, stable=True, space=space, beside=QUARTER)
+    assert refresh.points == (first.best.params, first.best.params)
+    higher = replace(refresh, enough=2.0)
+    said: dict[str, Any] = {"trials": 6, "space": space, "keys": keys}
+    found = run(log, runner(tmp_path / "2"), name="run-2", refresh_by=higher, **said)
+    assert [trial.params.get(REHEARSAL) for trial in found.trials[:3]] == [0.25, None, None]
+    assert "on what changed and 25% of the other rows" in said_of(to_json(refresh))
+    layered = asked_again(log, stable=True, space=space, beside={})
+    assert (len(layered.points), layered.beside) == (1, ())
 
 
 def test_a_point_beyond_the_first_is_trained_only_where_a_share_of_the_study_pays_for_it(
@@ -180,14 +199,14 @@ def test_enough_is_a_standard_error_below_a_share_and_the_margin_below_what_is_n
 def test_from_the_backbone_layers_stop_to_learn_first(log: EventLog, tmp_path: Path) -> None:
     """The point as it was comes behind, and is trained where the first is not enough."""
     first = run(log, runner(tmp_path / "1"), trials=12, space=SPACE)
-    refresh = asked_again(log, freezes=True)
+    refresh = asked_again(log, beside=PROGRESSIVE)
     assert refresh.points == (first.best.params, first.best.params)
-    assert refresh.beside == ({FREEZING: "progressive"}, {})
+    assert refresh.beside == (PROGRESSIVE, {})
     said: dict[str, Any] = {"trials": 12, "space": SPACE}
     found = run(log, runner(tmp_path / "2"), name="run-2", refresh_by=refresh, **said)
     assert (found.stopped_by, len(found.trials)) == ("refresh", 1)
     assert found.best.params == {**first.best.params, FREEZING: "progressive"}
-    assert asked_again(log, freezes=True).of == "run-1", "what a refresh found gives no hints"
+    assert asked_again(log, beside=PROGRESSIVE).of == "run-1", "what a refresh found gives no hints"
 
     higher = replace(refresh, enough=2.0)
     whole = run(log, runner(tmp_path / "3"), name="run-3", refresh_by=higher, **said)
@@ -200,17 +219,17 @@ def test_what_won_beside_the_space_is_tried_again_with_what_it_had(
 ) -> None:
     """Of a study that went on behind its refresh."""
     run(log, runner(tmp_path / "1"), trials=4, space=SPACE)
-    higher = replace(asked_again(log, freezes=True), enough=2.0)
+    higher = replace(asked_again(log, beside=PROGRESSIVE), enough=2.0)
     said: dict[str, Any] = {"trials": 4, "space": SPACE}
     run(log, runner(tmp_path / "2"), name="run-2", refresh_by=higher, **said)
     again = refresh_of(
         log, "run-3", read_space(SPACE, [*KEYS, FREEZING]), metric="accuracy", maximize=True,
         changed_since=lambda study: 0.01 if study == "run-2" else None,
         from_stable=lambda _study: False, num_rows=220, margin=0.01,
-        freezes=lambda params: FREEZING not in params,
+        cheaper=lambda _start, params: {} if FREEZING in params else PROGRESSIVE,
     )  # fmt: skip
     assert again is not None
-    assert again.beside == ({FREEZING: "progressive"}, {})
+    assert again.beside == (PROGRESSIVE, {})
 
 
 def test_a_point_beside_the_space_takes_the_place_of_none_in_it(
@@ -218,7 +237,7 @@ def test_a_point_beside_the_space_takes_the_place_of_none_in_it(
 ) -> None:
     space = {"lr": {"choice": [0.1, 0.3, 0.5]}}
     run(log, runner(tmp_path / "1"), trials=9, space=space)
-    higher = replace(asked_again(log, space=space, freezes=True), enough=2.0)
+    higher = replace(asked_again(log, space=space, beside=PROGRESSIVE), enough=2.0)
     said: dict[str, Any] = {"trials": 9, "space": space}
     found = run(log, runner(tmp_path / "2"), name="run-2", refresh_by=higher, **said)
     assert found.stopped_by == "space"

@@ -171,7 +171,7 @@ class Progress:
             "refresh",
             f"{100 * event['changed']:.1f} % of the rows changed since study {event['of']}: its"
             f" best point is tried first, from {event['start']}"
-            + (", with layers that stop to learn" if event.get("freezing") else "")
+            + event.get("how", "")
             + f"; {number(event['enough'], 4)} is"
             f" enough (it had {number(event['value'], 4)})",
         )

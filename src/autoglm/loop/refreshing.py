@@ -42,7 +42,7 @@ def find_refresh(
 
     With several objectives a study looks for more than one point, so it is always a whole one.
     """
-    from autoglm.search.refresh import refresh_of
+    from autoglm.search.refresh import refresh_of, told_of
 
     search = settings.search
     if not search.refresh or not search.warm_start or search.objectives:
@@ -77,7 +77,7 @@ def find_refresh(
         from_stable=from_stable,
         num_rows=int(spec.dataset.split_rows.get("validation", 0)),
         margin=settings.evaluate.margin,
-        freezes=partial(_freezes, settings, pruned, runner, allows),
+        cheaper=partial(_cheaper, settings, pruned, runner, allows),
     )
     if found is not None:
         app.on_event(
@@ -89,36 +89,42 @@ def find_refresh(
                 "value": found.value,
                 "enough": found.enough,
                 "trials": len(found.points),
-                "freezing": bool(found.num_outside),
+                "how": told_of(found.beside),
             }
         )
     return found
 
 
-def _freezes(
+def _cheaper(
     settings: Settings,
     pruned: Pruned,
     runner: Any,
     allows: Callable[[Mapping[str, Any]], bool],
+    start: str,
     params: Mapping[str, Any],
-) -> bool:
-    """Whether project and constraints leave it open that layers stop to learn, and a trial with
-    these values is expected to cost less so.
+) -> Mapping[str, Any]:
+    """What project and constraints leave open: from stable, to leave out rows that it knows; from
+    the backbone, that layers stop to learn, where a trial is expected to cost less so.
     """
-    from autoglm.search.refresh import FREEZING
+    from autoglm.search.refresh import FREEZING, REHEARSAL, REHEARSED
 
+    training, wanted = settings.training, {**pruned.fixed, **params}
     asked = {each.key for each in pruned.dimensions} | pruned.fixed.keys()
-    if settings.training.freezing != "auto" or FREEZING in asked:
-        return False
-    wanted = {**pruned.fixed, **params}
-    freezing = {**wanted, FREEZING: "progressive"}
-    if not allows(freezing):
-        return False
+    if start == "stable":
+        less: dict[str, Any] = {REHEARSAL: REHEARSED}
+        is_open = not training.rehearsal and REHEARSAL not in asked
+    else:
+        less = {FREEZING: "progressive"}
+        is_open = training.freezing == "auto" and FREEZING not in asked
+    if not is_open or not allows({**wanted, **less}):
+        return {}
+    if start == "stable":
+        return less
     try:
-        whole, less = (runner.cost(runner.plan(point)).cpu_seconds for point in (wanted, freezing))
+        costs = [runner.cost(runner.plan(p)).cpu_seconds for p in (wanted, {**wanted, **less})]
     except AutoGLMError:
-        return False  # the trial will say what is wrong
-    return bool(less < whole)
+        return {}  # the trial will say what is wrong
+    return less if costs[1] < costs[0] else {}
 
 
 def keep_spec(draft: RunSpec) -> None:

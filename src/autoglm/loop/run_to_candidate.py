@@ -284,6 +284,7 @@ def _opened(trainer: TrainingWorker, spec: RunSpec, app: App) -> TrainingWorker:
         spec,
         start_folder=Path(stable.folder) if stable else None,
         base=app.project.folder,
+        learnt=stable.lineage.dataset_version if stable else None,
     )
     return trainer
 

@@ -3,7 +3,7 @@
 newest whole study of this space and metric, whose run had these settings and nearly these rows
 answer  ← its best point; where training starts from the backbone, first with layers that stop to
           learn; from stable, which was trained by it, first with the fewest layers and epochs that
-          the space has, then with the fewest epochs
+          the space has and a quarter of the rows that stable knows, then with the fewest epochs
 enough  ← its best value less one standard error
 train the points, the cheapest first, to their ends
 one is enough → the study ends; further points are trained while a twentieth of what the whole study
@@ -26,7 +26,9 @@ from autoglm.search.warm_start import MOST_STUDIES, best_points, newest_first, o
 from autoglm.state.event_log import EventLog
 
 REFRESH = "refresh"
-FREEZING = "training.freezing"
+FREEZING, REHEARSAL = "training.freezing", "training.rehearsal"
+# Of the rows that stable knows, for a first trial from it.
+REHEARSED = 0.25
 # Of what the whole study took, for points beyond the first.
 MOST_SHARE = 0.05
 
@@ -78,13 +80,13 @@ def refresh_of(
     from_stable: Callable[[str], bool],
     num_rows: int,
     margin: float,
-    freezes: Callable[[Mapping[str, Any]], bool] = lambda _params: False,
+    cheaper: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda _start, _params: {},
 ) -> Refresh | None:
     """Of the newest whole study of this space and metric since which `changed_since` tells a share
     of rows (it has none of a study with other settings, or about others); None without one.
 
-    `num_rows` validate; `margin` is what a value that is no share may fall short by; `freezes`
-    says of a trial's values whether layers may stop to learn with them, and make it cheaper.
+    `num_rows` validate; `margin` is what a value that is no share may fall short by; `cheaper`
+    says what makes a trial with these values cheaper, from `stable` or `backbone`, beside them.
     """
     asks = {"space": [str(dimension) for dimension in dimensions], "metric": metric}
     for earlier in newest_first(log, but=name)[:MOST_STUDIES]:
@@ -100,20 +102,21 @@ def refresh_of(
             float(attrs_of(trial).get("cpu_seconds", 0.0))
             for trial in study.get_trials(deepcopy=False)
         )
-        is_from_stable = from_stable(earlier)
-        points = _cheaper(best["told"], dimensions) if is_from_stable else [best["told"]]
-        plain = {key: value for key, value in best["params"].items() if key != FREEZING}
-        is_freezing = not is_from_stable and freezes(plain)
+        start = "stable" if from_stable(earlier) else "backbone"
+        points = _fewer(best["told"], dimensions) if start == "stable" else [best["told"]]
+        plain = {k: v for k, v in best["params"].items() if k not in {FREEZING, REHEARSAL}}
+        if beside := cheaper(start, plain):
+            points = [points[0], points[-1]]
         error = standard_error(abs(score), num_rows)
         return Refresh(
             of=earlier,
             changed=changed,
-            start="stable" if is_from_stable else "backbone",
+            start=start,
             value=float(best["value"]),
             enough=score - (margin if error is None else error),
             most_cpu_seconds=MOST_SHARE * spent,
-            points=tuple(points * 2 if is_freezing else points),
-            beside=({FREEZING: "progressive"}, {}) if is_freezing else (),
+            points=tuple(points),
+            beside=(beside, {}) if beside else (),
         )
     return None
 
@@ -125,12 +128,22 @@ def said_of(refresh: Mapping[str, Any]) -> str:
     return (
         f"{100 * refresh['changed']:.1f} % of the rows since study {refresh['of']}; its best value"
         f" {refresh['value']:.4f}, tried again from {refresh['start']}"
-        + (" with layers that stop to learn" if any(refresh.get("beside", ())) else "")
+        + told_of(refresh.get("beside", ()))
         + f", {refresh['enough']:.4f} is enough"
     )
 
 
-def _cheaper(told: Mapping[str, Any], dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
+def told_of(beside: Sequence[Mapping[str, Any]]) -> str:
+    """Half a line on what is cheaper about the first trial."""
+    first = beside[0] if beside else {}
+    if FREEZING in first:
+        return " with layers that stop to learn"
+    if REHEARSAL in first:
+        return f" on what changed and {first[REHEARSAL]:.0%} of the other rows"
+    return ""
+
+
+def _fewer(told: Mapping[str, Any], dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
     """The point with the fewest layers and epochs of the space, and with the fewest epochs: stable
     knows already what the others taught it.
     """

@@ -71,6 +71,15 @@ class TrainingConfig:
             " `auto`: the last that is no more than a standard error worse than the best."
         ),
     ] = "auto"
+    rehearsal: Annotated[
+        Share,
+        Ge(0),
+        Le(1),
+        live(
+            "Share of the rows that stable has learnt and that training from stable goes over"
+            " again, beside those that changed; 0 = all, a quarter in a refresh's first trial."
+        ),
+    ] = 0.0
     ema: Annotated[
         float, Ge(0), Lt(1), live("Decay of the average of weights that is scored; 0 = none.")
     ] = 0.0

@@ -102,8 +102,11 @@ class TrainingWorker:
         worker._write(options)
         return worker
 
-    def open(self, spec: RunSpec, *, start_folder: Path | None, base: Path) -> None:
-        """Load backbone and rows of a run. Where training starts is decided here, once.
+    def open(
+        self, spec: RunSpec, *, start_folder: Path | None, base: Path, learnt: int | None = None
+    ) -> None:
+        """Load backbone and rows of a run. Where training starts is decided here, once. `learnt` is
+        the dataset version that the model in `start_folder` learnt from.
 
         Raises: ModelError model.no_backbone, model.start_incompatible.
         """
@@ -120,6 +123,7 @@ class TrainingWorker:
             origin=made_of["backbone"],
             made_by=made_of["structure"],
             base=str(base),
+            learnt=None if is_backbone else learnt,
         )
 
     def _start_from(

@@ -36,8 +36,9 @@ WITHOUT_EFFECT = {
     "threads",
 }
 
-# What decides nothing but the rates of the steps and the layers that learn in them.
-TOLD = {"epochs", "freezing", "warmup", "warmup_steps"}
+# What decides nothing but the rates of the steps and the layers that learn in them, or is told by
+# what it comes to.
+TOLD = {"epochs", "freezing", "rehearsal", "warmup", "warmup_steps"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +84,12 @@ def plan(
     num_train: int,
     metrics: Sequence[str] = (),
     frozen: Sequence[int] = (),
+    rehearsed: Sequence[float] = (),
 ) -> StageChain:
     """The chain of a trial: a stage per epoch. `start` is the digest of the weights it starts from,
     `num_train` counts the rows it learns from, `metrics` (in order) are told of it beside the one
-    that picks and those that every stage has; `frozen` layers do not learn, epoch by epoch.
+    that picks and those that every stage has; `frozen` layers do not learn, epoch by epoch;
+    `rehearsed` tells of which rows training goes over a share only (training.rehearsal).
 
     Two trials share a stage where all that went into its weights is equal: not the number of
     epochs is named, but the rate of each step. All trials of a study see the rows in one order and
@@ -98,6 +101,8 @@ def plan(
     num_steps = int(training["epochs"]) * per_epoch
     training["precision"], training["device"] = precision, device
     learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT | TOLD}
+    if rehearsed:
+        learning["rehearsed"] = list(rehearsed)
     if FOLD in params:
         settings["fold"] = learning["fold"] = params[FOLD]
     if training["algorithms"]:

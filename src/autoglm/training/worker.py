@@ -47,6 +47,7 @@ from autoglm.training.data import Encoded, targets_of
 from autoglm.training.decisions import MACHINE, Decisions
 from autoglm.training.folds import folded
 from autoglm.training.freezing import PROGRESSIVE, Freezing, why_uncut
+from autoglm.training.rehearsal import Rehearsal
 from autoglm.training.texts import encode_turns, score_folder
 from autoglm.training.trainer import Trainer
 from autoglm.training.trial import Pause
@@ -68,7 +69,7 @@ class Worker:
         self._opened, self._is_alone = "", False
         self._chat: Chat | None = None
         self._models: dict[str, AutoGLMForSequenceClassification] = {}
-        self._folds: dict[str, Encoded] = {}
+        self._parts: dict[tuple[str, float], Encoded] = {}
         self._told_reasons: set[str] = set()
 
     def answer(self, request: Mapping[str, Any]) -> Any:
@@ -99,8 +100,9 @@ class Worker:
         project_files.open_parts(spec)
         if spec.config["model"]["backbone"] in OWN and not start.exists():
             self._make_start(spec, start)
-        self._models, self._folds = {}, {}
+        self._models, self._parts = {}, {}
         self._data, self._inputs = self._encode(spec, start)
+        self._rehearsal = Rehearsal(spec.dataset, request.get("learnt"), self._data.keys or ())
         # What cannot be had is told before any trial.
         devices.choose(str(spec.config["training"]["device"]))
         self._model_of(spec.config["model"])
@@ -212,9 +214,10 @@ class Worker:
             schedule=parts.schedule(str(training["schedule"])),
             precision=said,
             device=device,
-            num_train=self._data_of(params.get(FOLD, "")).num_train,
+            num_train=self._data_of({**settings, "fold": params.get(FOLD, "")}).num_train,
             metrics=more_metrics(self._spec),
             frozen=self._frozen_by_epoch(model, training),
+            rehearsed=self._rehearsal.said(training),
         )
 
     def _frozen_by_epoch(self, model: Mapping[str, Any], training: Mapping[str, Any]) -> list[int]:
@@ -233,11 +236,15 @@ class Worker:
             logs.get_logger().info("all layers learn to the end", reason=reason)
         return found.by_epoch()
 
-    def _data_of(self, fold: str) -> Encoded:
-        """The rows as a fold divides them; without one, as the dataset version does."""
-        if fold and fold not in self._folds:
-            self._folds[fold] = folded(self._data, fold, seed=self._spec.seed)
-        return self._folds[fold] if fold else self._data
+    def _data_of(self, settings: Mapping[str, Any]) -> Encoded:
+        """The rows as a fold divides them; without one, as the dataset version does. Of those that
+        are learnt from and that the start knows, the share that is to be rehearsed.
+        """
+        fold, share = settings.get("fold", ""), self._rehearsal.share(settings["training"])
+        if (fold, share) not in self._parts:
+            data = folded(self._data, fold, seed=self._spec.seed) if fold else self._data
+            self._parts[fold, share] = self._rehearsal.rows(data, share)
+        return self._parts[fold, share]
 
     def _do_cost(self, request: Mapping[str, Any]) -> Any:
         chain = from_json(StageChain, request["chain"])
@@ -251,7 +258,7 @@ class Worker:
                 chain,
                 known=depth,
                 model=self._model_of(settings["model"]),
-                data=self._data_of(settings.get("fold", "")),
+                data=self._data_of(settings),
                 cache=self._cache,
                 cache_key=self._cache_key(settings["model"]),
                 seconds_per_flop=self._decisions.decided("seconds_per_flop", seconds_per_flop),
@@ -338,7 +345,7 @@ class Worker:
         lines = folder.with_name(f"{folder.name}.jsonl")
         start = self._model_of(model)
         own = self._spec.config["model"]["backbone"] in OWN
-        data = self._data_of(stage.settings.get("fold", ""))
+        data = self._data_of(stage.settings)
         trainer = Trainer(
             start,
             data,
