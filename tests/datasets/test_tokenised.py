@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from autoglm.datasets.tokenised import KEPT, Tokens, tokenised
+from autoglm.datasets.tokenised import Tokens, tokenised
+from autoglm.reuse.kept_arrays import KEPT
 
 ROWS = [Tokens([2, 5, 9, 3], [None, 0, 0, None]), Tokens([2, 3], [None, None]), Tokens([7], [0])]
 

@@ -46,6 +46,8 @@ def test_few_changed_rows_are_a_refresh_and_another_question_about_them_is_a_who
     show = [sys.executable, "-m", "autoglm.cli", "search", "show", str(project), "--json"]
     shown = json.loads(subprocess.run(show, capture_output=True, text=True, check=True).stdout)
     why = shown["trials"][0]["why"]
+    kept = list((project / ".autoglm" / "default" / "cache" / "logits").glob("*.safetensors"))
+    assert len(kept) == 2, "what both versions said of the test rows, each asked once"
     assert why[0] == "1 of 1 stages of 2 steps", "42 rows in batches of 32; all 153 are 5 steps"
 
     change_rows(project, 5, 8)

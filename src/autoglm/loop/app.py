@@ -72,6 +72,11 @@ class App:
         """
         return self.project.state / "work"
 
+    @property
+    def cache(self) -> Path:
+        """What is not computed twice, by whichever run."""
+        return self.project.state / "cache"
+
     def trainer(self) -> TrainingWorker:
         """The warm training worker, started when it is first asked for."""
         if not self._trainers:
@@ -95,7 +100,7 @@ class App:
             TrainingWorker.start(
                 logs=self.project.logs,
                 workspace=self.work,
-                cache=self.project.state / "cache",
+                cache=self.cache,
                 threads=threads,
                 nice=0 if self.is_alone else 10,
                 project=self.project.name,
@@ -117,8 +122,9 @@ class App:
         """
         if spec.dataset.form.answers != "text":
             return self.errand(
-                "evaluate", spec=to_json(spec), candidate=candidate, stable=stable, since=since
-            )
+                "evaluate", spec=to_json(spec), candidate=candidate, stable=stable, since=since,
+                cache=str(self.cache),
+            )  # fmt: skip
         folders = {"candidate": candidate, "stable": stable}
         try:
             scores = {

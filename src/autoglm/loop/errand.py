@@ -37,7 +37,11 @@ def evaluate(arguments: Mapping[str, Any]) -> Any:
 
     spec = from_json(RunSpec, arguments["spec"])
     report = evaluate_candidate(
-        spec, arguments["candidate"], arguments["stable"], arguments.get("since")
+        spec,
+        arguments["candidate"],
+        arguments["stable"],
+        arguments.get("since"),
+        cache=Path(arguments["cache"]),
     )
     return to_json(report)
 

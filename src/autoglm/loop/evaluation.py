@@ -18,6 +18,7 @@ from autoglm.evaluation.floors import linear_predictions, majority_predictions, 
 from autoglm.evaluation.resampling import UNDEFINED
 from autoglm.evaluation.roles import MEASURED
 from autoglm.loop.evidence import Asked, Said, find_slices, slice_scores
+from autoglm.modeling.kept_logits import KeptLogits
 from autoglm.modeling.onnx_model import OnnxModel
 from autoglm.plugins import project_files
 from autoglm.plugins.kinds import Evaluator
@@ -29,10 +30,16 @@ WORTH_TELLING = 0.9
 
 
 def evaluate_candidate(
-    spec: RunSpec, candidate: str, stable: str, since: int | None = None
+    spec: RunSpec,
+    candidate: str,
+    stable: str,
+    since: int | None = None,
+    *,
+    cache: Path | None = None,
 ) -> EvaluationReport:
     """`candidate` and `stable` are model folders; `stable` is empty for a first model, which
-    the first of a task is too. `since` is the dataset version that stable learnt from.
+    the first of a task is too. `since` is the dataset version that stable learnt from. What models
+    said of rows is looked for, and kept, in the folder `cache`.
 
     Raises: PluginError of an evaluator that picks or constrains (evaluation.asking).
     """
@@ -40,9 +47,10 @@ def evaluate_candidate(
     project_files.open_parts(spec)
     asked = Asked.of(spec)
     test, train = load_rows(spec.dataset, "test"), load_rows(spec.dataset, "train")
-    model, truth = OnnxModel(Path(candidate), threads=0), test.answers
+    kept = cache / "logits" if cache is not None and settings.cache.logits else None
+    model, truth = _opened(candidate, kept), test.answers
     said = asked.say(model, test.inputs)
-    other = asked.say(OnnxModel(Path(stable), threads=0), test.inputs) if stable else None
+    other = asked.say(_opened(stable, kept), test.inputs) if stable else None
     scores = asked.scores(truth, said)
     stable_scores = asked.scores(truth, other) if other is not None else {}
     scores |= _measured(asked, spec, settings, candidate)
@@ -76,6 +84,12 @@ def evaluate_candidate(
         problems=asked.problems,
         **shown,
     )
+
+
+def _opened(folder: str, kept: Path | None) -> OnnxModel:
+    if kept is None:
+        return OnnxModel(Path(folder), threads=0)
+    return KeptLogits(Path(folder), threads=0, kept=kept)
 
 
 def _measured(asked: Asked, spec: RunSpec, settings: Settings, folder: str) -> Mapping[str, Score]:

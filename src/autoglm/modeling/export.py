@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,7 +31,7 @@ from autoglm.modeling.carried_code import TABLE, carried_files
 from autoglm.modeling.encoding import prefix_of
 from autoglm.modeling.images import PREPROCESSOR
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
-from autoglm.modeling.onnx_model import OnnxModel
+from autoglm.modeling.onnx_model import BATCH_TOKENS, OnnxModel
 from autoglm.modeling.onnx_rnn import rnn_as_a_node
 from autoglm.modeling.plain_class import agrees, as_plain_class, auto_class, is_of_images
 from autoglm.reuse.prefix_cache import pad_ids
@@ -326,6 +328,24 @@ def _exported(whole: nn.Module, inputs: dict[str, Any], axes: Any) -> Any:
     return made
 
 
+def _said_of(
+    model: AutoGLMForSequenceClassification, rows: Sequence[Sequence[int]], pad_id: int
+) -> list[NDArray[np.float32]]:
+    """Logits of each row as the model gives them without a pad: rows of one length at a time, a
+    few of them.
+    """
+    at: dict[int, list[int]] = defaultdict(list)
+    for place, ids in enumerate(rows):
+        at[len(ids)].append(place)
+    said: dict[int, NDArray[np.float32]] = {}
+    for length, alike in at.items():
+        num = max(1, BATCH_TOKENS // length)
+        for places in (alike[first : first + num] for first in range(0, len(alike), num)):
+            logits = model(*pad_ids([rows[place] for place in places], pad_id)).logits
+            said |= zip(places, logits.numpy(), strict=True)
+    return [said[place] for place in range(len(rows))]
+
+
 @torch.no_grad()
 def _parity(
     model: AutoGLMForSequenceClassification, folder: Path, inputs: Sequence[Any], pad_id: int
@@ -335,7 +355,7 @@ def _parity(
     if is_of_images(model):
         wanted = [model(pixel_values=torch.tensor(x)[None]).logits[0].numpy() for x in rows]
     else:
-        wanted = [model(*pad_ids([ids], pad_id)).logits[0].numpy() for ids in rows]
+        wanted = _said_of(model, rows, pad_id)
     pairs = zip(graph.logits(rows), wanted, strict=True)
     # Of numbers near 1e6 no float32 keeps 1e-4.
     unit = max(1.0, abs(model.config.output_scale), abs(model.config.output_shift))

@@ -22,3 +22,6 @@ class CacheConfig:
         bool, live("Keep what training is at the end of a stage, so that trials can share it.")
     ] = True
     tokens: Annotated[bool, live("Keep the rows' tokens, for later runs on the same rows.")] = True
+    logits: Annotated[
+        bool, live("Keep what exported models said of test rows, for runs that score them again.")
+    ] = True
