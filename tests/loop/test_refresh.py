@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -38,10 +39,12 @@ def test_few_changed_rows_are_a_refresh_and_another_question_about_them_is_a_who
 ) -> None:
     project = round_trip.project()
     change_rows(project, 1, 4)
+    # With all rows encoded it would cost nothing to go over all of them.
+    shutil.rmtree(project / ".autoglm" / "default" / "cache" / "prefix")
     second, said = run(project)
     assert (second["stopped_by"], second["num_trials"]) == ("refresh", 1)
     assert "2.0 % of the rows changed since study" in said
-    assert "from stable on what changed and 25% of the other rows" in said
+    assert "from stable, on what is new and a sample of the other rows" in said
     assert second["best"]["params"]["training.rehearsal"] == 0.25
     show = [sys.executable, "-m", "autoglm.cli", "search", "show", str(project), "--json"]
     shown = json.loads(subprocess.run(show, capture_output=True, text=True, check=True).stdout)
@@ -49,6 +52,13 @@ def test_few_changed_rows_are_a_refresh_and_another_question_about_them_is_a_who
     kept = list((project / ".autoglm" / "default" / "cache" / "logits").glob("*.safetensors"))
     assert len(kept) == 2, "what both versions said of the test rows, each asked once"
     assert why[0] == "1 of 1 stages of 2 steps", "42 rows in batches of 32; all 153 are 5 steps"
+
+    apply = [sys.executable, "-m", "autoglm.cli", "search", "apply", str(project)]
+    refused = subprocess.run(apply, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "search.owed_to_stable" in refused.stderr
+    assert f"search apply --study {shown['refresh']['of']}" in refused.stderr
+    assert not (project / "autoglm.tuned.yaml").exists()
 
     change_rows(project, 5, 8)
     third, said = run(project, "--set", "training.lr=1e-3")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def maybe(
     changed: float | None = 0.01,
     metric: str = "accuracy",
     beside: Mapping[str, Any] | None = None,
+    allows: Callable[[Mapping[str, Any]], bool] = lambda _params: True,
 ) -> Refresh | None:
     return refresh_of(
         log,
@@ -59,6 +60,7 @@ def maybe(
         from_stable=lambda _study: stable,
         num_rows=220,
         margin=0.01,
+        allows=allows,
         cheaper=lambda _start, _params: beside or {},
     )
 
@@ -116,9 +118,22 @@ def test_from_stable_a_quarter_of_the_rows_comes_first_and_all_of_them_behind(
     said: dict[str, Any] = {"trials": 6, "space": space, "keys": keys}
     found = run(log, runner(tmp_path / "2"), name="run-2", refresh_by=higher, **said)
     assert [trial.params.get(REHEARSAL) for trial in found.trials[:3]] == [0.25, None, None]
-    assert "on what changed and 25% of the other rows" in said_of(to_json(refresh))
-    layered = asked_again(log, stable=True, space=space, beside={})
-    assert (len(layered.points), layered.beside) == (1, ())
+    assert "on what is new and a sample of the other rows" in said_of(to_json(refresh))
+    same = asked_again(log, stable=True, space=space, beside=QUARTER, changed=0.0)
+    assert (len(same.points), same.beside) == (1, ()), "of the very rows the answer itself is tried"
+
+
+def test_a_point_that_the_constraints_refuse_is_none_of_a_refresh(
+    log: EventLog, tmp_path: Path
+) -> None:
+    keys = [*KEYS, "training.trainable_layers"]
+    run(log, runner(tmp_path / "1"), trials=20, space=LAYERED, keys=keys)
+    said: dict[str, Any] = {"stable": True, "space": LAYERED, "beside": QUARTER}
+    kept = asked_again(log, allows=lambda p: p["training.trainable_layers"] > 0, **said)
+    assert [point["training.trainable_layers"] > 0 for point in kept.points] == [True, True]
+    assert {point["training.epochs"] for point in kept.points} == {1}
+    assert kept.beside == (QUARTER, {})
+    assert maybe(log, allows=lambda _params: False, **said) is None
 
 
 def test_a_point_beyond_the_first_is_trained_only_where_a_share_of_the_study_pays_for_it(

@@ -139,8 +139,13 @@ def test_tuned_values_are_written_as_they_are() -> None:
         "model.structure.layers": [0, 2], "training.optimizer": "${HOME}", "training.x": "no",
     }  # fmt: skip
     best = {"number": 3, "value": 0.5, "params": params}
-    text = tuned_text({"best": best, "trials": [1] * 4, "study": "run", "metric": "accuracy"})
-    read = yaml.safe_load(text)
+    report = {
+        "best": best, "trials": [1] * 4, "study": "run", "metric": "accuracy",
+        "refresh": {"beside": [{"training.x": "no", "training.warmup": "5%"}, {}]},
+        "axes": {"training.x": {}},
+    }  # fmt: skip
+    assert "warmup" not in yaml.safe_load(tuned_text(report))["training"], "no dimension asked it"
+    read = yaml.safe_load(tuned_text({**report, "refresh": {}}))
     assert read["model"] == {
         "attention": {"name": "top_k", "k": 8},
         "structure": {"layers": [0, 2]},

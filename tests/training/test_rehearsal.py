@@ -1,112 +1,234 @@
-"""What a trial from stable goes over again."""
+"""What a trial from stable goes over again: all that is new to stable, and a sample of the rest."""
 
 from __future__ import annotations
 
+import json
+import sqlite3
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
-from io import BytesIO
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tests.conftest import learnable_rows
 
-from autoglm.errors import DataError
-from autoglm.modeling.images import Pixels, Preprocessor
-from autoglm.training import rehearsal
-from autoglm.training.data import Encoded
+from autoglm.contracts.dataset_version import DatasetVersion
+from autoglm.contracts.record import from_json, to_json
+from autoglm.contracts.stage_chain import FOLD, StageChain
+from autoglm.loop import stations
+from autoglm.loop.app import App
+from autoglm.loop.change_to_dataset import collect_changes
+from autoglm.project import Project
+from autoglm.training.data import IGNORED, Encoded
 from autoglm.training.rehearsal import LEAST_ROWS, Rehearsal
+from autoglm.training.worker import Worker
 from training import toy
 
 QUARTER = {"rehearsal": 0.25}
-DATASET: Any = object()
+OWN = [
+    "data.min_rows=1",
+    "data.split.column=part",
+    "training.epochs=1",
+    "training.batch_size=1",
+    "training.precision=fp32",
+    "training.threads=1",
+    "training.log_steps=1",
+]
+CHANGED, RELABELLED, MOVED = range(4), range(4, 6), range(170, 180)
 
 
-def rows(count: int = 240, *, rare: int = 12) -> Encoded:
-    targets = torch.tensor([int(i < rare) for i in range(count)])
+@dataclass
+class Versions:
+    """A dataset version, and the next: rows with another text and label, and rows that validated
+    before and are learnt from now.
+    """
+
+    spec: Any
+    then: DatasetVersion
+    now: DatasetVersion
+
+
+def rows() -> list[dict[str, str]]:
+    """120 to learn from, 60 that validate, 20 that test."""
+    found = learnable_rows(200)
+    parts = ["train"] * 120 + ["validation"] * 60 + ["test"] * 20
+    return [{**row, "part": part} for row, part in zip(found, parts, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Iterator[Versions]:
+    folder = tmp_path_factory.mktemp("rehearsal")
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    init = ["init", str(folder / "p"), "--from", str(file), "--backbone", str(tiny_backbone)]
+    subprocess.run([sys.executable, "-m", "autoglm.cli", *init], check=True, capture_output=True)
+    project = Project(folder / "p", assignments=OWN)
+    with project.own("test"):
+        app = App(project=project)
+        then = stations._spec(app).dataset
+        with sqlite3.connect(folder / "p" / "data.db") as connection:
+            names = [name for (name,) in connection.execute("select id from rows order by rowid")]
+            for do, places in (
+                ("text = text || ' after'", CHANGED),
+                ("label = case label when 'sport' then 'money' else 'sport' end", RELABELLED),
+                ("part = 'train'", MOVED),
+            ):
+                asked = [(names[place],) for place in places]
+                connection.executemany(f"update rows set {do} where id = ?", asked)
+        connection.close()
+        collect_changes(project, app.cancel, app.on_event)
+        spec = stations._spec(app)
+        yield Versions(spec=spec, then=then, now=spec.dataset)
+        app.close()
+
+
+class Asked:
+    """A worker on the newer version, whose start learnt from `learnt`, in this process."""
+
+    def __init__(
+        self, folder: Path, versions: Versions, start: Path, learnt: DatasetVersion | None
+    ) -> None:
+        self.events: list[Any] = []
+        self._worker = Worker(folder, self.events.append, cache=folder / "cache")
+        self._ask(
+            "open", spec=to_json(versions.spec), start=str(start), start_name="s", origin="s",
+            made_by={}, base=str(start), learnt=None if learnt is None else to_json(learnt),
+        )  # fmt: skip
+
+    def _ask(self, call: str, **arguments: Any) -> Any:
+        return self._worker.answer({"id": 1, "call": call, **arguments})
+
+    def plan(self, **params: Any) -> StageChain:
+        return from_json(StageChain, self._ask("plan", params=params))
+
+    def steps_of(self, chain: StageChain) -> int:
+        """Optimizer steps that were made: one per row."""
+        self.events.clear()
+        self._ask("advance", chain=to_json(chain), to_step=chain.num_steps)
+        return max(e["step"] for e in self.events if e["kind"] == "training")
+
+    def cost(self, chain: StageChain) -> float:
+        return float(self._ask("cost", chain=to_json(chain))["cpu_seconds"])
+
+
+def keys(chain: StageChain) -> list[str]:
+    return [stage.key for stage in chain.stages]
+
+
+def share(value: float, **more: Any) -> dict[str, Any]:
+    return {"training.rehearsal": value, **more}
+
+
+def test_training_goes_over_what_is_new_to_stable_and_a_share_of_what_it_knows(
+    tmp_path: Path, versions: Versions, tiny_backbone: Path
+) -> None:
+    new = len(CHANGED) + len(RELABELLED) + len(MOVED)
+    known = 120 - len(CHANGED) - len(RELABELLED)
+    asked = Asked(tmp_path, versions, tiny_backbone, versions.then)
+    whole, quarter = asked.plan(), asked.plan(**share(0.25))
+    assert whole.num_steps == new + known
+    assert asked.cost(quarter) < asked.cost(whole)
+    expected = new + known // 4
+    assert abs(quarter.num_steps - expected) <= 2, "of each label a quarter, rounded up"
+    assert asked.steps_of(quarter) == quarter.num_steps
+    assert keys(asked.plan(**share(1.0))) == keys(whole)
+    assert keys(asked.plan(**share(0.999))) == keys(whole), "it leaves out nothing"
+    assert keys(quarter) != keys(whole)
+
+
+def test_all_rows_are_learnt_from_where_nobody_says_what_the_start_knows(
+    tmp_path: Path, versions: Versions, tiny_backbone: Path
+) -> None:
+    backbone = Asked(tmp_path / "1", versions, tiny_backbone, None)
+    whole = backbone.plan()
+    assert keys(backbone.plan(**share(0.25))) == keys(whole)
+    gone = replace(versions.then, version=99)
+    missing = Asked(tmp_path / "2", versions, tiny_backbone, gone)
+    assert keys(missing.plan(**share(0.25))) == keys(whole)
+    no_table = replace(versions.then, uri=str(tmp_path / "nowhere"))
+    elsewhere = Asked(tmp_path / "3", versions, tiny_backbone, no_table)
+    assert elsewhere.plan(**share(0.25)).num_steps == whole.num_steps
+
+
+def test_rows_that_only_validated_stable_are_new_to_it_in_every_fold(
+    tmp_path: Path, versions: Versions, tiny_backbone: Path
+) -> None:
+    asked = Asked(tmp_path, versions, tiny_backbone, versions.then)
+    chains = [asked.plan(**share(0.25, **{FOLD: f"{n}/3"})) for n in (1, 2, 3)]
+    known = 120 - len(CHANGED) - len(RELABELLED)
+    new = 180 - known
+    total = sum(chain.num_steps for chain in chains)
+    assert 2 * (new + known / 4) <= total <= 2 * (new + known / 4) + 3 * 2 * 2
+
+
+def test_another_column_or_table_is_compared_by_what_its_rows_say(versions: Versions) -> None:
+    swapped = replace(versions.then, label="part")
+    assert not Rehearsal(versions.now, swapped)._known, "no answer is what it was"
+    known = Rehearsal(versions.now, versions.then)._known
+    assert len(known) == 120 - len(CHANGED) - len(RELABELLED)
+
+
+def data(count: int = 200, *, targets: Any = None, **more: Any) -> Encoded:
     keys = [f"row {i}" for i in range(count)]
+    targets = torch.tensor([i % 2 for i in range(count)]) if targets is None else targets
     return Encoded(
-        ids=toy.ids(count), targets=targets, num_train=count - 40, label_names=("a", "b"), keys=keys
-    )
+        ids=toy.ids(count), targets=targets, num_train=count, label_names=("a", "b"), keys=keys,
+        **more,
+    )  # fmt: skip
 
 
-def png(pixels: Any) -> bytes:
-    stream = BytesIO()
-    Image.fromarray(pixels).save(stream, "png")
-    return stream.getvalue()
+@pytest.fixture
+def knows_all(monkeypatch: pytest.MonkeyPatch, versions: Versions) -> Any:
+    """Makes rehearsals of a start that knows all rows of `data`, for the content `name`."""
+    monkeypatch.setattr(Rehearsal, "_known", frozenset(f"row {i}" for i in range(4000)))
+    now = versions.now
+    return lambda name="c": Rehearsal(replace(now, content_digest=name), versions.then)
 
 
-def of(monkeypatch: pytest.MonkeyPatch, data: Encoded, changed: Sequence[int]) -> Rehearsal:
-    monkeypatch.setattr(rehearsal, "rows_since", lambda *_asked: list(changed))
-    assert data.keys is not None
-    return Rehearsal(DATASET, 3, data.keys)
+def names(found: Encoded) -> list[str]:
+    return list((found.keys or ())[: found.num_train])
 
 
-def test_all_that_changed_and_a_share_of_each_labels_other_rows_are_learnt_from(
-    monkeypatch: pytest.MonkeyPatch,
+def test_of_a_rare_label_ten_rows_are_gone_over(knows_all: Any) -> None:
+    targets = torch.tensor([int(i < 12) for i in range(200)])
+    found = knows_all().rows(data(targets=targets), 0.25)
+    assert Counter(found.targets.tolist()) == {1: LEAST_ROWS, 0: 47}
+    several = torch.tensor([[1.0, float(i < 12)] for i in range(200)])
+    found = knows_all().rows(data(targets=several), 0.25)
+    assert found.targets[:, 1].sum() == LEAST_ROWS, "of several labels the rarest counts"
+    tags = [torch.tensor([IGNORED, int(i < 12), 0]) for i in range(200)]
+    found = knows_all().rows(data(targets=tags), 0.25)
+    assert sum(int((target == 1).any()) for target in found.targets) == LEAST_ROWS
+
+
+def test_numbers_and_texts_are_drawn_from_all_rows(knows_all: Any) -> None:
+    assert knows_all().rows(data(targets=torch.rand(200)), 0.1).num_train == 20
+    turns = [torch.tensor([i]) for i in range(200)]
+    found = knows_all().rows(data(targets=turns, firsts=[0] * 200), 0.1)
+    assert found.num_train == 20
+
+
+def test_a_draw_is_the_contents_and_in_the_end_each_row_is_drawn(knows_all: Any) -> None:
+    rows = data()
+    first = names(knows_all("c1").rows(rows, 0.25))
+    turned = rows.chosen(list(range(199, -1, -1)), num_train=200)
+    assert sorted(first) == sorted(names(knows_all("c1").rows(turned, 0.25)))
+    assert first != names(knows_all("c2").rows(rows, 0.25))
+    drawn = {name for n in range(30) for name in names(knows_all(f"c{n}").rows(rows, 0.25))}
+    assert len(drawn) == 200
+    assert knows_all().rows(rows, 0.9999) is rows
+
+
+def test_the_kept_divisions_of_the_rows_are_few(
+    tmp_path: Path, versions: Versions, tiny_backbone: Path
 ) -> None:
-    data, changed = rows(), [0, 50, 51, 199, 210]
-    mine = of(monkeypatch, data, changed)
-    assert mine.share(QUARTER) == 0.25
-    found = mine.rows(data, 0.25)
-    assert found.keys is not None
-    learnt = found.keys[: found.num_train]
-    assert {f"row {i}" for i in changed if i < 200} <= set(learnt)
-    labels = Counter(found.targets[: found.num_train].tolist())
-    assert labels == {1: LEAST_ROWS + 1, 0: 47 + 3}, "184 others of 187, and the changed ones"
-    assert found.keys[found.num_train :] == data.keys[200:], "all rows validate, in their order"
-    assert list(learnt) == sorted(learnt, key=lambda key: int(key.split()[1]))
+    from autoglm.training.worker import PARTS_KEPT
 
-
-def test_the_same_rows_are_drawn_when_others_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that what the cache knows of them is used again."""
-    data = rows()
-    first = of(monkeypatch, data, []).rows(data, 0.5)
-    drawn = set(first.keys or ()) - {f"row {i}" for i in range(200, 240)}
-    gone = int(sorted(drawn)[0].split()[1])
-    order = [*range(199, -1, -1), *range(200, 240)]
-    moved = data.chosen([i for i in order if i != gone], num_train=199)
-    second = of(monkeypatch, moved, []).rows(moved, 0.5)
-    kept = set((second.keys or ())[: second.num_train])
-    assert len(drawn - kept) == 1
-    assert len(kept - drawn) <= 1
-
-
-def test_all_rows_are_learnt_from_where_nobody_says_which_the_start_knows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    data = rows()
-    mine = of(monkeypatch, data, [1])
-    assert mine.share({"rehearsal": 0.0}) == mine.share({"rehearsal": 1.0}) == 1
-    assert mine.said({"rehearsal": 1.0}) == ()
-    assert mine.said(QUARTER) == (0.25, 3)
-    assert mine.rows(data, 1.0) is data
-    backbone = Rehearsal(DATASET, None, data.keys or ())
-    assert (backbone.share(QUARTER), backbone.said(QUARTER)) == (1, ())
-
-    def gone(*_asked: Any) -> list[int]:
-        raise DataError("it is gone", code="data.version_gone", next_step="-")
-
-    monkeypatch.setattr(rehearsal, "rows_since", gone)
-    assert Rehearsal(DATASET, 3, data.keys or ()).said(QUARTER) == ()
-
-
-def test_rows_without_one_label_are_drawn_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = replace(rows(), targets=torch.rand(240))
-    assert of(monkeypatch, data, [0]).rows(data, 0.1).num_train == 1 + 20
-
-
-def test_images_are_drawn_by_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = np.random.default_rng(1)
-    plain = Preprocessor(
-        num_channels=1, resize=None, crop=None, resample=2, scale=1.0, mean=(0.0,), std=(1.0,)
-    )
-    pixels = Pixels([png(noise.integers(0, 255, (8, 8), dtype=np.uint8)) for _ in range(60)], plain)
-    data = replace(rows(60, rare=0), ids=pixels)
-    found = of(monkeypatch, data, []).rows(data, 0.5)
-    assert found.num_train == 10
-    backwards = data.chosen([*range(19, -1, -1), *range(20, 60)], num_train=20)
-    again = of(monkeypatch, backwards, []).rows(backwards, 0.5)
-    assert set(found.keys or ()) == set(again.keys or ())
+    asked = Asked(tmp_path, versions, tiny_backbone, versions.then)
+    for n in range(PARTS_KEPT + 5):
+        asked.plan(**share(0.2 + n / 100))
+    assert len(asked._worker._parts) <= PARTS_KEPT

@@ -167,11 +167,13 @@ class Progress:
         self._line("space", f"{event['key']} stays at {event['value']}: {event['evidence']}")
 
     def _on_refresh(self, event: Mapping[str, Any]) -> None:
+        from autoglm.search.refresh import how_of
+
         self._line(
             "refresh",
             f"{100 * event['changed']:.1f} % of the rows changed since study {event['of']}: its"
             f" best point is tried first, from {event['start']}"
-            + event.get("how", "")
+            + how_of(event["beside"])
             + f"; {number(event['enough'], 4)} is"
             f" enough (it had {number(event['value'], 4)})",
         )

@@ -42,7 +42,7 @@ def find_refresh(
 
     With several objectives a study looks for more than one point, so it is always a whole one.
     """
-    from autoglm.search.refresh import refresh_of, told_of
+    from autoglm.search.refresh import refresh_of
 
     search = settings.search
     if not search.refresh or not search.warm_start or search.objectives:
@@ -77,6 +77,7 @@ def find_refresh(
         from_stable=from_stable,
         num_rows=int(spec.dataset.split_rows.get("validation", 0)),
         margin=settings.evaluate.margin,
+        allows=lambda params: allows({**pruned.fixed, **params}),
         cheaper=partial(_cheaper, settings, pruned, runner, allows),
     )
     if found is not None:
@@ -89,7 +90,7 @@ def find_refresh(
                 "value": found.value,
                 "enough": found.enough,
                 "trials": len(found.points),
-                "how": told_of(found.beside),
+                "beside": dict(next(iter(found.beside), {})),
             }
         )
     return found
@@ -104,22 +105,21 @@ def _cheaper(
     params: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     """What project and constraints leave open: from stable, to leave out rows that it knows; from
-    the backbone, that layers stop to learn, where a trial is expected to cost less so.
+    the backbone, that layers stop to learn. Where a trial is expected to cost less so.
     """
-    from autoglm.search.refresh import FREEZING, REHEARSAL, REHEARSED
+    from autoglm.search.refresh import FREEZING, REHEARSAL
 
     training, wanted = settings.training, {**pruned.fixed, **params}
     asked = {each.key for each in pruned.dimensions} | pruned.fixed.keys()
     if start == "stable":
-        less: dict[str, Any] = {REHEARSAL: REHEARSED}
-        is_open = not training.rehearsal and REHEARSAL not in asked
+        share = settings.search.rehearsal
+        less: dict[str, Any] = {REHEARSAL: share}
+        is_open = share < training.rehearsal and REHEARSAL not in asked
     else:
         less = {FREEZING: "progressive"}
         is_open = training.freezing == "auto" and FREEZING not in asked
     if not is_open or not allows({**wanted, **less}):
         return {}
-    if start == "stable":
-        return less
     try:
         costs = [runner.cost(runner.plan(p)).cpu_seconds for p in (wanted, {**wanted, **less})]
     except AutoGLMError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoglm.config.schema import leaf_keys
+from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.evaluation_report import EvaluationReport
 from autoglm.contracts.model_version import ModelVersion
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trial import Removal, StudyResult
-from autoglm.errors import CancelledError, SearchError, TrainingError
+from autoglm.errors import CancelledError, SearchError, StorageError, TrainingError
 from autoglm.evaluation.roles import MEASURED, Role, read_roles
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
@@ -284,9 +286,16 @@ def _opened(trainer: TrainingWorker, spec: RunSpec, app: App) -> TrainingWorker:
         spec,
         start_folder=Path(stable.folder) if stable else None,
         base=app.project.folder,
-        learnt=stable.lineage.dataset_version if stable else None,
+        learnt=_learnt_by(stable, app) if stable else None,
     )
     return trainer
+
+
+def _learnt_by(version: ModelVersion, app: App) -> DatasetVersion | None:
+    """None where its run is not one of this project, or gone."""
+    with contextlib.suppress(StorageError):
+        return app.admission.spec(version.lineage.run_id).dataset
+    return None
 
 
 def export(spec: RunSpec, settings: Settings, study: StudyResult, app: App) -> Any:

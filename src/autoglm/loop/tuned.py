@@ -11,6 +11,7 @@ from typing import Any
 from autoglm.config.provenance import explain
 from autoglm.errors import SearchError
 from autoglm.project import Project
+from autoglm.search.refresh import REFRESH
 from autoglm.search.report import report_of
 from autoglm.settings import TUNED_NAME, read_settings
 from autoglm.state.event_log import EventLog
@@ -21,6 +22,7 @@ def apply_best(project: Project, study: str = "") -> dict[str, Any]:
 
     `changes`: key → what was in force and what is now; `overruled`: key → the stronger layer that
     says something else. Raises: SearchError search.nothing_best, StorageError search.no_study,
+    SearchError search.owed_to_stable for a study that ended as a refresh from stable,
     ConfigError for values that this configuration refuses (nothing is written then).
     """
     report = report_of(EventLog(project.reading_engine), study, project=project.name)
@@ -30,6 +32,14 @@ def apply_best(project: Project, study: str = "") -> dict[str, Any]:
             f"study {report['study']} has no complete trial yet.",
             code="search.nothing_best",
             next_step="Wait for one: `autoglm search show`.",
+        )
+    tried = report["refresh"]
+    if report["stopped_by"] == REFRESH and tried["start"] == "stable":
+        raise SearchError(
+            f"study {report['study']} tried again what study {tried['of']} answered, from stable:"
+            " how few layers and epochs were enough is owed to what stable knew.",
+            code="search.owed_to_stable",
+            next_step=f"Apply what was answered: `autoglm search apply --study {tried['of']}`.",
         )
     path, before = project.layers.tuned, project.config
     kept = path.read_bytes() if path.exists() else None
@@ -42,7 +52,7 @@ def apply_best(project: Project, study: str = "") -> dict[str, Any]:
         else:
             _place(path, kept)
         raise
-    said = {key: (explain(before, key), explain(after, key)) for key in best["params"]}
+    said = {key: (explain(before, key), explain(after, key)) for key in _asked(report)}
     return {
         "status": "applied",
         "file": str(path),
@@ -66,7 +76,7 @@ def tuned_text(report: Mapping[str, Any]) -> str:
     best = report["best"]
     of = f"{len(report['trials'])} trials of study {report['study']}"
     tree: dict[str, Any] = {}
-    for key, value in sorted(best["params"].items()):
+    for key, value in sorted(_asked(report).items()):
         *sections, name = key.split(".")
         node = tree
         for section in sections:
@@ -80,6 +90,13 @@ def tuned_text(report: Mapping[str, Any]) -> str:
         *_lines(tree, ""),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _asked(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The best values, without those that a refresh set beside the space for a trial."""
+    beside = {key for each in report["refresh"].get("beside", ()) for key in each}
+    left_out = beside - report["axes"].keys()
+    return {key: v for key, v in report["best"]["params"].items() if key not in left_out}
 
 
 def _lines(tree: Mapping[str, Any], indent: str) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from autoglm.config.schema import Share, live
 
@@ -77,6 +77,12 @@ class SearchConfig:
             " tried first, and ends the study if it holds (docs/search.md); 0 = never."
         ),
     ] = 0.05
+    rehearsal: Annotated[
+        Share,
+        Gt(0),
+        Le(1),
+        live("`training.rehearsal` of the first trial of a refresh from stable; 1 = all rows."),
+    ] = 0.25
     space: Annotated[
         str | Mapping[str, Any],
         live(

@@ -3,7 +3,7 @@
 newest whole study of this space and metric, whose run had these settings and nearly these rows
 answer  ← its best point; where training starts from the backbone, first with layers that stop to
           learn; from stable, which was trained by it, first with the fewest layers and epochs that
-          the space has and a quarter of the rows that stable knows, then with the fewest epochs
+          the space has and a share of the rows that stable knows, then with the fewest epochs
 enough  ← its best value less one standard error
 train the points, the cheapest first, to their ends
 one is enough → the study ends; further points are trained while a twentieth of what the whole study
@@ -26,9 +26,7 @@ from autoglm.search.warm_start import MOST_STUDIES, best_points, newest_first, o
 from autoglm.state.event_log import EventLog
 
 REFRESH = "refresh"
-FREEZING, REHEARSAL = "training.freezing", "training.rehearsal"
-# Of the rows that stable knows, for a first trial from it.
-REHEARSED = 0.25
+FREEZING, REHEARSAL = BESIDE = "training.freezing", "training.rehearsal"
 # Of what the whole study took, for points beyond the first.
 MOST_SHARE = 0.05
 
@@ -80,13 +78,15 @@ def refresh_of(
     from_stable: Callable[[str], bool],
     num_rows: int,
     margin: float,
+    allows: Callable[[Mapping[str, Any]], bool] = lambda _params: True,
     cheaper: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda _start, _params: {},
 ) -> Refresh | None:
     """Of the newest whole study of this space and metric since which `changed_since` tells a share
     of rows (it has none of a study with other settings, or about others); None without one.
 
-    `num_rows` validate; `margin` is what a value that is no share may fall short by; `cheaper`
-    says what makes a trial with these values cheaper, from `stable` or `backbone`, beside them.
+    `num_rows` validate; `margin` is what a value that is no share may fall short by. Of a trial's
+    values `allows` says whether they keep the constraints, and `cheaper` what beside them makes it
+    cheaper from `stable` or `backbone`.
     """
     asks = {"space": [str(dimension) for dimension in dimensions], "metric": metric}
     for earlier in newest_first(log, but=name)[:MOST_STUDIES]:
@@ -103,9 +103,17 @@ def refresh_of(
             for trial in study.get_trials(deepcopy=False)
         )
         start = "stable" if from_stable(earlier) else "backbone"
-        points = _fewer(best["told"], dimensions) if start == "stable" else [best["told"]]
-        plain = {k: v for k, v in best["params"].items() if k not in {FREEZING, REHEARSAL}}
-        if beside := cheaper(start, plain):
+        keys = {dimension.key: dimension for dimension in dimensions}
+        answer = {k: v for k, v in best["params"].items() if k in keys or k not in BESIDE}
+        # Of the very rows that were asked about the answer itself is tried: stable may know others.
+        fewer = _fewer(dimensions, answer) if start == "stable" and changed else [{}]
+        points = [point for point in fewer if allows({**answer, **point})]
+        if not points:
+            return None
+        beside: Mapping[str, Any] = {}
+        if start == "backbone" or changed:
+            beside = cheaper(start, {**answer, **points[0]})
+        if beside:
             points = [points[0], points[-1]]
         error = standard_error(abs(score), num_rows)
         return Refresh(
@@ -115,7 +123,10 @@ def refresh_of(
             value=float(best["value"]),
             enough=score - (margin if error is None else error),
             most_cpu_seconds=MOST_SHARE * spent,
-            points=tuple(points),
+            points=tuple(
+                {**best["told"], **{key: keys[key].told(value) for key, value in point.items()}}
+                for point in points
+            ),
             beside=(beside, {}) if beside else (),
         )
     return None
@@ -128,35 +139,31 @@ def said_of(refresh: Mapping[str, Any]) -> str:
     return (
         f"{100 * refresh['changed']:.1f} % of the rows since study {refresh['of']}; its best value"
         f" {refresh['value']:.4f}, tried again from {refresh['start']}"
-        + told_of(refresh.get("beside", ()))
+        + how_of(next(iter(refresh.get("beside", ())), {}))
         + f", {refresh['enough']:.4f} is enough"
     )
 
 
-def told_of(beside: Sequence[Mapping[str, Any]]) -> str:
+def how_of(beside: Mapping[str, Any]) -> str:
     """Half a line on what is cheaper about the first trial."""
-    first = beside[0] if beside else {}
-    if FREEZING in first:
-        return " with layers that stop to learn"
-    if REHEARSAL in first:
-        return f" on what changed and {first[REHEARSAL]:.0%} of the other rows"
-    return ""
+    if FREEZING in beside:
+        return ", with layers that stop to learn"
+    return ", on what is new and a sample of the other rows" if REHEARSAL in beside else ""
 
 
-def _fewer(told: Mapping[str, Any], dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
-    """The point with the fewest layers and epochs of the space, and with the fewest epochs: stable
-    knows already what the others taught it.
+def _fewer(dimensions: Sequence[Dimension], answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fewest layers and epochs of the space, and the fewest epochs: stable knows already what
+    the others taught it. Without what makes no difference to `answer`.
     """
     fewest = {
-        dimension.key: dimension.told(value)
+        dimension.key: value
         for dimension in dimensions
-        if dimension.key in {LAYERS, EPOCHS} and dimension.key in told
+        if dimension.key in {LAYERS, EPOCHS} and dimension.key in answer
         for value in [_fewest(dimension)]
         if value is not None
     }
-    with_its_layers = {**told, **{k: v for k, v in fewest.items() if k == EPOCHS}}
-    points = [{**told, **fewest}, with_its_layers]
-    return points if points[0] != points[1] else points[:1]
+    points = [fewest, {k: v for k, v in fewest.items() if k == EPOCHS}]
+    return points if {**answer, **points[0]} != {**answer, **points[1]} else points[:1]
 
 
 def _fewest(dimension: Dimension) -> Any:

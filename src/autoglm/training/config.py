@@ -73,13 +73,13 @@ class TrainingConfig:
     ] = "auto"
     rehearsal: Annotated[
         Share,
-        Ge(0),
+        Gt(0),
         Le(1),
         live(
-            "Share of the rows that stable has learnt and that training from stable goes over"
-            " again, beside those that changed; 0 = all, a quarter in a refresh's first trial."
+            "Share of the rows that stable has learnt which training from stable goes over again,"
+            " beside those that are new to it; 1 = all."
         ),
-    ] = 0.0
+    ] = 1.0
     ema: Annotated[
         float, Ge(0), Lt(1), live("Decay of the average of weights that is scored; 0 = none.")
     ] = 0.0

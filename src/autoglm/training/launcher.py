@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import FOLD, Cost, Progress, StageChain
@@ -103,10 +104,15 @@ class TrainingWorker:
         return worker
 
     def open(
-        self, spec: RunSpec, *, start_folder: Path | None, base: Path, learnt: int | None = None
+        self,
+        spec: RunSpec,
+        *,
+        start_folder: Path | None,
+        base: Path,
+        learnt: DatasetVersion | None = None,
     ) -> None:
         """Load backbone and rows of a run. Where training starts is decided here, once. `learnt` is
-        the dataset version that the model in `start_folder` learnt from.
+        what the model in `start_folder` learnt from, where that is known.
 
         Raises: ModelError model.no_backbone, model.start_incompatible.
         """
@@ -123,7 +129,7 @@ class TrainingWorker:
             origin=made_of["backbone"],
             made_by=made_of["structure"],
             base=str(base),
-            learnt=None if is_backbone else learnt,
+            learnt=None if is_backbone or learnt is None else to_json(learnt),
         )
 
     def _start_from(

@@ -1,90 +1,100 @@
-"""Which rows a model that knows most of them goes over again, beside those that changed.
+"""Which rows a model that has learnt most of them goes over again, beside those that are new to it.
 
-Learning from the changed rows alone forgets the others; a sample of these, learnt beside them,
-holds what was known (experience replay; Rolnick et al., 2019).
+Learning from the new rows alone forgets the others; a sample of these, learnt beside them, holds
+what was known (experience replay; Rolnick et al., 2019).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from autoglm.contracts.dataset_version import DatasetVersion
-from autoglm.datasets.columns import rows_since
-from autoglm.errors import DataError
-from autoglm.modeling.images import Pixels
+from autoglm.contracts.record import digest
+from autoglm.datasets.dataset_version import load_rows
+from autoglm.errors import AutoGLMError
 from autoglm.observability.logging import get_logger
-from autoglm.reuse.keys import row_key
-from autoglm.training.data import Encoded
+from autoglm.training.data import IGNORED, Encoded
 
 # Of each label, if there are so many: a share of a rare one would be none.
 LEAST_ROWS = 10
 
 
 class Rehearsal:
-    """Of a run of `dataset` whose rows have the names `keys`, and whose start learnt from the
-    dataset version `learnt`; None of a start that learnt none.
+    """Of a run on `dataset` whose start learnt from the training rows of `learnt`; None of a start
+    that is a backbone, or of which nobody knows.
     """
 
-    def __init__(self, dataset: DatasetVersion, learnt: int | None, keys: Sequence[str]) -> None:
-        self._dataset, self._learnt, self._keys = dataset, learnt, keys
+    def __init__(self, dataset: DatasetVersion, learnt: DatasetVersion | None) -> None:
+        self._dataset, self._learnt = dataset, learnt
+        # Other rows each time: in the end all are gone over.
+        drawn = digest(dataset.content_digest, "rehearsal", size=4)
+        self._offset = int(drawn, 16) / 2**32
 
     def share(self, training: Mapping[str, Any]) -> float:
-        """Of the rows that the start has learnt; 1 where it is not known which these are."""
-        said = training["rehearsal"]
-        if not said or self._learnt is None or self._changed is None:
-            return 1.0
-        return float(said)
-
-    def said(self, training: Mapping[str, Any]) -> tuple[float, ...]:
-        """By which a trial's rows are told from those of others; empty where it has them all."""
-        share = self.share(training)
-        return () if share == 1 or self._learnt is None else (share, self._learnt)
+        """Of the rows that the start has learnt; 1 where nobody can tell which these are."""
+        share = float(training["rehearsal"])
+        return share if share == 1 or self._known else 1.0
 
     def rows(self, data: Encoded, share: float) -> Encoded:
-        """`data` with the training rows that changed and `share` of each label's others. They are
-        drawn by what they say: from a later version the same rows are drawn again.
+        """`data` with the training rows that are new to the start and `share` of the others, of
+        each label's; `data` itself where that leaves none out.
         """
         if share == 1:
             return data
-        assert self._changed is not None, "all rows where nobody can tell"
-        assert data.keys is not None, "rows of a run have names"
-        known, drawn = defaultdict[Hashable, list[int]](list), list[int]()
-        for row, label in zip(data.train, _labels(data), strict=True):
-            (drawn if data.keys[row] in self._changed else known[label]).append(row)
+        keys = data.keys
+        assert keys is not None, "rows of a run have names"
+        known, drawn = defaultdict[int, list[int]](list), list[int]()
+        for row, stratum in zip(data.train, _strata(data), strict=True):
+            (known[stratum] if keys[row] in self._known else drawn).append(row)
         for rows in known.values():
+            rows.sort(key=lambda row: hashlib.blake2b(keys[row].encode()).digest())
             num = max(math.ceil(share * len(rows)), min(len(rows), LEAST_ROWS))
-            drawn += sorted(rows, key=lambda row: _name(data.ids, row))[:num]
+            first = int(self._offset * len(rows))
+            drawn += (rows[first:] + rows[:first])[:num]
+        if len(drawn) == data.num_train:
+            return data
         return data.chosen([*sorted(drawn), *data.validation], num_train=len(drawn))
 
     @cached_property
-    def _changed(self) -> frozenset[str] | None:
-        """Names of the rows that are new or others since the start learnt."""
-        assert self._learnt is not None
+    def _known(self) -> frozenset[str]:
+        """Names of the rows that the start learnt from as they are now."""
+        if self._learnt is None:
+            return frozenset()
         try:
-            found = rows_since(self._dataset, self._learnt, self._keys)
-        except DataError as error:
+            then, now = load_rows(self._learnt, "train"), load_rows(self._dataset)
+        except AutoGLMError as error:
             get_logger().info("all rows are learnt from again", reason=error.message)
-            return None
-        return frozenset(self._keys[place] for place in found)
+            return frozenset()
+        says = {key: said for key, *said in zip(now.keys, now.inputs, now.answers, strict=True)}
+        rows = zip(then.keys, then.inputs, then.answers, strict=True)
+        return frozenset(key for key, *said in rows if says.get(key) == said)
 
 
-def _labels(data: Encoded) -> Sequence[Hashable]:
-    """Of the training rows, where each has one."""
+def _strata(data: Encoded) -> Sequence[int]:
+    """Of each training row its label; of several, the one that fewest rows have. Numbers and texts
+    have none.
+    """
     targets = data.targets
-    if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
-        labels: list[int] = targets[: data.num_train].tolist()
-        return labels
-    return [0] * data.num_train
+    has_one = isinstance(targets, Tensor) and targets.dim() == 1
+    if isinstance(targets, Tensor) and has_one and not targets.is_floating_point():
+        numbers: list[int] = targets[: data.num_train].tolist()
+        return numbers
+    if has_one or data.firsts is not None:
+        return [0] * data.num_train
+    labels = [_labels_of(targets[row]) for row in data.train]
+    counts = Counter(label for row in labels for label in row)
+    return [min(row, key=lambda label: (counts[label], label), default=-1) for row in labels]
 
 
-def _name(ids: Sequence[Any], row: int) -> bytes:
-    if not isinstance(ids, Pixels):
-        return row_key(ids[row])
-    return hashlib.blake2b(ids.group(row)).digest()
+def _labels_of(target: Tensor) -> set[int]:
+    """Of a row of 0 and 1 per label, or of a label number per token."""
+    if target.is_floating_point():
+        return set(target.nonzero().flatten().tolist())
+    return set(target.tolist()) - {IGNORED}

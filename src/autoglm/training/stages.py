@@ -84,12 +84,12 @@ def plan(
     num_train: int,
     metrics: Sequence[str] = (),
     frozen: Sequence[int] = (),
-    rehearsed: Sequence[float] = (),
+    rehearsed: str = "",
 ) -> StageChain:
     """The chain of a trial: a stage per epoch. `start` is the digest of the weights it starts from,
     `num_train` counts the rows it learns from, `metrics` (in order) are told of it beside the one
     that picks and those that every stage has; `frozen` layers do not learn, epoch by epoch;
-    `rehearsed` tells of which rows training goes over a share only (training.rehearsal).
+    `rehearsed` names the rows that are learnt from where these are not all (training.rehearsal).
 
     Two trials share a stage where all that went into its weights is equal: not the number of
     epochs is named, but the rate of each step. All trials of a study see the rows in one order and
@@ -102,7 +102,7 @@ def plan(
     training["precision"], training["device"] = precision, device
     learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT | TOLD}
     if rehearsed:
-        learning["rehearsed"] = list(rehearsed)
+        learning["rehearsed"] = rehearsed
     if FOLD in params:
         settings["fold"] = learning["fold"] = params[FOLD]
     if training["algorithms"]:

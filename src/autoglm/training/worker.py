@@ -18,6 +18,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import FOLD, StageChain
@@ -53,6 +54,8 @@ from autoglm.training.trainer import Trainer
 from autoglm.training.trial import Pause
 
 PARITY_ROWS = 64
+# Rows as folds and shares divide them, in memory.
+PARTS_KEPT = 32
 # Starts of trials in memory: a search over structure goes back and forth between a few.
 MODELS_KEPT = 3
 CHECKPOINTS_KEPT = 2
@@ -102,7 +105,9 @@ class Worker:
             self._make_start(spec, start)
         self._models, self._parts = {}, {}
         self._data, self._inputs = self._encode(spec, start)
-        self._rehearsal = Rehearsal(spec.dataset, request.get("learnt"), self._data.keys or ())
+        learnt = request.get("learnt")
+        learnt = None if learnt is None else from_json(DatasetVersion, learnt)
+        self._rehearsal = Rehearsal(spec.dataset, learnt)
         # What cannot be had is told before any trial.
         devices.choose(str(spec.config["training"]["device"]))
         self._model_of(spec.config["model"])
@@ -207,6 +212,9 @@ class Worker:
         said, device = str(training["precision"]), devices.choose(str(training["device"])).type
         if said == "auto":
             said = precision.choose(said, precision.speeds(device, self._decisions), device)
+        fold = params.get(FOLD, "")
+        data = self._data_of({**settings, "fold": fold})
+        left_out = data.num_train < self._part(fold, 1.0).num_train
         return stages.plan(
             self._spec,
             params,
@@ -214,10 +222,10 @@ class Worker:
             schedule=parts.schedule(str(training["schedule"])),
             precision=said,
             device=device,
-            num_train=self._data_of({**settings, "fold": params.get(FOLD, "")}).num_train,
+            num_train=data.num_train,
             metrics=more_metrics(self._spec),
             frozen=self._frozen_by_epoch(model, training),
-            rehearsed=self._rehearsal.said(training),
+            rehearsed=digest(data.keys[: data.num_train]) if left_out and data.keys else "",
         )
 
     def _frozen_by_epoch(self, model: Mapping[str, Any], training: Mapping[str, Any]) -> list[int]:
@@ -240,10 +248,18 @@ class Worker:
         """The rows as a fold divides them; without one, as the dataset version does. Of those that
         are learnt from and that the start knows, the share that is to be rehearsed.
         """
-        fold, share = settings.get("fold", ""), self._rehearsal.share(settings["training"])
+        share = self._rehearsal.share(settings["training"])
+        return self._part(settings.get("fold", ""), share)
+
+    def _part(self, fold: str, share: float) -> Encoded:
         if (fold, share) not in self._parts:
-            data = folded(self._data, fold, seed=self._spec.seed) if fold else self._data
-            self._parts[fold, share] = self._rehearsal.rows(data, share)
+            if share < 1:
+                made = self._rehearsal.rows(self._part(fold, 1.0), share)
+            else:
+                made = folded(self._data, fold, seed=self._spec.seed) if fold else self._data
+            for oldest in list(self._parts)[: 1 - PARTS_KEPT]:
+                del self._parts[oldest]
+            self._parts[fold, share] = made
         return self._parts[fold, share]
 
     def _do_cost(self, request: Mapping[str, Any]) -> Any:
