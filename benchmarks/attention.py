@@ -41,12 +41,13 @@ def attention_of(name: str) -> Callable[..., Any]:
     def eager(q: Any, k: Any, v: Any) -> Any:
         return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
 
-    return {
+    known: dict[str, Callable[..., Any]] = {
         "block_top_k": block_top_k_attention,
         "top_k": lambda q, k, v: top_k_attention(q, k, v, num_kept=64),
         "sdpa": F.scaled_dot_product_attention,
         "eager": eager,
-    }[name]
+    }
+    return known[name]
 
 
 def _status_mib(key: str) -> float:

@@ -109,11 +109,17 @@ def _gone_round(place: Path, settings: Mapping[str, str]) -> dict[str, Any]:
     from autoglm.loop.run_loop import go_round, open_runs
     from autoglm.project import Project
 
-    spent, events, started = Spent(), [], time.monotonic()
+    spent, started = Spent(), time.monotonic()
+    events: list[Mapping[str, Any]] = []
     assignments = [f"{key}={value}" for key, value in settings.items()]
     project = Project(f"{place}/p", assignments=assignments)
     with project.own("benchmark"):
-        app = App(project=project, on_event=lambda event: (spent.see(event), events.append(event)))
+
+        def seen(event: Mapping[str, Any]) -> None:
+            spent.see(event)
+            events.append(event)
+
+        app = App(project=project, on_event=seen)
         try:
             runs = open_runs(app)
             try:

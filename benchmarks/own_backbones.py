@@ -116,7 +116,8 @@ def measure(name: str, rows: Rows, seed: int, more: dict[str, Any]) -> dict[str,
     hits = 0
     with torch.no_grad():
         for batch in forward.in_batches(range(seen, seen + num_test)):
-            hits += int((forward.outputs(batch).argmax(-1) == whole.targets[batch]).sum())
+            wanted = torch.as_tensor(whole.targets)[batch]
+            hits += int((forward.outputs(batch).argmax(-1) == wanted).sum())
     return {
         "backbone": name,
         "seed": seed,

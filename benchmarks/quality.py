@@ -188,7 +188,7 @@ def peer(data: Data, seed: int) -> dict[str, Any]:
     def logits(ids: Any, mask: Any) -> Any:
         return model(input_ids=ids, attention_mask=mask).logits
 
-    class KeepsBest(TrainerCallback):  # type: ignore[misc]
+    class KeepsBest(TrainerCallback):
         def on_epoch_end(self, *_args: Any, **_more: Any) -> None:
             model.eval()
             curve.append(data.scored("validation", logits))

@@ -100,7 +100,7 @@ def score(rows: Sequence[Row], answers: Sequence[Any], labels: Sequence[str]) ->
     `answers`: per row a label's number, or (targets, numbers) per token.
     """
     if not rows or "tags" not in rows[0]:
-        hits = [row["label"] == labels[said] for row, said in zip(rows, answers, strict=True)]
+        hits = [bool(row["label"] == labels[said]) for row, said in zip(rows, answers, strict=True)]
         return sum(hits) / max(1, len(hits))
     from autoglm.evaluation.metrics import OF_TAGS
 
@@ -108,4 +108,4 @@ def score(rows: Sequence[Row], answers: Sequence[Any], labels: Sequence[str]) ->
     for row, (targets, numbers) in zip(rows, answers, strict=True):
         tags = [labels[n] for t, n in zip(targets, numbers, strict=True) if t != IGNORED]
         said.append((*tags, *["O"] * (len(row["tags"]) - len(tags))))
-    return OF_TAGS["entity_f1"]([tuple(row["tags"]) for row in rows], said) or 0.0
+    return float(OF_TAGS["entity_f1"]([tuple(row["tags"]) for row in rows], said) or 0.0)

@@ -120,7 +120,7 @@ def ours(
         algorithms=[watch],
     )
     trained = trainer.train(threading.Event())
-    found = {"wall": watch.wall, "cpu": watch.cpu, "samples": len(train) - BATCH}
+    found: dict[str, Any] = {"wall": watch.wall, "cpu": watch.cpu, "samples": len(train) - BATCH}
     found["precision"] = trainer._precision
     if whole:
         return {**found, "accuracy": trained.metrics["accuracy"]}
@@ -193,7 +193,7 @@ def theirs(
 
     watch = Stopwatch()
 
-    class Watch(TrainerCallback):  # type: ignore[misc]
+    class Watch(TrainerCallback):
         def on_step_end(self, *_args: Any, **_more: Any) -> None:
             watch.apply("step", None)
 
@@ -216,7 +216,11 @@ def theirs(
             callbacks=[Watch()],
         )  # fmt: skip
         trainer.train()
-        found = {"wall": watch.wall, "cpu": watch.cpu, "samples": len(train) - BATCH}
+        found: dict[str, Any] = {
+            "wall": watch.wall,
+            "cpu": watch.cpu,
+            "samples": len(train) - BATCH,
+        }
         if whole:
             known = [row for row in test if row["label"] in index]
             answer = trainer.predict(rows(known))

@@ -88,7 +88,7 @@ class Timed:
         return timed
 
 
-def measure(scheduler: str, trials: int) -> dict[str, float]:
+def measure(scheduler: Any, trials: int) -> dict[str, float]:
     registry.register("sampler", "timed", lambda seed: Timed(samplers.tpe(seed)), replace=True)
     with tempfile.TemporaryDirectory() as folder:
         study = Study(

@@ -34,7 +34,11 @@ class Source(Protocol):
     """
 
     name: str
-    promise: str  # one line, printed at start: what this mode can and cannot see
+
+    @property
+    def promise(self) -> str:
+        """One line, printed at start: what this mode can and cannot see."""
+        ...
 
     def read(self, position: str) -> Iterator[ChangeBatch]:
         """Batches after `position` (`""` = from the beginning) until nothing more is there now.
