@@ -74,7 +74,7 @@ def test_more_changed_rows_than_search_refresh_are_a_whole_study(round_trip: Rou
     assert "% of the rows changed" not in said
 
 
-def test_rows_that_are_divided_otherwise_are_another_question() -> None:
+def test_rows_that_are_read_or_divided_otherwise_are_another_question() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     dataset = DatasetVersion(
         project="p", uri="u", version=1, rows=9, split_rows={}, labels=("a", "b"), label_counts={},
@@ -88,7 +88,10 @@ def test_rows_that_are_divided_otherwise_are_another_question() -> None:
         config_digest="c", seed=0, stable="", folder="", traceparent="", tuning="default",
         created_at=now,
     )  # fmt: skip
-    others = ({"split": {"validation": 0.6, "test": 0.1}}, {"split_column": "part"})
+    others = (
+        {"split": {"validation": 0.6, "test": 0.1}}, {"split_column": "part"}, {"text": "title"},
+        {"label": "topic"}, {"label_separator": ";"},
+    )  # fmt: skip
     for other in ({"version": 2}, *others):
         asked = _question(replace(spec, dataset=replace(dataset, **other)), like=spec)
         assert (asked == _question(spec)) == (other not in others)

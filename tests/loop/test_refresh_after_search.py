@@ -18,10 +18,10 @@ from autoglm.loop import run_to_candidate
 from autoglm.loop.app import App, ignore
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import draft_spec, trigger_event
-from autoglm.loop.refreshing import SPEC, find_refresh, keep_spec
+from autoglm.loop.refreshing import SPEC, _cheaper, find_refresh, keep_spec
 from autoglm.loop.run_to_candidate import _said, pruned_space
 from autoglm.project import Project
-from autoglm.search.refresh import FREEZING, Refresh
+from autoglm.search.refresh import FREEZING, REHEARSAL, Refresh
 from autoglm.settings import completed, from_snapshot, unfreeze
 from search.numeric_runner import NumericRunner
 from search.studies import run
@@ -62,8 +62,9 @@ class Runner(NumericRunner):
     starts_from_stable = False
 
     def cost(self, chain: StageChain) -> Cost:
-        """Half where layers stop to learn."""
-        share = 0.5 if chain.params.get(FREEZING) == "progressive" else 1.0
+        """Half where layers stop to learn, or rows are left out."""
+        is_less = FREEZING in chain.params or chain.params.get(REHEARSAL, 1.0) < 1
+        share = 0.5 if is_less else 1.0
         found = super().cost(chain)
         return replace(found, cpu_seconds=share * found.cpu_seconds)
 
@@ -155,6 +156,39 @@ def test_a_spec_of_an_earlier_version_asked_with_the_defaults_of_its_new_keys(
     said = {**alone.config["training"], "freezing": "progressive"}
     other = replace(drafted(app, "run-2"), config={**alone.config, "training": said})
     assert asked(app, other) is None, "another question"
+
+
+def test_from_stable_rows_are_left_out_where_the_project_leaves_it_open_and_it_is_cheaper(
+    app: App, tmp_path: Path
+) -> None:
+    spec = drafted(app, "run-1")
+
+    def beside(
+        search: Any = (), training: Any = (), *, allowed: bool = True, cost: bool = True
+    ) -> Any:
+        runner = Runner(tmp_path / "s")
+        if not cost:
+            runner.cost = super(Runner, runner).cost  # type: ignore[method-assign]
+        config = {
+            **spec.config,
+            "search": {**spec.config["search"], **dict(search)},
+            "training": {**spec.config["training"], **dict(training)},
+        }
+        settings: Any = from_snapshot(config)
+        pruned = pruned_space(settings, _said(replace(spec, config=config)))
+        return _cheaper(
+            settings, pruned, runner, lambda _p: allowed, "stable", {"training.lr": 0.5}
+        )
+
+    assert beside() == {REHEARSAL: 0.25}
+    assert beside({"rehearsal": 0.5}) == {REHEARSAL: 0.5}
+    assert beside({"rehearsal": 1.0}) == {}
+    assert beside(training={"rehearsal": 0.2}) == {}, "every trial leaves out more"
+    assert (
+        beside({"space": {"lr": {"uniform": [0.1, 1]}, "rehearsal": {"choice": [0.5, 1.0]}}}) == {}
+    )
+    assert beside(allowed=False) == {}
+    assert beside(cost=False) == {}, "all rows cost no more"
 
 
 def test_what_is_kept_of_a_study_alone_holds_no_secret(app: App) -> None:

@@ -44,6 +44,7 @@ def maybe(
     log: EventLog,
     *,
     stable: bool = False,
+    knows: bool = True,
     space: Any = SPACE,
     changed: float | None = 0.01,
     metric: str = "accuracy",
@@ -57,7 +58,8 @@ def maybe(
         metric=metric,
         maximize=True,
         changed_since=lambda _study: changed,
-        from_stable=lambda _study: stable,
+        starts_from_stable=stable,
+        stable_knows=lambda _study: knows,
         num_rows=220,
         margin=0.01,
         allows=allows,
@@ -123,16 +125,42 @@ def test_from_stable_a_quarter_of_the_rows_comes_first_and_all_of_them_behind(
     assert (len(same.points), same.beside) == (1, ()), "of the very rows the answer itself is tried"
 
 
+def test_where_stable_does_not_know_the_rows_the_answer_itself_is_tried(
+    log: EventLog, tmp_path: Path
+) -> None:
+    keys = [*KEYS, "training.trainable_layers"]
+    first = run(log, runner(tmp_path / "1"), trials=20, space=LAYERED, keys=keys)
+    older = asked_again(log, stable=True, knows=False, space=LAYERED, beside=QUARTER)
+    assert (older.start, older.points, older.beside) == ("stable", (first.best.params,), ())
+
+
+def test_no_layers_or_epochs_are_left_out_on_which_another_dimension_counts(
+    log: EventLog, tmp_path: Path
+) -> None:
+    keys = [*KEYS, "training.trainable_layers"]
+    shallow = {"uniform": [0.0, 0.5], "when": {"trainable_layers": 0}}
+    space = {**LAYERED, "dropout": shallow}
+    first = run(log, runner(tmp_path / "1"), trials=20, space=space, keys=keys)
+    assert first.best.params["training.trainable_layers"] > 0, "else there is nothing to leave out"
+    refresh = asked_again(log, stable=True, space=space)
+    assert len(refresh.points) == 1
+    layers = first.best.params["training.trainable_layers"]
+    assert refresh.points[0]["training.trainable_layers"] == layers
+    assert refresh.points[0]["training.epochs"] == 1
+
+
 def test_a_point_that_the_constraints_refuse_is_none_of_a_refresh(
     log: EventLog, tmp_path: Path
 ) -> None:
     keys = [*KEYS, "training.trainable_layers"]
-    run(log, runner(tmp_path / "1"), trials=20, space=LAYERED, keys=keys)
+    first = run(log, runner(tmp_path / "1"), trials=20, space=LAYERED, keys=keys)
     said: dict[str, Any] = {"stable": True, "space": LAYERED, "beside": QUARTER}
     kept = asked_again(log, allows=lambda p: p["training.trainable_layers"] > 0, **said)
     assert [point["training.trainable_layers"] > 0 for point in kept.points] == [True, True]
     assert {point["training.epochs"] for point in kept.points} == {1}
     assert kept.beside == (QUARTER, {})
+    long = asked_again(log, allows=lambda p: p["training.epochs"] > 1, **said)
+    assert long.points[0] == first.best.params, "the answer itself is left"
     assert maybe(log, allows=lambda _params: False, **said) is None
 
 
@@ -240,7 +268,7 @@ def test_what_won_beside_the_space_is_tried_again_with_what_it_had(
     again = refresh_of(
         log, "run-3", read_space(SPACE, [*KEYS, FREEZING]), metric="accuracy", maximize=True,
         changed_since=lambda study: 0.01 if study == "run-2" else None,
-        from_stable=lambda _study: False, num_rows=220, margin=0.01,
+        starts_from_stable=False, stable_knows=lambda _study: False, num_rows=220, margin=0.01,
         cheaper=lambda _start, params: {} if FREEZING in params else PROGRESSIVE,
     )  # fmt: skip
     assert again is not None

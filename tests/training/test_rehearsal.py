@@ -137,7 +137,9 @@ def test_training_goes_over_what_is_new_to_stable_and_a_share_of_what_it_knows(
     assert asked.steps_of(quarter) == quarter.num_steps
     assert keys(asked.plan(**share(1.0))) == keys(whole)
     assert keys(asked.plan(**share(0.999))) == keys(whole), "it leaves out nothing"
-    assert keys(quarter) != keys(whole)
+    one_step = {"training.batch_size": 256}
+    assert asked.plan(**share(0.5, **one_step)).num_steps == asked.plan(**one_step).num_steps == 1
+    assert keys(asked.plan(**share(0.5, **one_step))) != keys(asked.plan(**one_step))
 
 
 def test_all_rows_are_learnt_from_where_nobody_says_what_the_start_knows(

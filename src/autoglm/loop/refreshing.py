@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from autoglm.search.refresh import Refresh
     from autoglm.search.task_pruning import Pruned
 
-# Where training starts is asked apart; `refresh` says when to look back, not for what.
-NO_QUESTION = {"model": {"start_from"}, "search": {"refresh"}}
+# Where training starts is asked apart; `refresh` says when to look back, not for what, and
+# `rehearsal` how.
+NO_QUESTION = {"model": {"start_from"}, "search": {"refresh", "rehearsal"}}
 # What a study that is no run's asked, and of which rows.
 SPEC = "spec.json"
 
@@ -59,13 +60,14 @@ def find_refresh(
         # alone has searched, to use what it found.
         return changed if changed or earlier.run_id not in _runs(app) else None
 
-    def from_stable(run_id: str) -> bool:
-        """Whether training starts from a version that learnt what that run learnt from, or more."""
-        earlier = _spec_of(run_id, app)
-        stable = app.registry.get(spec.stable) if runner.starts_from_stable else None
+    def stable_knows(run_id: str) -> bool:
+        """Whether the version in service learnt what that run learnt from, or more."""
+        earlier, stable = _spec_of(run_id, app), app.registry.get(spec.stable)
         if earlier is None or stable is None:
             return False
-        return int(stable.lineage.dataset_version) >= earlier.dataset.version
+        learnt = stable.lineage
+        is_of_one_table = learnt.dataset_uri == earlier.dataset.uri
+        return is_of_one_table and learnt.dataset_version >= earlier.dataset.version
 
     found = refresh_of(
         app.log,
@@ -74,7 +76,8 @@ def find_refresh(
         metric=settings.evaluate.metric,
         maximize=True,  # what an evaluator gives is greater where it is better
         changed_since=changed_since,
-        from_stable=from_stable,
+        starts_from_stable=runner.starts_from_stable,
+        stable_knows=stable_knows,
         num_rows=int(spec.dataset.split_rows.get("validation", 0)),
         margin=settings.evaluate.margin,
         allows=lambda params: allows({**pruned.fixed, **params}),
@@ -173,7 +176,7 @@ def _question(spec: RunSpec, *, like: RunSpec | None = None) -> Mapping[str, Any
     now = spec.dataset
     # Other rows that validate would flatter what has learnt from them.
     parts = dict(now.split), now.split_column, now.split_time
-    shape = now.task, now.outputs, parts
+    shape = now.task, now.outputs, now.text, now.label, now.label_separator, parts
     return {**asked, "data": data, "code": code, "shape": shape}
 
 
@@ -182,9 +185,7 @@ def _changed(earlier: RunSpec, spec: RunSpec) -> float | None:
     now = spec.dataset
     if earlier.dataset.uri != now.uri:
         return None
-    table = DeltaFeatureTable(
-        Path(now.uri), project=spec.project, key="", text=now.text, label=now.label
-    )
+    table = DeltaFeatureTable(now.uri, project=spec.project, key="", text=now.text, label=now.label)
     try:
         found = compare(table, earlier.dataset.version, now.version)
     except AutoGLMError:

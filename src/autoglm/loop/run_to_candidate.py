@@ -293,7 +293,7 @@ def _opened(trainer: TrainingWorker, spec: RunSpec, app: App) -> TrainingWorker:
 
 def _learnt_by(version: ModelVersion, app: App) -> DatasetVersion | None:
     """None where its run is not one of this project, or gone."""
-    with contextlib.suppress(StorageError):
+    with contextlib.suppress(StorageError, ValueError):
         return app.admission.spec(version.lineage.run_id).dataset
     return None
 

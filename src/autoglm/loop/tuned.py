@@ -11,7 +11,6 @@ from typing import Any
 from autoglm.config.provenance import explain
 from autoglm.errors import SearchError
 from autoglm.project import Project
-from autoglm.search.refresh import REFRESH
 from autoglm.search.report import report_of
 from autoglm.settings import TUNED_NAME, read_settings
 from autoglm.state.event_log import EventLog
@@ -22,7 +21,7 @@ def apply_best(project: Project, study: str = "") -> dict[str, Any]:
 
     `changes`: key → what was in force and what is now; `overruled`: key → the stronger layer that
     says something else. Raises: SearchError search.nothing_best, StorageError search.no_study,
-    SearchError search.owed_to_stable for a study that ended as a refresh from stable,
+    SearchError search.owed_to_stable for a trial of a refresh from stable,
     ConfigError for values that this configuration refuses (nothing is written then).
     """
     report = report_of(EventLog(project.reading_engine), study, project=project.name)
@@ -34,10 +33,10 @@ def apply_best(project: Project, study: str = "") -> dict[str, Any]:
             next_step="Wait for one: `autoglm search show`.",
         )
     tried = report["refresh"]
-    if report["stopped_by"] == REFRESH and tried["start"] == "stable":
+    if tried and tried["start"] == "stable" and best["number"] < len(tried["points"]):
         raise SearchError(
-            f"study {report['study']} tried again what study {tried['of']} answered, from stable:"
-            " how few layers and epochs were enough is owed to what stable knew.",
+            f"the best trial of study {report['study']} tried again, from stable, what study"
+            f" {tried['of']} answered: that so little was enough is owed to what stable knew.",
             code="search.owed_to_stable",
             next_step=f"Apply what was answered: `autoglm search apply --study {tried['of']}`.",
         )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from autoglm.contracts.record import digest
@@ -28,9 +28,11 @@ class KeptLogits(OnnxModel):
 
     def __init__(self, folder: Path, *, threads: int, kept: Path) -> None:
         super().__init__(folder, threads=threads)
-        with (folder / "model.onnx").open("rb") as stream:
-            sha = hashlib.file_digest(stream, "sha256").hexdigest()
-        self._kept, self._key = kept, digest("logits", sha, version("onnxruntime"))
+        shas = []
+        for path in sorted(folder.glob("model.onnx*")):  # some keep their weights beside the graph
+            with path.open("rb") as stream:
+                shas.append((path.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+        self._kept, self._key = kept, digest("logits", shas, onnxruntime.__version__)
         self._is_known = self.form.reads == "text" and self.form.answers != "tags"
         self._known: dict[bytes, NDArray[np.float32]] | None = None
 
@@ -46,7 +48,8 @@ class KeptLogits(OnnxModel):
         if missing:
             said = super().logits([*missing.values()], token_budget=token_budget)
             self._known |= zip(missing, said, strict=True)
-            self._keep([*dict.fromkeys(keys)])
+        if missing or self._known.keys() != set(keys):
+            self._keep(keys)
         return [self._known[key] for key in keys]
 
     def _read(self) -> dict[bytes, NDArray[np.float32]]:
@@ -60,8 +63,9 @@ class KeptLogits(OnnxModel):
     def _keep(self, keys: Sequence[bytes]) -> None:
         """Of the rows that were asked about now: others are gone from the data set."""
         assert self._known is not None
+        self._known = {key: self._known[key] for key in keys}
         arrays: dict[str, Any] = {
-            "keys": np.frombuffer(b"".join(keys), np.uint8),
-            "logits": np.stack([self._known[key] for key in keys]),
+            "keys": np.frombuffer(b"".join(self._known), np.uint8),
+            "logits": np.stack([*self._known.values()]),
         }
         keep_arrays(self._kept, self._key, arrays)

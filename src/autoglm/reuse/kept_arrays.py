@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from autoglm.observability.logging import get_logger
 
 # The files used last; of a project's dataset versions and models the last few are asked again.
 KEPT = 8
+# A file in the making, and the seconds after which nobody is at it any more.
+PART, ABANDONED = ".part", 3600
 
 
 def read_arrays(folder: Path, key: str) -> dict[str, NDArray[Any]] | None:
@@ -39,17 +42,29 @@ def keep_arrays(folder: Path, key: str, arrays: Mapping[str, NDArray[Any]]) -> N
 
     content = save(dict(arrays))
     path = folder / f"{key}.{hashlib.sha256(content).hexdigest()}.safetensors"
+    staging = folder / f".{uuid.uuid4().hex}{PART}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        staging = folder / f".{uuid.uuid4().hex}.part"
         staging.write_bytes(content)
         staging.rename(path)
-        found = sorted(folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime, reverse=True)
-        others = [each for each in found if each != path and each.name.startswith(f"{key}.")]
-        for each in [*others, *[p for p in found if p not in others][KEPT:]]:
-            each.unlink(missing_ok=True)
     except OSError as error:
         get_logger().warning("arrays are not kept", folder=folder.name, cause=str(error))
+        with contextlib.suppress(OSError):
+            staging.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(OSError):  # another process may have taken one away
+        _trim(folder, path, key)
+
+
+def _trim(folder: Path, newest: Path, key: str) -> None:
+    """Others of that name, the oldest of all, and what a killed process left half-written."""
+    others = [path for path in folder.glob("*.safetensors") if path != newest]
+    same = [path for path in others if path.name.startswith(f"{key}.")]
+    rest = sorted(set(others) - set(same), key=lambda path: path.stat().st_mtime, reverse=True)
+    long_ago = time.time() - ABANDONED
+    parts = [path for path in folder.glob(f".*{PART}") if path.stat().st_mtime < long_ago]
+    for path in [*same, *rest[KEPT - 1 :], *parts]:
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]] | None:

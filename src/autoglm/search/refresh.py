@@ -75,7 +75,8 @@ def refresh_of(
     metric: str,
     maximize: bool,
     changed_since: Callable[[str], float | None],
-    from_stable: Callable[[str], bool],
+    starts_from_stable: bool,
+    stable_knows: Callable[[str], bool],
     num_rows: int,
     margin: float,
     allows: Callable[[Mapping[str, Any]], bool] = lambda _params: True,
@@ -83,6 +84,7 @@ def refresh_of(
 ) -> Refresh | None:
     """Of the newest whole study of this space and metric since which `changed_since` tells a share
     of rows (it has none of a study with other settings, or about others); None without one.
+    `stable_knows` says whether the version that training starts from learnt from its rows.
 
     `num_rows` validate; `margin` is what a value that is no share may fall short by. Of a trial's
     values `allows` says whether they keep the constraints, and `cheaper` what beside them makes it
@@ -102,16 +104,17 @@ def refresh_of(
             float(attrs_of(trial).get("cpu_seconds", 0.0))
             for trial in study.get_trials(deepcopy=False)
         )
-        start = "stable" if from_stable(earlier) else "backbone"
+        start = "stable" if starts_from_stable else "backbone"
+        # Of the very rows that were asked about the answer itself is tried.
+        is_known = bool(starts_from_stable and changed and stable_knows(earlier))
         keys = {dimension.key: dimension for dimension in dimensions}
         answer = {k: v for k, v in best["params"].items() if k in keys or k not in BESIDE}
-        # Of the very rows that were asked about the answer itself is tried: stable may know others.
-        fewer = _fewer(dimensions, answer) if start == "stable" and changed else [{}]
-        points = [point for point in fewer if allows({**answer, **point})]
-        if not points:
+        fewer = _fewer(dimensions, answer) if is_known else []
+        points = [point for point in fewer if allows({**answer, **point})] or [{}]
+        if not allows({**answer, **points[0]}):
             return None
         beside: Mapping[str, Any] = {}
-        if start == "backbone" or changed:
+        if is_known or not starts_from_stable:
             beside = cheaper(start, {**answer, **points[0]})
         if beside:
             points = [points[0], points[-1]]
@@ -153,7 +156,7 @@ def how_of(beside: Mapping[str, Any]) -> str:
 
 def _fewer(dimensions: Sequence[Dimension], answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The fewest layers and epochs of the space, and the fewest epochs: stable knows already what
-    the others taught it. Without what makes no difference to `answer`.
+    the others taught it. None of what makes no difference to `answer`, or other dimensions count.
     """
     fewest = {
         dimension.key: value
@@ -162,8 +165,19 @@ def _fewer(dimensions: Sequence[Dimension], answer: Mapping[str, Any]) -> list[d
         for value in [_fewest(dimension)]
         if value is not None
     }
-    points = [fewest, {k: v for k, v in fewest.items() if k == EPOCHS}]
-    return points if {**answer, **points[0]} != {**answer, **points[1]} else points[:1]
+    fewest_epochs = {k: v for k, v in fewest.items() if k == EPOCHS}
+    points: list[dict[str, Any]] = []
+    for point in (fewest, fewest_epochs):
+        tried = {**answer, **point}
+        is_new = all({**answer, **other} != tried for other in points)
+        if is_new and _counting(dimensions, tried) == _counting(dimensions, answer):
+            points.append(point)
+    return points
+
+
+def _counting(dimensions: Sequence[Dimension], values: Mapping[str, Any]) -> set[str]:
+    """Keys of the dimensions whose conditions hold."""
+    return {d.key for d in dimensions if all(each.holds(values) for each in d.when)}
 
 
 def _fewest(dimension: Dimension) -> Any:
