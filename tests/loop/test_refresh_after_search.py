@@ -164,11 +164,9 @@ def test_from_stable_rows_are_left_out_where_the_project_leaves_it_open_and_it_i
     spec = drafted(app, "run-1")
 
     def beside(
-        search: Any = (), training: Any = (), *, allowed: bool = True, cost: bool = True
+        search: Any = (), training: Any = (), *, allowed: bool = True, is_cheaper: bool = True
     ) -> Any:
-        runner = Runner(tmp_path / "s")
-        if not cost:
-            runner.cost = super(Runner, runner).cost  # type: ignore[method-assign]
+        runner = (Runner if is_cheaper else NumericRunner)(tmp_path / "s")
         config = {
             **spec.config,
             "search": {**spec.config["search"], **dict(search)},
@@ -188,7 +186,7 @@ def test_from_stable_rows_are_left_out_where_the_project_leaves_it_open_and_it_i
         beside({"space": {"lr": {"uniform": [0.1, 1]}, "rehearsal": {"choice": [0.5, 1.0]}}}) == {}
     )
     assert beside(allowed=False) == {}
-    assert beside(cost=False) == {}, "all rows cost no more"
+    assert beside(is_cheaper=False) == {}, "all rows cost no more"
 
 
 def test_what_is_kept_of_a_study_alone_holds_no_secret(app: App) -> None:

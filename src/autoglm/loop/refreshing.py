@@ -84,19 +84,21 @@ def find_refresh(
         cheaper=partial(_cheaper, settings, pruned, runner, allows),
     )
     if found is not None:
-        app.on_event(
-            {
-                "kind": "refresh",
-                "of": found.of,
-                "changed": found.changed,
-                "start": found.start,
-                "value": found.value,
-                "enough": found.enough,
-                "trials": len(found.points),
-                "beside": dict(next(iter(found.beside), {})),
-            }
-        )
+        app.on_event(_event_of(found))
     return found
+
+
+def _event_of(refresh: Refresh) -> dict[str, Any]:
+    return {
+        "kind": "refresh",
+        "of": refresh.of,
+        "changed": refresh.changed,
+        "start": refresh.start,
+        "value": refresh.value,
+        "enough": refresh.enough,
+        "trials": len(refresh.points),
+        "beside": dict(next(iter(refresh.beside), {})),
+    }
 
 
 def _cheaper(

@@ -107,11 +107,10 @@ def refresh_of(
         start = "stable" if starts_from_stable else "backbone"
         # Of the very rows that were asked about the answer itself is tried.
         is_known = bool(starts_from_stable and changed and stable_knows(earlier))
-        keys = {dimension.key: dimension for dimension in dimensions}
+        keys = {dimension.key for dimension in dimensions}
         answer = {k: v for k, v in best["params"].items() if k in keys or k not in BESIDE}
-        fewer = _fewer(dimensions, answer) if is_known else []
-        points = [point for point in fewer if allows({**answer, **point})] or [{}]
-        if not allows({**answer, **points[0]}):
+        points = _tried(dimensions, answer, is_known=is_known, allows=allows)
+        if not points:
             return None
         beside: Mapping[str, Any] = {}
         if is_known or not starts_from_stable:
@@ -126,10 +125,7 @@ def refresh_of(
             value=float(best["value"]),
             enough=score - (margin if error is None else error),
             most_cpu_seconds=MOST_SHARE * spent,
-            points=tuple(
-                {**best["told"], **{key: keys[key].told(value) for key, value in point.items()}}
-                for point in points
-            ),
+            points=tuple({**best["told"], **_as_told(dimensions, point)} for point in points),
             beside=(beside, {}) if beside else (),
         )
     return None
@@ -152,6 +148,26 @@ def how_of(beside: Mapping[str, Any]) -> str:
     if FREEZING in beside:
         return ", with layers that stop to learn"
     return ", on what is new and a sample of the other rows" if REHEARSAL in beside else ""
+
+
+def _tried(
+    dimensions: Sequence[Dimension],
+    answer: Mapping[str, Any],
+    *,
+    is_known: bool,
+    allows: Callable[[Mapping[str, Any]], bool],
+) -> list[dict[str, Any]]:
+    """In what the points differ from `answer`, the first to be tried first: where stable knows the
+    rows (`is_known`) in less, else, or where the constraints refuse that, in nothing. Empty where
+    they refuse the answer too.
+    """
+    fewer = _fewer(dimensions, answer) if is_known else []
+    allowed = [point for point in fewer if allows({**answer, **point})]
+    return allowed or ([{}] if allows(answer) else [])
+
+
+def _as_told(dimensions: Sequence[Dimension], point: Mapping[str, Any]) -> dict[str, Any]:
+    return {d.key: d.told(point[d.key]) for d in dimensions if d.key in point}
 
 
 def _fewer(dimensions: Sequence[Dimension], answer: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ class Rehearsal:
 
     def __init__(self, dataset: DatasetVersion, learnt: DatasetVersion | None) -> None:
         self._dataset, self._learnt = dataset, learnt
-        # Other rows each time: in the end all are gone over.
+        # Other rows for other contents: sooner or later all are gone over.
         drawn = digest(dataset.content_digest, "rehearsal", size=4)
         self._offset = int(drawn, 16) / 2**32
 
