@@ -18,7 +18,7 @@ from autoglm.loop import run_to_candidate
 from autoglm.loop.app import App, ignore
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
 from autoglm.loop.dataset_to_run import draft_spec, trigger_event
-from autoglm.loop.refreshing import SPEC, _cheaper, find_refresh, keep_spec
+from autoglm.loop.refreshing import SPEC, AsOfRun, find_refresh, keep_spec
 from autoglm.loop.run_to_candidate import _said, pruned_space
 from autoglm.project import Project
 from autoglm.search.refresh import FREEZING, REHEARSAL, Refresh
@@ -58,9 +58,13 @@ def drafted(app: App, name: str) -> RunSpec:
     return replace(spec, run_id=name, folder=str(app.project.state / "runs" / name))
 
 
-class Runner(NumericRunner):
+class Even(NumericRunner):
+    """No way of training costs less."""
+
     starts_from_stable = False
 
+
+class Runner(Even):
     def cost(self, chain: StageChain) -> Cost:
         """Half where layers stop to learn, or rows are left out."""
         is_less = FREEZING in chain.params or chain.params.get(REHEARSAL, 1.0) < 1
@@ -166,7 +170,7 @@ def test_from_stable_rows_are_left_out_where_the_project_leaves_it_open_and_it_i
     def beside(
         search: Any = (), training: Any = (), *, allowed: bool = True, is_cheaper: bool = True
     ) -> Any:
-        runner = (Runner if is_cheaper else NumericRunner)(tmp_path / "s")
+        runner = (Runner if is_cheaper else Even)(tmp_path / "s")
         config = {
             **spec.config,
             "search": {**spec.config["search"], **dict(search)},
@@ -174,9 +178,8 @@ def test_from_stable_rows_are_left_out_where_the_project_leaves_it_open_and_it_i
         }
         settings: Any = from_snapshot(config)
         pruned = pruned_space(settings, _said(replace(spec, config=config)))
-        return _cheaper(
-            settings, pruned, runner, lambda _p: allowed, "stable", {"training.lr": 0.5}
-        )
+        given = AsOfRun(spec, settings, pruned, app, runner=runner, allows=lambda _p: allowed)
+        return given.cheaper("stable", {"training.lr": 0.5})
 
     assert beside() == {REHEARSAL: 0.25}
     assert beside({"rehearsal": 0.5}) == {REHEARSAL: 0.5}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,30 @@ def log(tmp_path: Path) -> EventLog:
     return EventLog(open_state(tmp_path / "state.db"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Circumstances that are said; of `only` one study, where it is named."""
+
+    starts_from_stable: bool = False
+    changed: float | None = 0.01
+    knows: bool = True
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    accepts: Callable[[Mapping[str, Any]], bool] = lambda _params: True
+    only: str = ""
+
+    def changed_since(self, study: str) -> float | None:
+        return None if self.only and study != self.only else self.changed
+
+    def stable_knows(self, _study: str) -> bool:
+        return self.knows
+
+    def allows(self, params: Mapping[str, Any]) -> bool:
+        return self.accepts(params)
+
+    def cheaper(self, _start: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {} if self.beside.keys() <= params.keys() else self.beside
+
+
 def runner(folder: Path) -> NumericRunner:
     return NumericRunner(folder / "stages")
 
@@ -51,20 +75,11 @@ def maybe(
     beside: Mapping[str, Any] | None = None,
     allows: Callable[[Mapping[str, Any]], bool] = lambda _params: True,
 ) -> Refresh | None:
-    return refresh_of(
-        log,
-        "run-2",
-        read_space(space, [*KEYS, "training.trainable_layers", FREEZING]),
-        metric=metric,
-        maximize=True,
-        changed_since=lambda _study: changed,
-        starts_from_stable=stable,
-        stable_knows=lambda _study: knows,
-        num_rows=220,
-        margin=0.01,
-        allows=allows,
-        cheaper=lambda _start, _params: beside or {},
+    given = Given(
+        starts_from_stable=stable, changed=changed, knows=knows, beside=beside or {}, accepts=allows
     )
+    dimensions = read_space(space, [*KEYS, "training.trainable_layers", FREEZING])
+    return refresh_of(log, "run-2", dimensions, given, metric=metric, num_rows=220, margin=0.01)
 
 
 def test_an_answer_that_holds_is_the_whole_study(log: EventLog, tmp_path: Path) -> None:
@@ -265,12 +280,11 @@ def test_what_won_beside_the_space_is_tried_again_with_what_it_had(
     higher = replace(asked_again(log, beside=PROGRESSIVE), enough=2.0)
     said: dict[str, Any] = {"trials": 4, "space": SPACE}
     run(log, runner(tmp_path / "2"), name="run-2", refresh_by=higher, **said)
+    dimensions = read_space(SPACE, [*KEYS, FREEZING])
+    given = Given(only="run-2", beside=PROGRESSIVE)
     again = refresh_of(
-        log, "run-3", read_space(SPACE, [*KEYS, FREEZING]), metric="accuracy", maximize=True,
-        changed_since=lambda study: 0.01 if study == "run-2" else None,
-        starts_from_stable=False, stable_knows=lambda _study: False, num_rows=220, margin=0.01,
-        cheaper=lambda _start, params: {} if FREEZING in params else PROGRESSIVE,
-    )  # fmt: skip
+        log, "run-3", dimensions, given, metric="accuracy", num_rows=220, margin=0.01
+    )
     assert again is not None
     assert again.beside == (PROGRESSIVE, {})
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,44 +47,85 @@ def find_refresh(
     search = settings.search
     if not search.refresh or not search.warm_start or search.objectives:
         return None
+    found = refresh_of(
+        app.log,
+        spec.run_id,
+        pruned.dimensions,
+        AsOfRun(spec, settings, pruned, app, runner=runner, allows=allows),
+        metric=settings.evaluate.metric,
+        num_rows=int(spec.dataset.split_rows.get("validation", 0)),
+        margin=settings.evaluate.margin,
+    )
+    if found is not None:
+        app.on_event(_event_of(found))
+    return found
 
-    def changed_since(run_id: str) -> float | None:
-        earlier = _spec_of(run_id, app)
-        if earlier is None or _question(earlier) != _question(spec, like=earlier):
+
+class AsOfRun:
+    """`search.refresh.Circumstances` of a run, or of a study alone."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        settings: Settings,
+        pruned: Pruned,
+        app: App,
+        *,
+        runner: Any,
+        allows: Callable[[Mapping[str, Any]], bool],
+    ) -> None:
+        self._spec, self._settings, self._pruned, self._app = spec, settings, pruned, app
+        self._runner, self._allows = runner, allows
+        self.starts_from_stable = bool(runner.starts_from_stable)
+
+    def changed_since(self, study: str) -> float | None:
+        earlier = _spec_of(study, self._app)
+        if earlier is None or _question(earlier) != _question(self._spec, like=earlier):
             return None
-        changed = _changed(earlier, spec)
-        if changed is None or changed > search.refresh:
+        changed = _changed(earlier, self._spec)
+        if changed is None or changed > self._settings.search.refresh:
             return None
         # A run of the very rows of another run was asked for to search again; of those that a study
         # alone has searched, to use what it found.
-        return changed if changed or earlier.run_id not in _runs(app) else None
+        return changed if changed or study not in _runs(self._app) else None
 
-    def stable_knows(run_id: str) -> bool:
-        """Whether the version in service learnt what that run learnt from, or more."""
-        earlier, stable = _spec_of(run_id, app), app.registry.get(spec.stable)
+    def stable_knows(self, study: str) -> bool:
+        earlier, stable = _spec_of(study, self._app), self._app.registry.get(self._spec.stable)
         if earlier is None or stable is None:
             return False
         learnt = stable.lineage
         is_of_one_table = learnt.dataset_uri == earlier.dataset.uri
         return is_of_one_table and learnt.dataset_version >= earlier.dataset.version
 
-    found = refresh_of(
-        app.log,
-        spec.run_id,
-        pruned.dimensions,
-        metric=settings.evaluate.metric,
-        maximize=True,  # what an evaluator gives is greater where it is better
-        changed_since=changed_since,
-        starts_from_stable=runner.starts_from_stable,
-        stable_knows=stable_knows,
-        num_rows=int(spec.dataset.split_rows.get("validation", 0)),
-        margin=settings.evaluate.margin,
-        allows=lambda params: allows({**pruned.fixed, **params}),
-        cheaper=partial(_cheaper, settings, pruned, runner, allows),
-    )
-    if found is not None:
-        app.on_event(_event_of(found))
-    return found
+    def allows(self, params: Mapping[str, Any]) -> bool:
+        return self._allows({**self._pruned.fixed, **params})
+
+    def cheaper(self, start: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What project and constraints leave open: from stable, to leave out rows that it knows;
+        from the backbone, that layers stop to learn. Where a trial is expected to cost less so.
+        """
+        from autoglm.search.refresh import FREEZING, REHEARSAL
+
+        training, pruned = self._settings.training, self._pruned
+        asked = {each.key for each in pruned.dimensions} | pruned.fixed.keys()
+        if start == "stable":
+            share = self._settings.search.rehearsal
+            less: dict[str, Any] = {REHEARSAL: share}
+            is_open = share < training.rehearsal and REHEARSAL not in asked
+        else:
+            less = {FREEZING: "progressive"}
+            is_open = training.freezing == "auto" and FREEZING not in asked
+        if not is_open or not self.allows({**params, **less}):
+            return {}
+        wanted = {**pruned.fixed, **params}
+        try:
+            costs = [self._cost(each) for each in (wanted, {**wanted, **less})]
+        except AutoGLMError:
+            return {}  # the trial will say what is wrong
+        return less if costs[1] < costs[0] else {}
+
+    def _cost(self, params: Mapping[str, Any]) -> float:
+        return float(self._runner.cost(self._runner.plan(params)).cpu_seconds)
 
 
 def _event_of(refresh: Refresh) -> dict[str, Any]:
@@ -99,37 +139,6 @@ def _event_of(refresh: Refresh) -> dict[str, Any]:
         "trials": len(refresh.points),
         "beside": dict(next(iter(refresh.beside), {})),
     }
-
-
-def _cheaper(
-    settings: Settings,
-    pruned: Pruned,
-    runner: Any,
-    allows: Callable[[Mapping[str, Any]], bool],
-    start: str,
-    params: Mapping[str, Any],
-) -> Mapping[str, Any]:
-    """What project and constraints leave open: from stable, to leave out rows that it knows; from
-    the backbone, that layers stop to learn. Where a trial is expected to cost less so.
-    """
-    from autoglm.search.refresh import FREEZING, REHEARSAL
-
-    training, wanted = settings.training, {**pruned.fixed, **params}
-    asked = {each.key for each in pruned.dimensions} | pruned.fixed.keys()
-    if start == "stable":
-        share = settings.search.rehearsal
-        less: dict[str, Any] = {REHEARSAL: share}
-        is_open = share < training.rehearsal and REHEARSAL not in asked
-    else:
-        less = {FREEZING: "progressive"}
-        is_open = training.freezing == "auto" and FREEZING not in asked
-    if not is_open or not allows({**wanted, **less}):
-        return {}
-    try:
-        costs = [runner.cost(runner.plan(p)).cpu_seconds for p in (wanted, {**wanted, **less})]
-    except AutoGLMError:
-        return {}  # the trial will say what is wrong
-    return less if costs[1] < costs[0] else {}
 
 
 def keep_spec(draft: RunSpec) -> None:

@@ -14,9 +14,9 @@ none is       → the rows are others after all: the study goes on as a whole on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from autoglm.evaluation.resampling import standard_error
 from autoglm.search.first_points import EPOCHS, LAYERS
@@ -67,68 +67,76 @@ class Refresh:
         return not left or spent + min(left) > self.most_cpu_seconds
 
 
+class Circumstances(Protocol):
+    """What whoever runs the study knows of earlier ones, of stable and of what trials cost."""
+
+    @property
+    def starts_from_stable(self) -> bool: ...
+
+    def changed_since(self, study: str) -> float | None:
+        """Share of the rows that are others now; None of a study with another question."""
+
+    def stable_knows(self, study: str) -> bool:
+        """Whether the version in service learnt what that study learnt from, or more."""
+
+    def allows(self, params: Mapping[str, Any]) -> bool:
+        """Whether a trial's values keep the constraints."""
+
+    def cheaper(self, start: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What beside a trial's values makes it cheaper from `stable` or `backbone`."""
+
+
 def refresh_of(
     log: EventLog,
     name: str,
     dimensions: Sequence[Dimension],
+    circumstances: Circumstances,
     *,
     metric: str,
-    maximize: bool,
-    changed_since: Callable[[str], float | None],
-    starts_from_stable: bool,
-    stable_knows: Callable[[str], bool],
     num_rows: int,
     margin: float,
-    allows: Callable[[Mapping[str, Any]], bool] = lambda _params: True,
-    cheaper: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda _start, _params: {},
 ) -> Refresh | None:
-    """Of the newest whole study of this space and metric since which `changed_since` tells a share
-    of rows (it has none of a study with other settings, or about others); None without one.
-    `stable_knows` says whether the version that training starts from learnt from its rows.
-
-    `num_rows` validate; `margin` is what a value that is no share may fall short by. Of a trial's
-    values `allows` says whether they keep the constraints, and `cheaper` what beside them makes it
-    cheaper from `stable` or `backbone`.
+    """Of the newest whole study of this space and metric that the circumstances let answer; None
+    without one. `metric` is one of which more is better, `num_rows` validate, and `margin` is what
+    a value that is no share may fall short by.
     """
     asks = {"space": [str(dimension) for dimension in dimensions], "metric": metric}
     for earlier in newest_first(log, but=name)[:MOST_STUDIES]:
-        study = open_study(log, earlier)
-        if study is None or study.user_attrs.get("stopped_by", REFRESH) == REFRESH:
-            continue  # not ended, or itself no whole one
-        best = next(iter(best_points(log, earlier, asks)), None)
-        changed = None if best is None else changed_since(earlier)
+        best = _best_of(log, earlier, asks)
+        changed = None if best is None else circumstances.changed_since(earlier)
         if best is None or changed is None:
             continue
-        score = float(best["value"]) * (1 if maximize else -1)
-        spent = sum(
-            float(attrs_of(trial).get("cpu_seconds", 0.0))
-            for trial in study.get_trials(deepcopy=False)
-        )
-        start = "stable" if starts_from_stable else "backbone"
         # Of the very rows that were asked about the answer itself is tried.
-        is_known = bool(starts_from_stable and changed and stable_knows(earlier))
-        keys = {dimension.key for dimension in dimensions}
-        answer = {k: v for k, v in best["params"].items() if k in keys or k not in BESIDE}
-        points = _tried(dimensions, answer, is_known=is_known, allows=allows)
+        is_from_stable = circumstances.starts_from_stable
+        is_known = bool(is_from_stable and changed and circumstances.stable_knows(earlier))
+        points, beside = _tried(dimensions, best["params"], circumstances, is_known=is_known)
         if not points:
             return None
-        beside: Mapping[str, Any] = {}
-        if is_known or not starts_from_stable:
-            beside = cheaper(start, {**answer, **points[0]})
-        if beside:
-            points = [points[0], points[-1]]
-        error = standard_error(abs(score), num_rows)
+        value = float(best["value"])
+        error = standard_error(abs(value), num_rows)
         return Refresh(
             of=earlier,
             changed=changed,
-            start=start,
-            value=float(best["value"]),
-            enough=score - (margin if error is None else error),
-            most_cpu_seconds=MOST_SHARE * spent,
+            start="stable" if is_from_stable else "backbone",
+            value=value,
+            enough=value - (margin if error is None else error),
+            most_cpu_seconds=MOST_SHARE * best["spent"],
             points=tuple({**best["told"], **_as_told(dimensions, point)} for point in points),
             beside=(beside, {}) if beside else (),
         )
     return None
+
+
+def _best_of(log: EventLog, name: str, asks: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The best point of the study `name`, and the CPU-seconds that it `spent`; None of one that has
+    not ended, asked something else, or was itself no whole one.
+    """
+    study = open_study(log, name)
+    if study is None or study.user_attrs.get("stopped_by", REFRESH) == REFRESH:
+        return None
+    trials = study.get_trials(deepcopy=False)
+    spent = sum(float(attrs_of(trial).get("cpu_seconds", 0.0)) for trial in trials)
+    return next(({**best, "spent": spent} for best in best_points(log, name, asks)), None)
 
 
 def said_of(refresh: Mapping[str, Any]) -> str:
@@ -152,18 +160,28 @@ def how_of(beside: Mapping[str, Any]) -> str:
 
 def _tried(
     dimensions: Sequence[Dimension],
-    answer: Mapping[str, Any],
+    params: Mapping[str, Any],
+    circumstances: Circumstances,
     *,
     is_known: bool,
-    allows: Callable[[Mapping[str, Any]], bool],
-) -> list[dict[str, Any]]:
-    """In what the points differ from `answer`, the first to be tried first: where stable knows the
-    rows (`is_known`) in less, else, or where the constraints refuse that, in nothing. Empty where
-    they refuse the answer too.
+) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
+    """In what the points differ from `params`, the first to be tried first, and what the first has
+    beside the space: where stable knows the rows (`is_known`) less is asked, else, or where the
+    constraints refuse that, nothing. No points where they refuse `params` too.
     """
+    keys = {dimension.key for dimension in dimensions}
+    answer = {k: v for k, v in params.items() if k in keys or k not in BESIDE}
     fewer = _fewer(dimensions, answer) if is_known else []
-    allowed = [point for point in fewer if allows({**answer, **point})]
-    return allowed or ([{}] if allows(answer) else [])
+    points = [point for point in fewer if circumstances.allows({**answer, **point})]
+    if not points and circumstances.allows(answer):
+        points = [{}]
+    if not points:
+        return [], {}
+    beside: Mapping[str, Any] = {}
+    if is_known or not circumstances.starts_from_stable:
+        start = "stable" if is_known else "backbone"
+        beside = circumstances.cheaper(start, {**answer, **points[0]})
+    return ([points[0], points[-1]] if beside else points), beside
 
 
 def _as_told(dimensions: Sequence[Dimension], point: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoglm.contracts.record import digest
 from autoglm.contracts.run_spec import RunSpec
@@ -21,6 +21,9 @@ from autoglm.contracts.stage_chain import FOLD, Stage, StageChain
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.recovery.file_lock import alone_if_free
 from autoglm.training.schedules import rate_at
+
+if TYPE_CHECKING:
+    from autoglm.training.trial import Trained
 
 WEIGHTS, MANIFEST, STATE = "weights.safetensors", "manifest.json", "state"
 # In a worker's workspace: what its runs have in common.
@@ -97,25 +100,17 @@ def plan(
     """
     settings = settings_of(spec, params)
     training = settings["training"]
+    training["precision"], training["device"] = precision, device
+    if FOLD in params:
+        settings["fold"] = params[FOLD]
     per_epoch = math.ceil(num_train / int(training["batch_size"]))
     num_steps = int(training["epochs"]) * per_epoch
-    training["precision"], training["device"] = precision, device
-    learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT | TOLD}
-    if rehearsed:
-        learning["rehearsed"] = rehearsed
-    if FOLD in params:
-        settings["fold"] = learning["fold"] = params[FOLD]
-    if training["algorithms"]:
-        learning["num_steps"] = num_steps  # they are told
-    if training["memory_budget"]:
-        learning["run"] = spec.run_id  # what was measured in one run decides in no other
-    if not spec.config["cache"]["stages"]:
-        learning["trial"] = dict(params)
     data = {"digest": spec.dataset.content_digest, "max_length": spec.config["data"]["max_length"]}
     # What a stage was not asked for it cannot tell later.
     metric = [spec.config["evaluate"]["metric"], *metrics]
     code = [[file.name, file.digest] for file in spec.imports]
     versions = [version(name) for name in ("torch", "transformers", "open-autoglm")]
+    learning = _learning(spec, params, settings, num_steps=num_steps, rehearsed=rehearsed)
     key = digest(start, settings["model"], learning, data, metric, spec.seed, code, versions)
     stages = []
     for epoch, first in enumerate(range(0, num_steps, per_epoch)):
@@ -134,6 +129,49 @@ def plan(
             )
         )
     return StageChain(project=spec.project, params=dict(params), stages=tuple(stages))
+
+
+def _learning(
+    spec: RunSpec,
+    params: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    num_steps: int,
+    rehearsed: str,
+) -> dict[str, Any]:
+    """How weights are learnt, the rates of the steps apart, in what names a stage."""
+    training = settings["training"]
+    learning = {k: v for k, v in training.items() if k not in WITHOUT_EFFECT | TOLD}
+    if rehearsed:
+        learning["rehearsed"] = rehearsed
+    if "fold" in settings:
+        learning["fold"] = settings["fold"]
+    if training["algorithms"]:
+        learning["num_steps"] = num_steps  # they are told
+    if training["memory_budget"]:
+        learning["run"] = spec.run_id  # what was measured in one run decides in no other
+    if not spec.config["cache"]["stages"]:
+        learning["trial"] = dict(params)
+    return learning
+
+
+def manifest_of(
+    trained: Trained, before: StoredStage | None, *, payer: str, seconds: float
+) -> dict[str, Any]:
+    """What is told of a stage: with what the stages `before` it paid, saved and took at most, and
+    the CPU-seconds that `payer` has paid for this one.
+    """
+    known: Mapping[str, Any] = {} if before is None else before.manifest
+    paid, saved, peak = (known.get(name, {}) for name in ("paid", "saved", "peak"))
+    return {
+        "metrics": trained.metrics,
+        "num_steps": trained.num_steps,
+        "best_epoch": trained.best_epoch,
+        "is_stopped": trained.is_stopped,
+        "peak": {name: max(n, peak.get(name, 0)) for name, n in trained.peak.items()},
+        "paid": {**paid, payer: paid.get(payer, 0.0) + seconds},
+        "saved": {name: saved.get(name, 0.0) + s for name, s in trained.saved.items()},
+    }
 
 
 def states_of(folder: Path) -> Checkpoints:

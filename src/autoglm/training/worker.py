@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.record import digest, from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
-from autoglm.contracts.stage_chain import FOLD, StageChain
+from autoglm.contracts.stage_chain import FOLD, Stage, StageChain
 from autoglm.datasets.dataset_version import load_rows
 from autoglm.datasets.table_store import connect_table
 from autoglm.datasets.tokenised import Tokens, tokenised
@@ -349,20 +349,36 @@ class Worker:
         started = time.process_time()
         stage = chain.stages[depth - 1]
         folder = self._workspace / "stages" / stage.key
-        model, training = stage.settings["model"], stage.settings["training"]
         checkpoints = Checkpoints(
             folder.with_name(f"{folder.name}.checkpoints"),
             keep=CHECKPOINTS_KEPT,
-            max_bytes=int(training["checkpoint_budget"]),
+            max_bytes=int(stage.settings["training"]["checkpoint_budget"]),
         )
         staging = folder.with_name(f".{folder.name}")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        lines = folder.with_name(f"{folder.name}.jsonl")
-        start = self._model_of(model)
+        keeps = bool(self._spec.config["cache"]["stages"])
+        pause = Pause(
+            epoch=depth,
+            starts=[stages.states_of(known.folder)] if known is not None else [],
+            keep=stages.states_of(staging) if keeps else None,
+        )
+        trainer = self._trainer(stage, checkpoints, folder.with_name(f"{folder.name}.jsonl"))
+        trained = trainer.train(self._cancel, pause=pause)
+        save_file(trained.weights, staging / stages.WEIGHTS)
+        seconds = time.process_time() - started
+        manifest = stages.manifest_of(trained, known, payer=self._payer(chain), seconds=seconds)
+        stages.store(staging, folder, manifest)
+        checkpoints.clear()
+        stages.prune(folder.parent, int(self._spec.config["cache"]["bytes"]), but={stage.key})
+        return stages.StoredStage(depth=depth, folder=folder, manifest=manifest)
+
+    def _trainer(self, stage: Stage, checkpoints: Checkpoints, lines: Path) -> Trainer:
+        """Of this stage and those before it; what it tells is written to `lines` too."""
+        model, training = stage.settings["model"], stage.settings["training"]
+        start, data = self._model_of(model), self._data_of(stage.settings)
         own = self._spec.config["model"]["backbone"] in OWN
-        data = self._data_of(stage.settings)
-        trainer = Trainer(
+        return Trainer(
             start,
             data,
             training,
@@ -380,33 +396,6 @@ class Worker:
             callbacks=parts.callbacks(training),
             boundaries=self._boundaries(len(layers_of(start.backbone))) if not own else (),
         )
-        keeps = bool(self._spec.config["cache"]["stages"])
-        pause = Pause(
-            epoch=depth,
-            starts=[stages.states_of(known.folder)] if known is not None else [],
-            keep=stages.states_of(staging) if keeps else None,
-        )
-        trained = trainer.train(self._cancel, pause=pause)
-        save_file(trained.weights, staging / stages.WEIGHTS)
-        before = known.manifest if known is not None else {"paid": {}, "saved": {}}
-        paid = dict(before["paid"])
-        payer = self._payer(chain)
-        paid[payer] = paid.get(payer, 0.0) + time.process_time() - started
-        peak = before.get("peak", {})
-        saved = {name: before["saved"].get(name, 0.0) + s for name, s in trained.saved.items()}
-        manifest = {
-            "metrics": trained.metrics,
-            "num_steps": trained.num_steps,
-            "best_epoch": trained.best_epoch,
-            "is_stopped": trained.is_stopped,
-            "peak": {name: max(n, peak.get(name, 0)) for name, n in trained.peak.items()},
-            "paid": paid,
-            "saved": saved,
-        }
-        stages.store(staging, folder, manifest)
-        checkpoints.clear()
-        stages.prune(folder.parent, int(self._spec.config["cache"]["bytes"]), but={stage.key})
-        return stages.StoredStage(depth=depth, folder=folder, manifest=manifest)
 
     def _payer(self, chain: StageChain) -> str:
         """Who trained a stage: what an earlier run of this trial paid costs the next nothing."""
