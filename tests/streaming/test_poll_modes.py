@@ -350,6 +350,27 @@ def test_what_cannot_be_a_cursor_is_named(value: str, postgres: Postgres) -> Non
     assert caught.value.code == "source.bad_cursor"
 
 
+@pytest.mark.parametrize("in_one_poll", [True, False])
+def test_a_cursor_of_numbers_and_texts_has_no_order_and_is_named(
+    tmp_path: Path, in_one_poll: bool
+) -> None:
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("create table t (id integer primary key, at)")
+        connection.executemany("insert into t (at) values (?)", [(7,), (8.5,)])
+    settings = SourceConfig(url="sqlite:///a.db", table="t", key="id", cursor="at")
+    source = SqlPollSource(settings, project="p", base=tmp_path, batch_rows=100)
+    position = "" if in_one_poll else next(source.read("")).position
+    with connection:
+        connection.execute("insert into t (at) values ('2026-01-02')")
+    with pytest.raises(SourceError, match="a text behind a number") as caught:
+        list(source.read(position))
+    assert caught.value.code == "source.bad_cursor"
+    with connection:
+        connection.execute("update t set at = 9 where id = 3")
+    assert keys(list(source.read(position)))[-1] == "3"
+    connection.close()
+
+
 @pytest.mark.parametrize("mode", ["snapshot_cursor", "lag_window"])
 def test_a_mode_that_needs_a_cursor_says_so(mode: Any) -> None:
     with pytest.raises(ValueError, match="needs a cursor"):

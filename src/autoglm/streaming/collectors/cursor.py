@@ -109,6 +109,29 @@ def stored(value: Any, where: str) -> tuple[Any, str]:
     return plain(value), "decimal" if isinstance(value, Decimal) else ""
 
 
+def refuse_mixed(value: Any, earlier: Any, where: str) -> None:
+    """SQLite keeps several types in one column, and sorts them by type.
+
+    Raises: SourceError source.bad_cursor.
+    """
+    kinds = [_kind_of(each) for each in (earlier, value)]
+    if kinds[0] != kinds[1]:
+        raise SourceError(
+            f"{where} is {value!r} where it was {earlier!r} before: {kinds[1]} behind {kinds[0]}"
+            " has no order.",
+            code="source.bad_cursor",
+            next_step="Write one type into the column, or leave data.source.cursor out.",
+        )
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, NUMBERS):
+        return "a number"
+    if isinstance(value, str):
+        return "a text"
+    return "a time" if isinstance(value, date) else "bytes"
+
+
 def restored(value: Any, kind: str) -> Any:
     """As the driver wants to compare it."""
     if kind == "bytes":

@@ -249,6 +249,9 @@ class SqlPollSource:
         for index, row in enumerate(rows):
             value = row[self._config.cursor]
             self._refuse_future(value, row, now)
+            if known.cursor is not None:
+                before = cursors.restored(known.cursor, known.cursor_type)
+                cursors.refuse_mixed(value, before, where)
             key, content = self._name(row), {name: plain(v) for name, v in row.items()}
             row_digest = digest(content, size=8)
             known.move(value, now, where)
