@@ -92,6 +92,11 @@ class _TextEstimator(BaseEstimator):  # type: ignore[misc]
                 code="model.no_backbone",
                 next_step="Give a folder, or package:NAME; a project can train it.",
             )
+        if not isinstance(self.metric, str):
+            raise ValueError(
+                f"metric is a {type(self.metric).__name__}; write an evaluator's name, of one of"
+                ' yours after autoglm.register("evaluator", NAME, IT)'
+            )
         tree, folder = self._settings(), resolve_backbone(self.backbone, Path.cwd())
         metric = TASKS[self._task].metric if self.metric == "auto" else self.metric
         return Recipe(
@@ -164,7 +169,8 @@ class AutoGLMClassifier(ClassifierMixin, _TextEstimator):  # type: ignore[misc]
         return shares
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        chosen: NDArray[Any] = self.classes_[self._outputs(X).argmax(axis=1)]
+        said = self._outputs(X)  # first: before `fit` there are no classes either
+        chosen: NDArray[Any] = self.classes_[said.argmax(axis=1)]
         return chosen
 
 

@@ -163,6 +163,11 @@ class Project:
         return self.state / "logs"
 
     @property
+    def work(self) -> Path:
+        """Where training works: stages of the run or study in hand, graphs, what was measured."""
+        return self.state / "work"
+
+    @property
     def routes_file(self) -> Path:
         return self.state / "routes.json"
 

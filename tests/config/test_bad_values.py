@@ -134,6 +134,7 @@ def test_every_mistake_on_the_command_line_too(
         ("evaluate: {metric: bogus}\n", "evaluate.metric"),
         ("plugins: {steps: {nope: 3}}\n", "plugins.steps.nope"),
         ("search: {space: {}}\n", "search space is empty"),
+        ("search: {objectives: [accuracy, macro_f1, accuracy]}\n", "names accuracy 2 times"),
         ("trigger: {cron: bogus}\n", "trigger.cron"),
     ],
 )

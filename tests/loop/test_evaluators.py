@@ -221,6 +221,8 @@ def test_an_evaluator_that_breaks_is_told_before_training_and_one_that_breaks_la
     with pytest.raises(PluginError, match=r"evaluator:broken raised on .* ZeroDivision") as told:
         studied(project, "evaluate.metric=broken")
     assert told.value.code == "plugin.evaluator_raised"
+    line = OWN.splitlines().index(next(x for x in OWN.splitlines() if '"broken"' in x)) + 1
+    assert f"Correct it (mine.py:{line})" in told.value.next_step, "of the user's file, not a copy"
     result, events = studied(project, "evaluate.metric=accuracy", "evaluate.metrics={shy: report}")
     assert all(trial.state == "complete" for trial in result.trials)
     assert "a mistake was made" in next(

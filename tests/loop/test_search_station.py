@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -141,6 +142,53 @@ def test_the_best_values_become_a_layer_that_says_so(
         autoglm("config", "explain", "training.lr", "-C", str(project), "--json")
     )
     assert explained["layer"] != "autoglm.tuned.yaml"
+
+
+def test_what_a_trial_was_made_with_is_explained_of_a_study_too(
+    searched: tuple[Path, dict[str, Any]],
+) -> None:
+    project, found = searched
+    last = found["trials"][-1]
+    explain = ["config", "explain", "training.lr", "--trial", "-C", str(project), "--json"]
+    for more in ([], ["--run", found["study"]]):
+        said = json.loads(autoglm(*explain[:4], str(last["number"]), *explain[4:], *more))
+        assert said["value"] == last["params"]["training.lr"]
+        assert said["layer"] == f"trial {last['number']} of {found['study']}"
+    error = autoglm(*explain[:4], "77", *explain[4:], code=1)
+    assert f"study {found['study']} has no trial 77" in error
+
+
+def test_a_page_that_has_no_place_is_told_as_what_it_is(
+    searched: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    project, _found = searched
+    page = str(tmp_path / "nowhere" / "study.html")
+    error = autoglm("search", "show", str(project), "--html", page, code=2)
+    assert "storage.no_place" in error
+    assert "Traceback" not in error
+
+
+def test_what_trials_trained_stays_within_the_cache_and_goes_with_the_garbage(
+    searched: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    project = tmp_path / "news"
+    shutil.copytree(searched[0], project)
+    stages = project / ".autoglm" / "default" / "work" / "stages"
+
+    def weights() -> set[str]:
+        return {path.parent.name for path in stages.glob("*/weights.safetensors")}
+
+    assert len(weights()) > 1
+    gone = json.loads(autoglm("gc", str(project), "--plan", "--json"))
+    assert gone["stages"] == len(weights())
+    other = ["--set", "training.weight_decay=0.1", "--set", "cache.bytes=1KiB"]
+    found = json.loads(autoglm("search", "run", str(project), "--json", *FAST, *other))
+    assert weights() == {found["best"]["chain_key"]}
+    gone = json.loads(autoglm("gc", str(project), "--json"))
+    assert (gone["stages"], weights()) == (1, set())
+    assert gone["bytes"] > 0
+    # What was found is told from the journal.
+    assert json.loads(autoglm("search", "run", str(project), "--json", *FAST, *other)) == found
 
 
 def test_a_study_that_is_not_there_is_said_with_those_that_are(

@@ -87,6 +87,15 @@ def test_a_condition_on_what_was_not_asked_sees_the_projects_own_value() -> None
     assert all(("model.structure.lora_alpha" in v) == (v[LAYERS] == 1) for v in found)
 
 
+def test_a_condition_reads_units_as_its_dimension_does() -> None:
+    for when in ({"warmup": "5%"}, {"warmup": 0.05}, {"warmup": {"below": "6%"}}):
+        space = {"warmup": {"choice": ["5%", "10%"]}, "lr": {"choice": [0.1, 0.2], "when": when}}
+        (warmup, lr) = read_space(space, KEYS)
+        assert (warmup.choices, num_points([warmup, lr], OWN)) == ((0.05, 0.1), 3)
+    with pytest.raises(SearchError, match="would never be asked"):
+        read_space({**space, "lr": {"choice": [0.1], "when": {"warmup": "often"}}}, KEYS)
+
+
 def test_true_is_not_one_in_a_condition() -> None:
     space = {
         "gradient_checkpointing": tune.choice([True, False]),
@@ -180,6 +189,13 @@ def test_a_constraint_that_nothing_fulfils_ends_the_study_by_its_name() -> None:
     finite = proposals({"n_layers": tune.randint(1, 4)}, "num_layers > 3")
     with pytest.raises(SearchError, match="num_layers > 3"):  # known without a single proposal
         finite.num_points()
+
+
+def test_a_constraint_that_cannot_be_computed_is_known_without_a_single_proposal() -> None:
+    for space in ({"lr": tune.uniform(0.1, 0.9)}, {"n_layers": tune.randint(1, 4)}):
+        with pytest.raises(SearchError, match="cannot be computed with lr = ") as caught:
+            proposals(space, "lr < 'a'").num_points()
+        assert caught.value.code == "search.constraint"
 
 
 @pytest.mark.parametrize(

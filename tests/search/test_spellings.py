@@ -140,10 +140,12 @@ def test_objects_of_ray_and_optuna_are_taken_as_they_are(space: dict[str, Any]) 
 
 def test_the_command_line_may_say_a_call() -> None:
     said = [*NEEDED, "search.space.lr=loguniform(1e-4, 1e-2)", "search.space.epochs=randint(1, 4)"]
+    said += ["search.space.batch_size=steps(lower=8, upper=30, step=8)"]
     space = bind(Settings, [command_line_layer(said)]).settings.search.space
     found = {d.key: d for d in read(space)}
     assert found["training.lr"].low == 1e-4
     assert found["training.epochs"].points() == (1, 2, 3)
+    assert found["training.batch_size"].points() == (8, 16, 24)
     assert "training.dropout" in found  # of the default space
 
 
@@ -230,6 +232,7 @@ def test_every_point_and_no_other_is_proposed(said: Any, points: tuple[Any, ...]
         ("__import__('os').getcwd()", "unknown kind", "search.space"),
         ("loguniform(1e-4, open('x'))", "no dimension", "search.space"),
         ("logunifrom(1, 2)", "Did you mean loguniform", "search.space"),
+        ("steps(1, 2)", "missing 1 required .*'step'", "search.space"),
         ("loguniform(1)", "missing 1 required", "search.space"),
         ("(" * 5000, "no dimension", "search.space"),
         ({"choice": [1], "uniform": [0, 1]}, "one kind must stand", "search.space"),
@@ -400,8 +403,11 @@ def test_a_function_that_gives_no_space_is_refused(part: Any, words: str) -> Non
 
 
 def test_a_budget_of_nothing_is_refused() -> None:
-    for said in ("search.budget=0s", "search.trials=0"):
-        with pytest.raises(Exception, match="greater than") as caught:
+    for said, shown in (
+        ("search.budget=0ms", "budget = 0s: "),
+        ("search.trials=0", "trials = 0: "),
+    ):
+        with pytest.raises(Exception, match=f"{shown}Input should be greater than") as caught:
             bind(Settings, [command_line_layer([*NEEDED, said])])
         assert getattr(caught.value, "exit_code", 0) == 2
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from joblib import parallel_backend
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -165,6 +166,12 @@ def test_rows_that_are_all_alike_teach_the_prior(plain: dict[str, Any]) -> None:
         (["x", "y"], ["a", "b"], {"lr": -1}, r"lr = -1: input should be greater than 0"),
         (["x", "y"], ["a", "b"], {"epochs": 1.5}, r"epochs = 1\.5"),
         (["x", "y"], ["a", "b"], {"validation": 1}, "below 1"),
+        (
+            ["x", "y"],
+            ["a", "b"],
+            {"metric": sum},
+            "metric is a builtin_.*write an evaluator's name",
+        ),
     ],
 )
 def test_what_cannot_be_fitted_is_said_before_anything_is_trained(
@@ -181,6 +188,17 @@ def test_a_backbone_that_begins_at_random_and_numbers_that_are_none_are_refused(
         AutoGLMClassifier("recurrent").fit(TEXTS, LABELS)
     with pytest.raises(ValueError, match="NaN or an infinite"):
         AutoGLMRegressor(**plain).fit(TEXTS[:2], [1.0, float("nan")])
+
+
+def test_before_it_is_fitted_nothing_is_answered_and_scikit_learns_error_says_so(
+    plain: dict[str, Any],
+) -> None:
+    for made in (AutoGLMClassifier(**plain), AutoGLMRegressor(**plain)):
+        for ask in (made.predict, getattr(made, "predict_proba", made.predict)):
+            with pytest.raises(NotFittedError):
+                ask(TEXTS)
+        with pytest.raises(NotFittedError):
+            made.score(TEXTS, np.arange(len(TEXTS)))
 
 
 def test_the_face_loads_scikit_learn_and_no_torch_before_it_fits() -> None:

@@ -23,7 +23,8 @@ TrialNumber = Annotated[
     int | None, typer.Option("--trial", metavar="N", help="With trial N as the strongest layer.")
 ]
 RunOption = Annotated[
-    str, typer.Option("--run", metavar="RUN", help="The run of --trial; the newest if left out.")
+    str,
+    typer.Option("--run", metavar="RUN", help="Run or study of --trial; the newest if left out."),
 ]
 
 
@@ -39,23 +40,26 @@ def _config(folder: Path, trial: int | None, run_id: str) -> Any:
 
 
 def _trial(project: Project, number: int, run_id: str) -> tuple[RunSpec, dict[str, Any]]:
+    from autoglm.loop.refreshing import spec_of
+    from autoglm.search.report import find_study
     from autoglm.search.warm_start import told_params
     from autoglm.state.event_log import EventLog
     from autoglm.triggers.admission import Admission
 
     engine = project.reading_engine
-    admission = Admission(engine)
-    rows = admission.rows()
-    wanted = run_id or (rows[0]["run_id"] if rows else "")
+    wanted = find_study(EventLog(engine), run_id)
     params = told_params(EventLog(engine), wanted)
-    if number not in params:
+    spec = spec_of(wanted, Admission(engine), project.state)
+    if number not in params or spec is None:
         known = ", ".join(map(str, sorted(params))) or "none"
         raise StorageError(
-            f"run {wanted or '(none yet)'} has no trial {number}; it has {known}.",
+            f"study {wanted} has no trial {number}; it has {known}."
+            if spec is not None
+            else f"what study {wanted} was made with is gone.",
             code="run.unknown_trial",
-            next_step="See `autoglm runs list`.",
+            next_step="See `autoglm search show`.",
         )
-    return admission.spec(wanted), params[number]
+    return spec, params[number]
 
 
 @app.command("show")

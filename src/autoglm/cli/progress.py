@@ -94,10 +94,11 @@ class Progress:
         self._line("study", event["study"])
 
     def _place(self, event: Mapping[str, Any]) -> str:
-        """Which trial of how many. Its number may be higher: points that were refused, or repeated
-        another one, have numbers too.
+        """Its number, as `search show` has it, and which of how many it is. The number may be
+        higher: points that were refused, or repeated another one, have numbers too.
         """
-        return f"{event.get('place', event['number'] + 1)}/{self._trials}"
+        place = event.get("place", event["number"] + 1)
+        return f"#{event['number']}  {place}/{self._trials}"
 
     def _on_trial_started(self, event: Mapping[str, Any]) -> None:
         self._live("trial", f"{self._place(event)} {_params(event['params'])}")

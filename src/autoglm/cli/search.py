@@ -10,6 +10,7 @@ import typer
 
 from autoglm.cli.options import AsJson, Folder, open_project, project_command
 from autoglm.cli.output import number, print_json, print_pairs, print_table
+from autoglm.errors import StorageError
 
 app = typer.Typer(
     help="Studies: run one, show it, apply its best values.",
@@ -83,7 +84,7 @@ def show(
     project = open_project(folder)
     report = report_of(EventLog(project.reading_engine), study, project=project.name)
     if html is not None:
-        html.write_text(page_of(report), encoding="utf-8")
+        _write(html, page_of(report))
     if as_json:
         print_json(report)
         return
@@ -115,6 +116,19 @@ def apply(folder: Folder = Path(), study: StudyOption = "", as_json: AsJson = Fa
     typer.echo(f"written: {done['file']}. next: review it; autoglm run {folder}")
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            code="storage.no_place",
+            next_step="Name a file in a folder that is there.",
+            exit_code=2,
+            retryable=False,
+        ) from error
+
+
 def _best(trial: Mapping[str, Any]) -> str:
     said = f"{number(trial['value'], 4)} (trial {trial['number']})"
     if not trial.get("interval"):
@@ -133,7 +147,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
         {
             "study": report["study"],
             "trials": states or "none",
-            "ended by": report["stopped_by"] or "not ended yet",
+            "ended by": report["stopped_by"] or _not_ended(report),
             **({"changed": said} if (said := said_of(report["refresh"])) else {}),
             **_peak(report["trials"]),
             "training": f"{report['seconds']:.0f} s, {report['cpu_seconds']:.0f} CPU-seconds",
@@ -152,6 +166,10 @@ def _print_report(report: Mapping[str, Any]) -> None:
         for key, share in report["importance"].items():
             screen.print(f"  {key:<32} {share:4.2f} {bar(share)}", markup=False, highlight=False)
     _print_tables(report)
+
+
+def _not_ended(report: Mapping[str, Any]) -> str:
+    return f"an error, {report['failed']}" if report["failed"] else "not ended yet"
 
 
 def _print_unmet(unmet: Sequence[Mapping[str, Any]], *, is_over: bool) -> None:

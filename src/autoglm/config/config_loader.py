@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -208,7 +209,8 @@ def _shown(key: str, value: Any, said: Lines, values: _Values) -> str:
     if isinstance(value, Mapping) and not lines:
         return f"{where}{key}"
     is_hidden = any(key == s or key.startswith(f"{s}.") for s in values.secrets)
-    return f"{where}{key} = {MASK if is_hidden else hidden(repr(value), values.words)}"
+    text = f"{value.total_seconds():g}s" if isinstance(value, timedelta) else repr(value)
+    return f"{where}{key} = {MASK if is_hidden else hidden(text, values.words)}"
 
 
 def _what(annotation: Any, key: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from autoglm.contracts.evaluation_report import Score
 from autoglm.errors import AutoGLMError, PluginError
 from autoglm.plugins.kinds import Evaluator
+from autoglm.plugins.project_files import file_of
 
 NOT_A_NUMBER = "plugin.evaluator_nan"
 
@@ -171,4 +172,4 @@ def _place(evaluator: Any) -> str:
     code = getattr(function, "__code__", None)
     if code is None or getattr(function, "__module__", "").startswith("autoglm.evaluation"):
         return ""
-    return f" ({code.co_filename}:{code.co_firstlineno})"
+    return f" ({file_of(function.__module__) or code.co_filename}:{code.co_firstlineno})"

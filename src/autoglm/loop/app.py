@@ -70,7 +70,7 @@ class App:
         """Stored stages of the run in hand; a new attempt at a failed run finds them here. The
         graphs are for the next run too, and so is what was measured of the machine.
         """
-        return self.project.state / "work"
+        return self.project.work
 
     @property
     def cache(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -69,8 +70,14 @@ def check_names(
     _check_task(settings)
     _check_unused(settings, searched)
     _sound("evaluator", metric_of(settings), "evaluate.metric", kinds)
-    for name in settings.search.objectives:
+    for name, times in Counter(settings.search.objectives).items():
         _sound("evaluator", name, "search.objectives", kinds)
+        if times > 1:
+            raise ConfigError(
+                f"search.objectives names {name} {times} times.",
+                code="config.wrong_value",
+                next_step="Name each evaluator once.",
+            )
     for role in read_roles(settings.evaluate.metrics):
         if role.name not in MEASURED:
             _check_metric(settings, role.name, f"evaluate.metrics.{role.name}")

@@ -16,6 +16,7 @@ from autoglm.datasets.feature_table import DeltaFeatureTable
 from autoglm.errors import AutoGLMError
 from autoglm.loop.app import App
 from autoglm.settings import Settings, completed
+from autoglm.triggers.admission import Admission
 
 if TYPE_CHECKING:
     from autoglm.search.refresh import Refresh
@@ -158,11 +159,15 @@ def _runs(app: App) -> set[str]:
     return {row["run_id"] for row in app.admission.rows()}
 
 
-def _spec_of(run_id: str, app: App) -> RunSpec | None:
+def spec_of(run_id: str, admission: Admission, state: Path) -> RunSpec | None:
     """Of a run, or of a study alone; None where nothing is known of it (any more)."""
-    found = app.admission.spec(run_id) if run_id in _runs(app) else None
-    found = found or _read(app.project.state / "runs" / run_id / SPEC)
+    is_run = any(row["run_id"] == run_id for row in admission.rows())
+    found = admission.spec(run_id) if is_run else _read(state / "runs" / run_id / SPEC)
     return None if found is None else completed(found)
+
+
+def _spec_of(run_id: str, app: App) -> RunSpec | None:
+    return spec_of(run_id, app.admission, app.project.state)
 
 
 def _read(path: Path) -> RunSpec | None:

@@ -19,7 +19,14 @@ from autoglm.contracts.model_version import ModelVersion
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trial import Removal, StudyResult
-from autoglm.errors import CancelledError, SearchError, StorageError, TrainingError
+from autoglm.errors import (
+    CancelledError,
+    ModelError,
+    PluginError,
+    SearchError,
+    StorageError,
+    TrainingError,
+)
 from autoglm.evaluation.roles import MEASURED, Role, read_roles
 from autoglm.loop.app import App
 from autoglm.loop.durable import Step
@@ -113,6 +120,7 @@ def trained_keys(backbone: str) -> Mapping[str, Any]:
 def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
     """The study of this run; told trials are never repeated, whoever died in between."""
     from autoglm.search.constraints import read_constraints, violations
+    from autoglm.search.opening import note_failure
     from autoglm.search.results import Objective
     from autoglm.search.study import Study
 
@@ -160,6 +168,9 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             app.trainers(1, threads=0)  # the memory of the others is wanted
             return found
         except CancelledError:
+            raise
+        except (SearchError, PluginError, ModelError) as error:
+            note_failure(app.log, spec.run_id, error)
             raise
         except TrainingError as error:
             if error.code == "training.worker_died":

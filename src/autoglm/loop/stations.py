@@ -31,6 +31,7 @@ from autoglm.loop.refreshing import keep_spec
 from autoglm.loop.run_to_candidate import open_trainer, probe_evaluators, trained_keys
 from autoglm.project import Project
 from autoglm.settings import from_snapshot, unfreeze
+from autoglm.training.stages import STAGES, let_go
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -103,9 +104,11 @@ def search(app: App) -> StudyResult:
     trials = run_to_candidate.most_trials(settings, flat(settings))
     app.on_event({"kind": "study", "study": spec.run_id, "trials": trials})
     try:
-        return run_to_candidate.search(spec, settings, app)
+        found = run_to_candidate.search(spec, settings, app)
     finally:
         app.close_trainer()
+    let_go(app.work / STAGES, settings.cache.bytes, but={found.best.chain_key})
+    return found
 
 
 def evaluate(app: App, model: str, against: str = "") -> EvaluationReport:

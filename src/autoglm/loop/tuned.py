@@ -27,10 +27,14 @@ def apply_best(project: Project, study: str = "") -> dict[str, Any]:
     report = report_of(EventLog(project.reading_engine), study, project=project.name)
     best = report["best"]
     if best is None:
+        failed = report["failed"]
         raise SearchError(
-            f"study {report['study']} has no complete trial yet.",
+            f"study {report['study']} has no complete trial"
+            + (f": it broke off, {failed}" if failed else " yet."),
             code="search.nothing_best",
-            next_step="Wait for one: `autoglm search show`.",
+            next_step="Mend the cause and search again."
+            if failed
+            else "Wait for one: `autoglm search show`.",
         )
     tried = report["refresh"]
     if tried and tried["start"] == "stable" and best["number"] < len(tried["points"]):

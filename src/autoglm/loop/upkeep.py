@@ -14,6 +14,9 @@ from autoglm.datasets import erasure
 from autoglm.loop.change_to_dataset import open_broker, topic_of
 from autoglm.loop.explain import history, learnt_from, spelled
 from autoglm.project import Project
+from autoglm.search.report import is_open
+from autoglm.state.event_log import EventLog
+from autoglm.training.stages import STAGES, size_of
 from autoglm.triggers.admission import UNFINISHED, Admission
 
 
@@ -28,10 +31,11 @@ class ErasedRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Garbage:
-    """Names of what went (or would go)."""
+    """Names of what went (or would go), and how many trained stages."""
 
     table_files: tuple[str, ...]
     models: tuple[str, ...]
+    stages: int
     num_bytes: int
 
 
@@ -53,7 +57,8 @@ def erase_row(project: Project, key: str) -> ErasedRow:
 
 def collect_garbage(project: Project, *, is_dry_run: bool = False) -> Garbage:
     """Files of the feature table that neither the newest version, nor a run that goes on, nor a
-    model version that is kept reads; folders of model versions beyond storage.keep_versions.
+    model version that is kept reads; folders of model versions beyond storage.keep_versions; what
+    trials of studies trained, unless a run or the newest study is to go on.
 
     Raises: OwnerError: under a living `up` something may be being written.
     """
@@ -70,12 +75,21 @@ def collect_garbage(project: Project, *, is_dry_run: bool = False) -> Garbage:
             for version in registry.versions()
             if version.digest not in models and Path(version.folder).exists()
         }
-        held |= {_dataset_version(row) for row in _unfinished(project)}
+        unfinished = _unfinished(project)
+        held |= {_dataset_version(row) for row in unfinished}
+        trained = project.work / STAGES
+        is_over = not unfinished and not is_open(EventLog(project.engine))
+        stages, stage_bytes = size_of(trained) if is_over else (0, 0)
+        num_bytes += stage_bytes
         unused = erasure.collect_garbage(table, held, is_dry_run=True)
         num_bytes += table.store.num_bytes(unused)
         if not is_dry_run:
             erasure.collect_garbage(table, held)
-    return Garbage(table_files=tuple(unused), models=tuple(models), num_bytes=num_bytes)
+            if stages:
+                shutil.rmtree(trained, ignore_errors=True)
+    return Garbage(
+        table_files=tuple(unused), models=tuple(models), stages=stages, num_bytes=num_bytes
+    )
 
 
 def _unfinished(project: Project) -> list[Mapping[str, Any]]:

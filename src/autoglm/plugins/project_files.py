@@ -84,6 +84,12 @@ def execute(files: Sequence[ProjectFile], folder: Path) -> None:
         sys.path.remove(place)
 
 
+def file_of(module: str) -> str:
+    """The project's file that runs as `module`, from a copy; empty of other modules."""
+    _, inside, name = module.partition(f"{PACKAGE}.")
+    return f"{name.replace('.', '/')}.py" if inside and module.startswith(PACKAGE) else ""
+
+
 def _execute(file: ProjectFile, path: Path) -> None:
     module_name = f"{PACKAGE}." + file.name.removesuffix(".py").replace("/", ".")
     spec = importlib.util.spec_from_file_location(module_name, path)

@@ -126,8 +126,8 @@ class PrefixCache:
         wanted = 4 * num_tokens * width
         if wanted <= self._max_bytes:
             return ""
-        limit = self._max_bytes / 2**20
-        return f"{wanted / 2**20:,.0f} MiB of states pass cache.bytes ({limit:,.0f} MiB)"
+        sizes = (f"{size / 2**20:,.3g} MiB" for size in (wanted, self._max_bytes))
+        return "{} of states pass cache.bytes ({})".format(*sizes)
 
     def remembered(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gave under this name before: each trial asks for digests of weights."""

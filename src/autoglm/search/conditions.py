@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autoglm.errors import SearchError
@@ -48,20 +49,32 @@ def _kind(value: Any) -> bool:
 
 
 def read_conditions(
-    name: str, said: Mapping[str, Any], resolve: Callable[[str], str]
+    name: str,
+    said: Mapping[str, Any],
+    resolve: Callable[[str], str],
+    held: Callable[[str, Any], Any],
 ) -> tuple[Condition, ...]:
-    """Raises: SearchError search.unknown_key, search.condition."""
-    return tuple(_condition(name, parent, wanted, resolve) for parent, wanted in said.items())
+    """`held(key, value)` is a value as its key holds it. Raises: SearchError search.unknown_key,
+    search.condition.
+    """
+    found = []
+    for parent, wanted in said.items():
+        key = resolve(parent)
+        found.append(_condition(name, parent, key, wanted, partial(held, key)))
+    return tuple(found)
 
 
-def _condition(name: str, parent: str, wanted: Any, resolve: Callable[[str], str]) -> Condition:
-    key = resolve(parent)
+def _condition(
+    name: str, parent: str, key: str, wanted: Any, held: Callable[[Any], Any]
+) -> Condition:
     if not isinstance(wanted, Mapping):
         values = tuple(wanted) if isinstance(wanted, (list, tuple)) else (wanted,)
         if values:
-            return Condition(key=key, values=values)
-    elif wanted and wanted.keys() <= {*BOUNDS} and all(map(_is_number, wanted.values())):
-        return Condition(key=key, **wanted)
+            return Condition(key=key, values=tuple(map(held, values)))
+    elif wanted and wanted.keys() <= {*BOUNDS}:
+        bounds = {which: held(bound) for which, bound in wanted.items()}
+        if all(map(_is_number, bounds.values())):
+            return Condition(key=key, **bounds)
     raise refused(
         f"search.space.{name}.when: {parent}: {wanted!r} is no condition.",
         "Write a value, a list of values, {above: NUMBER} or {below: NUMBER}.",

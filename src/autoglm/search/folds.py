@@ -45,7 +45,7 @@ class Folds:
             disk_bytes=sum(cost.disk_bytes for cost in costs),
             num_steps=sum(cost.num_steps for cost in costs),
             whole=sum(cost.whole for cost in costs),
-            why=(f"{self._num} folds, each:", *costs[0].why),
+            why=(f"{self._num} folds, as the first:", *costs[0].why),
         )
 
     def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:

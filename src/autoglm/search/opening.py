@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.trial import Removal
-from autoglm.errors import SearchError
+from autoglm.errors import AutoGLMError, SearchError
 from autoglm.evaluation.roles import Role
 from autoglm.search.proposals import Proposals
 from autoglm.search.results import Objective
 from autoglm.search.samplers import Samplers
 from autoglm.state.event_log import EventLog
+
+# Of a study that broke off: its error.
+FAILED = "failed"
 
 if TYPE_CHECKING:
     import optuna
@@ -89,6 +92,8 @@ def open_study(
             study.set_user_attr("asks", asked.to_json())
             study.set_user_attr("removed", [to_json(removal) for removal in asked.removed])
             study.set_user_attr("bounds", [to_json(bound) for bound in asked.bounds])
+        if study.user_attrs.get(FAILED):
+            study.set_user_attr(FAILED, "")
         if storage.recorded(study._study_id):
             return study, storage
         if refresh is not None:
@@ -102,6 +107,21 @@ def open_study(
                 study.enqueue_trial(hint.pop("told"))
             study.set_user_attr("hints", found)
     return study, storage
+
+
+def note_failure(log: EventLog, name: str, error: AutoGLMError) -> None:
+    """That the study, if there is one, did not end but broke off, and of what."""
+    from autoglm.search import journal
+    from autoglm.search.warm_start import open_study as looked_at
+
+    if looked_at(log, name) is None:
+        return
+    import optuna
+
+    storage = journal.writing(log, name)
+    with storage.batch():
+        study = optuna.load_study(study_name=name, storage=storage)
+        study.set_user_attr(FAILED, f"{error.code}: {error.message}")
 
 
 def refresh_in(study: optuna.Study) -> Refresh | None:

@@ -157,10 +157,13 @@ class Proposals:
     def num_points(self) -> int | None:
         """How many different trials there can be; None when they are too many to count.
 
-        Raises: SearchError search.infeasible when there is none.
+        Raises: SearchError search.infeasible when there is none, search.constraint where a
+        constraint cannot be computed.
         """
         every = assignments(self.dimensions, self.own)
         if every is None:
+            if self.constraints:
+                self.allows(next(self._drawn(seed=0)))
             return None
         num, off = 0, Counter[str]()
         for values in every:

@@ -22,7 +22,7 @@ from autoglm.evaluation.resampling import standard_error
 from autoglm.search.first_points import EPOCHS, LAYERS
 from autoglm.search.space import Dimension
 from autoglm.search.standing import Standing, attrs_of
-from autoglm.search.warm_start import MOST_STUDIES, best_points, newest_first, open_study
+from autoglm.search.warm_start import MOST_OPENED, best_points, newest_first, open_study
 from autoglm.state.event_log import EventLog
 
 REFRESH = "refresh"
@@ -101,7 +101,7 @@ def refresh_of(
     a value that is no share may fall short by.
     """
     asks = {"space": [str(dimension) for dimension in dimensions], "metric": metric}
-    for earlier in newest_first(log, but=name)[:MOST_STUDIES]:
+    for earlier in newest_first(log, but=name)[:MOST_OPENED]:
         best = _best_of(log, earlier, asks)
         changed = None if best is None else circumstances.changed_since(earlier)
         if best is None or changed is None:

@@ -14,9 +14,11 @@ from autoglm.evaluation.roles import Role
 from autoglm.search import journal
 from autoglm.search.bounds import unmet
 from autoglm.search.folds import interval_of
+from autoglm.search.opening import FAILED
 from autoglm.search.results import Objective, pareto, pick, trials_of
 from autoglm.search.space import point_of
 from autoglm.search.standing import KEEPS, WHY, Standing, attrs_of, curve_of, standing_of
+from autoglm.search.warm_start import MOST_OPENED
 from autoglm.state.event_log import EventLog
 
 if TYPE_CHECKING:
@@ -28,13 +30,17 @@ MIN_TRIALS = 8
 
 
 def find_study(log: EventLog, name: str = "") -> str:
-    """The study `name`, or the newest. Raises: StorageError search.no_study."""
+    """The study `name`, or the newest that has not failed before any trial was complete.
+
+    Raises: StorageError search.no_study.
+    """
     prefix = journal.stream_of("")
     names = [stream.removeprefix(prefix) for stream in log.streams(prefix)]
     if name in names:
         return name
     if not name and names:
-        return names[-1]
+        newest_first = reversed(names[-MOST_OPENED:])
+        return next((each for each in newest_first if not _is_nothing(log, each)), names[-1])
     known = ", ".join(names[-5:]) or "none"
     raise StorageError(
         f"there is no study {name}; there are {known}." if name else "there is no study yet.",
@@ -75,6 +81,7 @@ def report_of(log: EventLog, name: str, *, project: str) -> dict[str, Any]:
         "unmet": [to_json(each) for each in unmet(bounds, complete)],
         "refresh": dict(study.user_attrs.get("refresh", {})),
         "stopped_by": study.user_attrs.get("stopped_by", ""),
+        "failed": study.user_attrs.get(FAILED, ""),
         "states": _counts(rows),
         "seconds": sum(row["seconds"] for row in rows),
         "cpu_seconds": sum(row["cpu_seconds"] for row in rows),
@@ -88,6 +95,29 @@ def report_of(log: EventLog, name: str, *, project: str) -> dict[str, Any]:
         "hints": list(study.user_attrs.get("hints", [])),
         "trials": rows,
     }
+
+
+def is_open(log: EventLog) -> bool:
+    """Whether the newest study is to go on: it has neither ended nor failed."""
+    from autoglm.search.warm_start import open_study
+
+    names = log.streams(journal.stream_of(""))
+    if not names:
+        return False
+    study = open_study(log, names[-1].removeprefix(journal.stream_of("")))
+    said = {} if study is None else study.user_attrs
+    return bool(said) and not said.get("stopped_by") and not said.get(FAILED)
+
+
+def _is_nothing(log: EventLog, name: str) -> bool:
+    from optuna.trial import TrialState
+
+    from autoglm.search.warm_start import open_study
+
+    study = open_study(log, name)
+    if study is None or not study.user_attrs.get(FAILED):
+        return study is None
+    return not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
 def find_nothing(name: str) -> StorageError:

@@ -5,18 +5,23 @@ Left out: CMA-ES, whose state Optuna keeps pickled in the study (nothing is unpi
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autoglm.contracts.record import digest
-from autoglm.errors import PluginError
+from autoglm.errors import AutoGLMError, PluginError
 from autoglm.plugins import registry
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
+
+
+# Nothing is unpickled here.
+PICKLED = {"CmaEsSampler"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,19 +92,75 @@ class Samplers:
         cannot be given a seed: it goes on from its own.
         """
         made = self._made if is_sampler(self._made) else self._call(number)
-        if not is_sampler(made):
+        if isinstance(self._made, OptunaSampler):
+            return made
+        if not is_sampler(made) or type(made).__name__ in PICKLED:
+            what = "keeps pickles in the study" if is_sampler(made) else "is no Optuna sampler"
             raise PluginError(
-                f"sampler:{self.name} gave {type(made).__name__}, which is no Optuna sampler.",
+                f"sampler:{self.name} gave {type(made).__name__}, which {what}.",
                 code="plugin.wrong_answer",
-                next_step="Return one, as optuna.samplers.TPESampler(seed=seed).",
+                next_step="Return another one, as optuna.samplers.TPESampler(seed=seed).",
             )
-        return made
+        return _guarded(made, self.name)
 
     def _call(self, number: int) -> Any:
         seed = int(digest(self._seed, number)[:8], 16)
         if "study_seed" in self._names:
             return self._made(seed=seed, study_seed=self._seed & 0x7FFFFFFF)
-        return self._made(seed=seed) if "seed" in self._names else self._made(seed)
+        with _blamed(self.name):
+            return self._made(seed=seed) if "seed" in self._names else self._made(seed)
+
+
+@contextlib.contextmanager
+def _blamed(name: str, but: type[Exception] = AutoGLMError) -> Iterator[None]:
+    """Raises: PluginError plugin.sampler_raised for what the project's own code raises."""
+    try:
+        yield
+    except (AutoGLMError, but):
+        raise
+    except (Exception, SystemExit) as error:  # one that leaves is a broken one
+        raise PluginError(
+            f"sampler:{name} raised {type(error).__name__}: {error}.",
+            code="plugin.sampler_raised",
+            next_step="Correct it, or name another in search.sampler; the study goes on from its"
+            " told trials.",
+        ) from error
+
+
+def _guarded(sampler: BaseSampler, name: str) -> BaseSampler:
+    """`sampler`, whose errors are told from those of the study's storage."""
+    from optuna.samplers import BaseSampler
+
+    class Guarded(BaseSampler):  # type: ignore[misc]
+        """Optuna asks these, and nothing else, of a sampler."""
+
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(sampler, attribute)
+
+        def infer_relative_search_space(self, *asked: Any) -> Any:
+            with _blamed(name):
+                return sampler.infer_relative_search_space(*asked)
+
+        def sample_relative(self, *asked: Any) -> Any:
+            with _blamed(name):
+                return sampler.sample_relative(*asked)
+
+        def sample_independent(self, *asked: Any) -> Any:
+            with _blamed(name):
+                return sampler.sample_independent(*asked)
+
+        def before_trial(self, *asked: Any) -> None:
+            with _blamed(name):
+                sampler.before_trial(*asked)
+
+        def after_trial(self, *told: Any) -> None:
+            with _blamed(name, but=RuntimeError):  # how Optuna's `Study.stop` says there is no loop
+                sampler.after_trial(*told)
+
+        def reseed_rng(self) -> None:
+            sampler.reseed_rng()
+
+    return Guarded()
 
 
 def is_sampler(part: Any) -> bool:

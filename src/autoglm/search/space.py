@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -206,7 +207,12 @@ def _dimension(
     if isinstance(keys, Mapping):
         made = _fitted(made, name, keys[key])
     known = [*keys, *(key for key in elsewhere if key not in keys)]
-    when = read_conditions(name, plain.get(WHEN, {}), lambda parent: resolve(parent, known))
+    when = read_conditions(
+        name,
+        plain.get(WHEN, {}),
+        lambda parent: resolve(parent, known),
+        lambda parent, value: _held(keys, parent, value),
+    )
     return replace(made, when=when)
 
 
@@ -312,6 +318,14 @@ def _fitted(made: Dimension, name: str, annotation: Any) -> Dimension:
                 "search.value",
             )
     return made
+
+
+def _held(keys: Collection[str], key: str, value: Any) -> Any:
+    """As the key holds it; what the key refuses, as it is: no point is equal to it."""
+    if isinstance(keys, Mapping) and key in keys:
+        with contextlib.suppress(ValueError):
+            return accepted(keys[key], value)
+    return value
 
 
 def _accepted(name: str, annotation: Any, value: Any) -> Any:

@@ -129,16 +129,19 @@ def _called(name: str, text: str) -> tune.Domain:
         ) from error
     if kind not in KINDS:
         raise _unknown_kind(name, kind)
-    if kind == "steps":
-        return tune.Domain(kind, tuple(arguments))
     try:
-        made: tune.Domain = getattr(tune, kind)(*arguments, **named)
+        made: tune.Domain = (steps if kind == "steps" else getattr(tune, kind))(*arguments, **named)
     except TypeError as error:
         problem = str(error).removeprefix(f"{kind}() ")
         raise refused(
             f"search.space.{name} = {text!r}: {problem}.", "See docs/search.md."
         ) from error
     return made
+
+
+def steps(lower: float, upper: float, step: float) -> tune.Domain:
+    """As YAML may call it; Optuna's objects say it in Python."""
+    return tune.Domain("steps", (lower, upper, step))
 
 
 def _literal(node: ast.expr) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import optuna
@@ -14,8 +15,8 @@ from autoglm.state.event_log import EventLog
 MOST_HINTS = 3
 # One hint for so many trials: the others are the sampler's.
 TRIALS_PER_HINT = 8
-# Older studies are not opened.
-MOST_STUDIES = 5
+# Studies that hint, and how many are opened to find them.
+MOST_STUDIES, MOST_OPENED = 5, 25
 
 
 def hints(
@@ -25,8 +26,8 @@ def hints(
     `study`, `number`, `value`, `params`, and `told`, the point as Optuna takes it.
     """
     num = max(1, min(MOST_HINTS, num_trials // TRIALS_PER_HINT))
-    earlier = newest_first(log, but=name)[:MOST_STUDIES]
-    ranked = [best_points(log, each, asks) for each in earlier]
+    asked = (best_points(log, each, asks) for each in newest_first(log, but=name)[:MOST_OPENED])
+    ranked = [*islice(filter(None, asked), MOST_STUDIES)]
     found: list[dict[str, Any]] = []
     for place in range(num):  # every study's best before any study's second
         for points in ranked:

@@ -33,7 +33,7 @@ def open_state(path: Path, *, read_only: bool = False) -> Engine:
         raise StorageError(
             f"{path} does not exist yet.",
             code="storage.missing",
-            next_step="Run `autoglm run` first.",
+            next_step="Run `autoglm run`, or `autoglm search run`, first.",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     # Only the `file:` form is an address in which some characters mean something.

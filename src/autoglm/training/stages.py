@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, MANIFEST, STATE = "weights.safetensors", "manifest.json", "state"
 # In a worker's workspace: what its runs have in common.
-GRAPHS = "graphs"
+STAGES, GRAPHS = "stages", "graphs"
 # What does not change which weights come out.
 WITHOUT_EFFECT = {
     "callbacks",
@@ -203,6 +203,31 @@ def prune(folder: Path, max_bytes: int, *, but: Collection[str]) -> None:
             if is_free:
                 shutil.rmtree(path, ignore_errors=True)
                 del sizes[path]
+
+
+def let_go(folder: Path, max_bytes: int, *, but: Collection[str] = ()) -> int:
+    """Delete whole stages, the oldest first, until the others fit; returns how many. Only between
+    studies: what a study goes on from, or exports, is trained again where it is gone.
+    """
+    paths = {path.parent for path in folder.glob(f"*/{MANIFEST}")}
+    found = {path: _age_and_size(path) for path in paths}
+    left, num = sum(size for _age, size in found.values()), 0
+    for path in sorted(found, key=lambda path: found[path]):
+        if left <= max_bytes:
+            break
+        if path.name in but:
+            continue
+        left, num = left - found[path][1], num + 1
+        shutil.rmtree(path, ignore_errors=True)
+        for beside in (path.with_name(f"{path.name}.jsonl"), _lock(folder, path.name)):
+            beside.unlink(missing_ok=True)
+    return num
+
+
+def size_of(folder: Path) -> tuple[int, int]:
+    """How many stages, and bytes, of whole ones."""
+    sizes = [_age_and_size(path.parent)[1] for path in folder.glob(f"*/{MANIFEST}")]
+    return len(sizes), sum(sizes)
 
 
 def _age_and_size(path: Path) -> tuple[float, int]:

@@ -312,7 +312,8 @@ class Worker:
         """From what was stored, what is. A stage that another worker trains is waited for: ours, or
         one that ours goes on from; and what we go on from is not let go.
         """
-        stop, lock_of = self._stop_if_asked, partial(stages.lock_of, self._workspace / "stages")
+        folder, stop = self._workspace / stages.STAGES, self._stop_if_asked
+        lock_of = partial(stages.lock_of, folder)
         for stage in chain.stages[: depth - 1]:
             if lock_of(stage).exists():
                 with beside(lock_of(stage), stop=stop):
@@ -331,7 +332,7 @@ class Worker:
         whose training ended itself, or one with the state that the next begins in.
         """
         for number in range(depth, 0, -1):
-            folder = self._workspace / "stages" / chain.stages[number - 1].key
+            folder = self._workspace / stages.STAGES / chain.stages[number - 1].key
             manifest = stages.stored(folder)
             if manifest is None:
                 continue
@@ -348,7 +349,7 @@ class Worker:
         """
         started = time.process_time()
         stage = chain.stages[depth - 1]
-        folder = self._workspace / "stages" / stage.key
+        folder = self._workspace / stages.STAGES / stage.key
         checkpoints = Checkpoints(
             folder.with_name(f"{folder.name}.checkpoints"),
             keep=CHECKPOINTS_KEPT,
