@@ -24,7 +24,7 @@ from autoglm.loop.app import App
 from autoglm.loop.change_to_dataset import collect_changes
 from autoglm.project import Project
 from autoglm.training.data import IGNORED, Encoded
-from autoglm.training.rehearsal import LEAST_ROWS, Rehearsal
+from autoglm.training.rehearsal import LEAST_ROWS, Rehearsal, rehearsed
 from autoglm.training.worker import Worker
 from training import toy
 
@@ -169,8 +169,8 @@ def test_rows_that_only_validated_stable_are_new_to_it_in_every_fold(
 
 def test_another_column_or_table_is_compared_by_what_its_rows_say(versions: Versions) -> None:
     swapped = replace(versions.then, label="part")
-    assert not Rehearsal(versions.now, swapped)._known, "no answer is what it was"
-    known = Rehearsal(versions.now, versions.then)._known
+    assert not Rehearsal(versions.now, swapped).known, "no answer is what it was"
+    known = Rehearsal(versions.now, versions.then).known
     assert len(known) == 120 - len(CHANGED) - len(RELABELLED)
 
 
@@ -183,46 +183,43 @@ def data(count: int = 200, *, targets: Any = None, **more: Any) -> Encoded:
     )  # fmt: skip
 
 
-@pytest.fixture
-def knows_all(monkeypatch: pytest.MonkeyPatch, versions: Versions) -> Any:
-    """Makes rehearsals of a start that knows all rows of `data`, for the content `name`."""
-    monkeypatch.setattr(Rehearsal, "_known", frozenset(f"row {i}" for i in range(4000)))
-    now = versions.now
-    return lambda name="c": Rehearsal(replace(now, content_digest=name), versions.then)
+def drawn(rows: Encoded, share: float, content: str = "c") -> Encoded:
+    """Of a start that knows all rows."""
+    return rehearsed(rows, share, known={*(rows.keys or ())}, content=content)
 
 
 def names(found: Encoded) -> list[str]:
     return list((found.keys or ())[: found.num_train])
 
 
-def test_of_a_rare_label_ten_rows_are_gone_over(knows_all: Any) -> None:
+def test_of_a_rare_label_ten_rows_are_gone_over() -> None:
     targets = torch.tensor([int(i < 12) for i in range(200)])
-    found = knows_all().rows(data(targets=targets), 0.25)
+    found = drawn(data(targets=targets), 0.25)
     assert Counter(found.targets.tolist()) == {1: LEAST_ROWS, 0: 47}
     several = torch.tensor([[1.0, float(i < 12)] for i in range(200)])
-    found = knows_all().rows(data(targets=several), 0.25)
+    found = drawn(data(targets=several), 0.25)
     assert found.targets[:, 1].sum() == LEAST_ROWS, "of several labels the rarest counts"
     tags = [torch.tensor([IGNORED, int(i < 12), 0]) for i in range(200)]
-    found = knows_all().rows(data(targets=tags), 0.25)
+    found = drawn(data(targets=tags), 0.25)
     assert sum(int((target == 1).any()) for target in found.targets) == LEAST_ROWS
 
 
-def test_numbers_and_texts_are_drawn_from_all_rows(knows_all: Any) -> None:
-    assert knows_all().rows(data(targets=torch.rand(200)), 0.1).num_train == 20
+def test_numbers_and_texts_are_drawn_from_all_rows() -> None:
+    assert drawn(data(targets=torch.rand(200)), 0.1).num_train == 20
     turns = [torch.tensor([i]) for i in range(200)]
-    found = knows_all().rows(data(targets=turns, firsts=[0] * 200), 0.1)
+    found = drawn(data(targets=turns, firsts=[0] * 200), 0.1)
     assert found.num_train == 20
 
 
-def test_a_draw_is_the_contents_and_in_the_end_each_row_is_drawn(knows_all: Any) -> None:
+def test_a_draw_is_the_contents_and_in_the_end_each_row_is_drawn() -> None:
     rows = data()
-    first = names(knows_all("c1").rows(rows, 0.25))
+    first = names(drawn(rows, 0.25, "c1"))
     turned = rows.chosen(list(range(199, -1, -1)), num_train=200)
-    assert sorted(first) == sorted(names(knows_all("c1").rows(turned, 0.25)))
-    assert first != names(knows_all("c2").rows(rows, 0.25))
-    drawn = {name for n in range(30) for name in names(knows_all(f"c{n}").rows(rows, 0.25))}
-    assert len(drawn) == 200
-    assert knows_all().rows(rows, 0.9999) is rows
+    assert sorted(first) == sorted(names(drawn(turned, 0.25, "c1")))
+    assert first != names(drawn(rows, 0.25, "c2"))
+    in_the_end = {name for n in range(30) for name in names(drawn(rows, 0.25, f"c{n}"))}
+    assert len(in_the_end) == 200
+    assert drawn(rows, 0.9999) is rows
 
 
 def test_the_kept_divisions_of_the_rows_are_few(

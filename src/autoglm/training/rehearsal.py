@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -33,37 +33,18 @@ class Rehearsal:
 
     def __init__(self, dataset: DatasetVersion, learnt: DatasetVersion | None) -> None:
         self._dataset, self._learnt = dataset, learnt
-        # Other rows for other contents: sooner or later all are gone over.
-        drawn = digest(dataset.content_digest, "rehearsal", size=4)
-        self._offset = int(drawn, 16) / 2**32
 
     def share(self, training: Mapping[str, Any]) -> float:
         """Of the rows that the start has learnt; 1 where nobody can tell which these are."""
         share = float(training["rehearsal"])
-        return share if share == 1 or self._known else 1.0
+        return share if share == 1 or self.known else 1.0
 
     def rows(self, data: Encoded, share: float) -> Encoded:
-        """`data` with the training rows that are new to the start and `share` of the others, of
-        each label's; `data` itself where that leaves none out.
-        """
-        if share == 1:
-            return data
-        keys = data.keys
-        assert keys is not None, "rows of a run have names"
-        known, drawn = defaultdict[int, list[int]](list), list[int]()
-        for row, stratum in zip(data.train, _strata(data), strict=True):
-            (known[stratum] if keys[row] in self._known else drawn).append(row)
-        for rows in known.values():
-            rows.sort(key=lambda row: hashlib.blake2b(keys[row].encode()).digest())
-            num = max(math.ceil(share * len(rows)), min(len(rows), LEAST_ROWS))
-            first = int(self._offset * len(rows))
-            drawn += (rows[first:] + rows[:first])[:num]
-        if len(drawn) == data.num_train:
-            return data
-        return data.chosen([*sorted(drawn), *data.validation], num_train=len(drawn))
+        """`data` with the training rows that are new to the start and `share` of the others."""
+        return rehearsed(data, share, known=self.known, content=self._dataset.content_digest)
 
     @cached_property
-    def _known(self) -> frozenset[str]:
+    def known(self) -> frozenset[str]:
         """Names of the rows that the start learnt from as they are now."""
         if self._learnt is None:
             return frozenset()
@@ -75,6 +56,29 @@ class Rehearsal:
         says = {key: said for key, *said in zip(now.keys, now.inputs, now.answers, strict=True)}
         rows = zip(then.keys, then.inputs, then.answers, strict=True)
         return frozenset(key for key, *said in rows if says.get(key) == said)
+
+
+def rehearsed(data: Encoded, share: float, *, known: Collection[str], content: str) -> Encoded:
+    """`data` without the training rows with names in `known` but for `share` of these, of each
+    label's; `data` itself where that leaves none out. For another `content` others are drawn:
+    sooner or later all are gone over.
+    """
+    if share == 1:
+        return data
+    keys = data.keys
+    assert keys is not None, "rows of a run have names"
+    others, drawn = defaultdict[int, list[int]](list), list[int]()
+    for row, stratum in zip(data.train, _strata(data), strict=True):
+        (others[stratum] if keys[row] in known else drawn).append(row)
+    offset = int(digest(content, "rehearsal", size=4), 16) / 2**32
+    for rows in others.values():
+        rows.sort(key=lambda row: hashlib.blake2b(keys[row].encode()).digest())
+        num = max(math.ceil(share * len(rows)), min(len(rows), LEAST_ROWS))
+        first = int(offset * len(rows))
+        drawn += (rows[first:] + rows[:first])[:num]
+    if len(drawn) == data.num_train:
+        return data
+    return data.chosen([*sorted(drawn), *data.validation], num_train=len(drawn))
 
 
 def _strata(data: Encoded) -> Sequence[int]:
