@@ -14,6 +14,8 @@ import pytest
 
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.stage_chain import Cost, StageChain
+from autoglm.contracts.trial import StudyResult
+from autoglm.errors import TrainingError
 from autoglm.loop import run_to_candidate
 from autoglm.loop.app import App, ignore
 from autoglm.loop.change_to_dataset import collect_changes, describe_dataset
@@ -22,6 +24,7 @@ from autoglm.loop.refreshing import SPEC, AsOfRun, find_refresh, keep_spec
 from autoglm.loop.run_to_candidate import _said, pruned_space
 from autoglm.project import Project
 from autoglm.search.refresh import FREEZING, REHEARSAL, Refresh
+from autoglm.search.report import find_study, is_open, report_of
 from autoglm.settings import completed, from_snapshot, unfreeze
 from search.numeric_runner import NumericRunner
 from search.studies import run
@@ -203,6 +206,20 @@ def test_what_is_kept_of_a_study_alone_holds_no_secret(app: App) -> None:
     assert "hush-hush" not in files[0].read_text()
 
 
+def search(
+    app: App, monkeypatch: pytest.MonkeyPatch, name: str, worker: Any, **config: Any
+) -> StudyResult:
+    """A study of the name by this worker, of four trials."""
+    monkeypatch.setattr(run_to_candidate, "probe_evaluators", lambda *_asked: None)
+    monkeypatch.setattr(App, "trainers", lambda *_asked, **_more: [])
+    monkeypatch.setattr(run_to_candidate, "open_trainers", lambda *_asked: [worker])
+    spec = drafted(app, name)
+    said = {**spec.config["search"], "trials": 4, **config}
+    spec = replace(spec, config={**spec.config, "search": said})
+    keep_spec(spec)
+    return run_to_candidate.search(spec, from_snapshot(spec.config), app)
+
+
 @pytest.mark.parametrize("says", [(), ("training.freezing != 'progressive'",)])
 def test_a_run_asks_its_constraints_about_the_refresh_and_tells_its_worker_how_many_points_it_has(
     app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: tuple[str, ...]
@@ -213,16 +230,8 @@ def test_a_run_asks_its_constraints_about_the_refresh_and_tells_its_worker_how_m
         def begin_study(self, *, num_alone: int) -> None:
             told.append(num_alone)
 
-    monkeypatch.setattr(run_to_candidate, "probe_evaluators", lambda *_asked: None)
-    monkeypatch.setattr(App, "trainers", lambda *_asked, **_more: [])
-
     def searched(name: str) -> Any:
-        worker, spec = Worker(tmp_path / name), drafted(app, name)
-        monkeypatch.setattr(run_to_candidate, "open_trainers", lambda *_asked: [worker])
-        bounds = {"constraints": list(says), "trials": 4}
-        spec = replace(spec, config={**spec.config, "search": {**spec.config["search"], **bounds}})
-        keep_spec(spec)
-        return run_to_candidate.search(spec, from_snapshot(spec.config), app)
+        return search(app, monkeypatch, name, Worker(tmp_path / name), constraints=list(says))
 
     searched("alone-1")
     found = searched("alone-2")
@@ -230,3 +239,30 @@ def test_a_run_asks_its_constraints_about_the_refresh_and_tells_its_worker_how_m
     is_freezing = FREEZING in found.best.params
     assert is_freezing == (not says)
     assert told == [0, 1 if says else 2]
+
+
+def test_a_study_whose_workers_die_says_so_and_hides_no_finished_one(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Worker(Runner):
+        is_dying = False
+
+        def begin_study(self, *, num_alone: int) -> None:
+            del num_alone
+
+        def advance(self, *asked: Any, **more: Any) -> Any:
+            if self.is_dying:
+                raise TrainingError("it died.", code="training.worker_died", retryable=True)
+            return super().advance(*asked, **more)
+
+    worker = Worker(tmp_path / "s")
+    search(app, monkeypatch, "alone-1", worker)
+    worker.is_dying = True
+    with pytest.raises(TrainingError, match="it died"):
+        search(app, monkeypatch, "alone-2", worker, warm_start=False)
+    assert find_study(app.log) == "alone-1"
+    assert not is_open(app.log)
+    assert report_of(app.log, "alone-2", project="p")["failed"] == "training.worker_died: it died."
+    worker.is_dying = False
+    assert search(app, monkeypatch, "alone-2", worker, warm_start=False).stopped_by == "trials"
+    assert find_study(app.log) == "alone-2"

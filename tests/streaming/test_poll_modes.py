@@ -351,23 +351,26 @@ def test_what_cannot_be_a_cursor_is_named(value: str, postgres: Postgres) -> Non
 
 
 @pytest.mark.parametrize("in_one_poll", [True, False])
-def test_a_cursor_of_numbers_and_texts_has_no_order_and_is_named(
-    tmp_path: Path, in_one_poll: bool
+@pytest.mark.parametrize(
+    ("first", "other"), [(7, "2026-01-02"), ("b", 5), (b"a", "b"), (1.5, b"a")]
+)
+def test_a_cursor_of_several_types_has_no_order_and_is_named(
+    tmp_path: Path, first: Any, other: Any, in_one_poll: bool
 ) -> None:
     with sqlite3.connect(tmp_path / "a.db") as connection:
         connection.execute("create table t (id integer primary key, at)")
-        connection.executemany("insert into t (at) values (?)", [(7,), (8.5,)])
+        connection.execute("insert into t (at) values (?)", (first,))
     settings = SourceConfig(url="sqlite:///a.db", table="t", key="id", cursor="at")
     source = SqlPollSource(settings, project="p", base=tmp_path, batch_rows=100)
     position = "" if in_one_poll else next(source.read("")).position
     with connection:
-        connection.execute("insert into t (at) values ('2026-01-02')")
-    with pytest.raises(SourceError, match="a text behind a number") as caught:
+        connection.execute("insert into t (at) values (?)", (other,))
+    with pytest.raises(SourceError, match="at has values of several types") as caught:
         list(source.read(position))
     assert caught.value.code == "source.bad_cursor"
     with connection:
-        connection.execute("update t set at = 9 where id = 3")
-    assert keys(list(source.read(position)))[-1] == "3"
+        connection.execute("update t set at = ? where id = 2", (first * 2,))
+    assert keys(list(source.read(position)))[-1] == "2"
     connection.close()
 
 

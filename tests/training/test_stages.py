@@ -182,6 +182,25 @@ def test_a_metric_that_every_stage_has_is_asked_for_without_training(
     assert later.num_steps == 0
 
 
+def test_where_others_branch_off_each_epoch_can_be_gone_on_from(
+    tmp_path: Path, spec: Any, tiny_backbone: Path
+) -> None:
+    search = {**spec.config["search"], "branch": True}
+    branching = replace(spec, config={**spec.config, "search": search})
+    whole = Runner(tmp_path / "whole", spec, tiny_backbone)
+    runner = Runner(tmp_path / "branching", branching, tiny_backbone)
+    four, two = (runner.plan(**{"training.epochs": n}) for n in (4, 2))
+    found = runner.advance(four, 4)
+    assert (found.reused_steps, runner.num_steps) == (0, 4)
+    wanted = whole.weights(whole.advance(four, 4))
+    assert all(torch.equal(t, wanted[n]) for n, t in runner.weights(found).items())
+    assert runner.cost(two)["cpu_seconds"] == 0
+    fewer = runner.advance(two, 2)
+    assert (fewer.reused_steps, runner.num_steps) == (two.num_steps, 4), "nothing is trained again"
+    assert fewer.saved["stage_tree"] == fewer.cpu_seconds > 0
+    assert whole.advance(two, 2).reused_steps == 0, "without branches only the end is kept"
+
+
 def asked_for(spec: Any, metrics: Any, *objectives: str) -> Any:
     evaluate = {**spec.config["evaluate"], "metrics": metrics}
     search = {**spec.config["search"], "objectives": objectives}

@@ -178,6 +178,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             else:
                 app.close_trainer()
             if not error.retryable or attempt == WORKER_ATTEMPTS:
+                note_failure(app.log, spec.run_id, error)
                 raise
             app.on_event({"kind": "worker_restarted", "cause": error.message})
     raise AssertionError("the loop returns or raises")

@@ -16,7 +16,7 @@ from autoglm.loop.explain import history, learnt_from, spelled
 from autoglm.project import Project
 from autoglm.search.report import is_open
 from autoglm.state.event_log import EventLog
-from autoglm.training.stages import STAGES, size_of
+from autoglm.training.stages import STAGES, let_go, size_of
 from autoglm.triggers.admission import UNFINISHED, Admission
 
 
@@ -86,7 +86,9 @@ def collect_garbage(project: Project, *, is_dry_run: bool = False) -> Garbage:
         if not is_dry_run:
             erasure.collect_garbage(table, held)
             if stages:
-                shutil.rmtree(trained, ignore_errors=True)
+                let_go(trained, 0)
+                num_left, bytes_left = size_of(trained)
+                stages, num_bytes = stages - num_left, num_bytes - bytes_left
     return Garbage(
         table_files=tuple(unused), models=tuple(models), stages=stages, num_bytes=num_bytes
     )

@@ -126,7 +126,7 @@ class PrefixCache:
         wanted = 4 * num_tokens * width
         if wanted <= self._max_bytes:
             return ""
-        sizes = (f"{size / 2**20:,.3g} MiB" for size in (wanted, self._max_bytes))
+        sizes = (f"{size / 2**20:,.1f} MiB" for size in (wanted, self._max_bytes))
         return "{} of states pass cache.bytes ({})".format(*sizes)
 
     def remembered(self, name: str, make: Callable[[], Any]) -> Any:

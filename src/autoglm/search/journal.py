@@ -18,7 +18,7 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from autoglm.contracts.record import to_json
-from autoglm.errors import StorageError
+from autoglm.errors import PluginError, StorageError
 from autoglm.state.event_log import EventLog
 
 
@@ -122,6 +122,25 @@ class StudyStorage(JournalStorage):  # type: ignore[misc]
         seen = [_as_learnt(trial) for trial in self.recorded(study_id)]
         found = [trial for trial in seen if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        _refuse_pickles(key)
+        super().set_study_system_attr(study_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        _refuse_pickles(key)
+        super().set_trial_system_attr(trial_id, key, value)
+
+
+def _refuse_pickles(key: str) -> None:
+    """What CMA-ES keeps, whoever calls it, is a pickle: nothing is unpickled here."""
+    if key.startswith("cma:"):
+        raise PluginError(
+            "search.sampler is Optuna's CmaEsSampler, or has one inside, which keeps pickles in the"
+            " study.",
+            code="plugin.wrong_answer",
+            next_step="Take another one, as optuna.samplers.GPSampler(seed=seed).",
+        )
 
 
 def _as_learnt(trial: FrozenTrial) -> FrozenTrial:

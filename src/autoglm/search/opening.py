@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -118,10 +119,11 @@ def note_failure(log: EventLog, name: str, error: AutoGLMError) -> None:
         return
     import optuna
 
-    storage = journal.writing(log, name)
-    with storage.batch():
-        study = optuna.load_study(study_name=name, storage=storage)
-        study.set_user_attr(FAILED, f"{error.code}: {error.message}")
+    with contextlib.suppress(AutoGLMError):  # else that error would hide the first one
+        storage = journal.writing(log, name)
+        with storage.batch():
+            study = optuna.load_study(study_name=name, storage=storage)
+            study.set_user_attr(FAILED, f"{error.code}: {error.message}")
 
 
 def refresh_in(study: optuna.Study) -> Refresh | None:

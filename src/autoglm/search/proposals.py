@@ -13,6 +13,7 @@ from autoglm.contracts.record import digest
 from autoglm.errors import SearchError
 from autoglm.search.constraints import Constraint, violations
 from autoglm.search.first_points import first_points
+from autoglm.search.samplers import without_loop
 from autoglm.search.space import Dimension, assignments
 from autoglm.search.spellings import refused
 from autoglm.search.standing import HAS_ROOM, PARAMS, standing_of
@@ -78,7 +79,8 @@ class Proposals:
                 return trial, values
             else:
                 num_known, num_refused = num_known + 1, 0
-                study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+                with without_loop():
+                    study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
             if num_known == MOST_KNOWN or num_refused == MOST_INFEASIBLE:
                 new = self._untold(told, num_asked)
                 if new is None:
@@ -187,7 +189,8 @@ class Proposals:
             for each in self.constraints:
                 if each.text not in trial.constraints:  # else said before we were killed
                     trial.set_constraint(each.text, missed.get(each.text, 0.0))
-            study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+            with without_loop():
+                study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
         return list(missed)
 
     def _infeasible(self, off: Counter[str]) -> SearchError:

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 
-# Nothing is unpickled here.
-PICKLED = {"CmaEsSampler"}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptunaSampler:
     """`num_startup`: the trials before it has learnt anything, which are asked at once.
@@ -94,31 +90,52 @@ class Samplers:
         made = self._made if is_sampler(self._made) else self._call(number)
         if isinstance(self._made, OptunaSampler):
             return made
-        if not is_sampler(made) or type(made).__name__ in PICKLED:
-            what = "keeps pickles in the study" if is_sampler(made) else "is no Optuna sampler"
-            raise PluginError(
-                f"sampler:{self.name} gave {type(made).__name__}, which {what}.",
-                code="plugin.wrong_answer",
-                next_step="Return another one, as optuna.samplers.TPESampler(seed=seed).",
+        if not is_sampler(made):
+            raise wrong_answer(
+                f"sampler:{self.name} gave {type(made).__name__}, which is no Optuna sampler."
             )
         return _guarded(made, self.name)
 
     def _call(self, number: int) -> Any:
         seed = int(digest(self._seed, number)[:8], 16)
-        if "study_seed" in self._names:
-            return self._made(seed=seed, study_seed=self._seed & 0x7FFFFFFF)
         with _blamed(self.name):
+            if "study_seed" in self._names:
+                return self._made(seed=seed, study_seed=self._seed & 0x7FFFFFFF)
             return self._made(seed=seed) if "seed" in self._names else self._made(seed)
 
 
 @contextlib.contextmanager
-def _blamed(name: str, but: type[Exception] = AutoGLMError) -> Iterator[None]:
+def without_loop() -> Iterator[None]:
+    """A sampler that has seen every point stops Optuna's own loop, which is not running."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_stop(error):
+            raise
+
+
+def _is_stop(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and "`Study.stop`" in str(error)
+
+
+def wrong_answer(told: str) -> PluginError:
+    return PluginError(
+        told,
+        code="plugin.wrong_answer",
+        next_step="Return another one, as optuna.samplers.TPESampler(seed=seed).",
+    )
+
+
+@contextlib.contextmanager
+def _blamed(name: str) -> Iterator[None]:
     """Raises: PluginError plugin.sampler_raised for what the project's own code raises."""
     try:
         yield
-    except (AutoGLMError, but):
+    except AutoGLMError:
         raise
     except (Exception, SystemExit) as error:  # one that leaves is a broken one
+        if _is_stop(error):
+            raise
         raise PluginError(
             f"sampler:{name} raised {type(error).__name__}: {error}.",
             code="plugin.sampler_raised",
@@ -141,26 +158,40 @@ def _guarded(sampler: BaseSampler, name: str) -> BaseSampler:
             with _blamed(name):
                 return sampler.infer_relative_search_space(*asked)
 
-        def sample_relative(self, *asked: Any) -> Any:
+        def sample_relative(self, study: Any, trial: Any, space: Any) -> Any:
             with _blamed(name):
-                return sampler.sample_relative(*asked)
+                found = sampler.sample_relative(study, trial, space)
+            for key, value in found.items():
+                _check_point(name, key, value, space.get(key))
+            return found
 
-        def sample_independent(self, *asked: Any) -> Any:
+        def sample_independent(self, study: Any, trial: Any, key: str, wanted: Any) -> Any:
             with _blamed(name):
-                return sampler.sample_independent(*asked)
+                found = sampler.sample_independent(study, trial, key, wanted)
+            _check_point(name, key, found, wanted)
+            return found
 
         def before_trial(self, *asked: Any) -> None:
             with _blamed(name):
                 sampler.before_trial(*asked)
 
         def after_trial(self, *told: Any) -> None:
-            with _blamed(name, but=RuntimeError):  # how Optuna's `Study.stop` says there is no loop
+            with _blamed(name):
                 sampler.after_trial(*told)
 
         def reseed_rng(self) -> None:
             sampler.reseed_rng()
 
     return Guarded()
+
+
+def _check_point(name: str, key: str, value: Any, wanted: Any) -> None:
+    try:
+        is_point = wanted is not None and wanted._contains(wanted.to_internal_repr(value))
+    except (TypeError, ValueError):
+        is_point = False
+    if not is_point:
+        raise wrong_answer(f"sampler:{name} gave {value!r} for {key}, which is none of {wanted}.")
 
 
 def is_sampler(part: Any) -> bool:

@@ -321,10 +321,11 @@ def _fitted(made: Dimension, name: str, annotation: Any) -> Dimension:
 
 
 def _held(keys: Collection[str], key: str, value: Any) -> Any:
-    """As the key holds it; what the key refuses, as it is: no point is equal to it."""
+    """As the key holds it; what the key refuses, or holds as an equal (0 as 0.0), as it is said."""
     if isinstance(keys, Mapping) and key in keys:
         with contextlib.suppress(ValueError):
-            return accepted(keys[key], value)
+            held = accepted(keys[key], value)
+            return value if held == value else held
     return value
 
 

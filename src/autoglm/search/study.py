@@ -47,7 +47,7 @@ from autoglm.search.folds import over_folds
 from autoglm.search.opening import Asked, num_points, open_study, refresh_in, values_beside
 from autoglm.search.proposals import Proposals
 from autoglm.search.results import Objective, all_failed, result_of, undefined
-from autoglm.search.samplers import Samplers
+from autoglm.search.samplers import Samplers, without_loop
 from autoglm.search.schedulers import make_scheduler
 from autoglm.search.space import Dimension
 from autoglm.search.standing import (
@@ -436,9 +436,7 @@ class Study:
         self._tell("trial_failed", each, cause=str(error))
 
     def _over(self, each: Standing, values: Sequence[float] = (), *, state: str = "") -> None:
-        """Tell the sampler, and write it down: Optuna's `tell` without its copies of all trials. A
-        sampler that has seen every point stops Optuna's own loop, which is not running.
-        """
+        """Tell the sampler, and write it down: Optuna's `tell` without its copies of all trials."""
         from optuna.trial import TrialState
 
         ended = TrialState[state] if state else TrialState.COMPLETE
@@ -446,7 +444,7 @@ class Study:
         if ended == TrialState.PRUNED and each.score is not None and not self._objectives:
             told = [self._sign * each.score]
         trial = self._storage.get_trial(each.trial_id)
-        with contextlib.suppress(RuntimeError):
+        with without_loop():
             self._study.sampler.after_trial(self._study, trial, ended, told)
         self._storage.set_trial_state_values(each.trial_id, ended, told)
         self._chains.pop(each.number, None)

@@ -289,7 +289,7 @@ class Worker:
         reached = known
         if not stages.is_reached(known, depth):
             self._is_alone = bool(request.get("is_alone"))
-            known, reached = self._advanced(chain, depth)
+            known, reached = self._reach(chain, depth)
         assert reached is not None
         paid = reached.manifest["paid"]
         others = sum(seconds for payer, seconds in paid.items() if payer != self._payer(chain))
@@ -305,6 +305,19 @@ class Worker:
             "is_stopped": reached.is_stopped,
             "peak": reached.manifest.get("peak", {}),
         }
+
+    def _reach(
+        self, chain: StageChain, depth: int
+    ) -> tuple[stages.StoredStage | None, stages.StoredStage]:
+        """What was stored before any step was made here, and what is; where others branch off, each
+        epoch on the way there is a stage to go on from.
+        """
+        config = self._spec.config
+        each = config["search"]["branch"] and config["cache"]["stages"]
+        ends = range(1, depth + 1) if each else [depth]
+        steps = [self._advanced(chain, end) for end in ends]
+        made = (known for known, reached in steps if known is not reached)
+        return next(made, steps[-1][0]), steps[-1][1]
 
     def _advanced(
         self, chain: StageChain, depth: int

@@ -8,6 +8,7 @@ again until its time has come, and told apart by its digest.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -109,16 +110,13 @@ def stored(value: Any, where: str) -> tuple[Any, str]:
     return plain(value), "decimal" if isinstance(value, Decimal) else ""
 
 
-def refuse_mixed(value: Any, earlier: Any, where: str) -> None:
-    """SQLite keeps several types in one column, and sorts them by type.
-
-    Raises: SourceError source.bad_cursor.
-    """
-    kinds = [_kind_of(each) for each in (earlier, value)]
-    if kinds[0] != kinds[1]:
+def refuse_mixed(values: Sequence[Any], where: str) -> None:
+    """Raises: SourceError source.bad_cursor where they are of several kinds; None is of none."""
+    found = {_kind_of(value): value for value in values if value is not None}
+    if len(found) > 1:
+        shown = ", ".join(f"{kind} ({value!r})" for kind, value in found.items())
         raise SourceError(
-            f"{where} is {value!r} where it was {earlier!r} before: {kinds[1]} behind {kinds[0]}"
-            " has no order.",
+            f"{where} has values of several types, which have no order: {shown}.",
             code="source.bad_cursor",
             next_step="Write one type into the column, or leave data.source.cursor out.",
         )

@@ -199,8 +199,12 @@ class SqlPollSource:
         if self._cursor:
             self._refuse_null_cursors(connection)
             now = cursors.Now.at(connection)
+            before = None
             if known.cursor is not None:  # the clock may have been ahead until now
-                known.move(cursors.restored(known.cursor, known.cursor_type), now, self._where)
+                before = cursors.restored(known.cursor, known.cursor_type)
+                known.move(before, now, self._where)
+            if connection.dialect.name == "sqlite":
+                self._refuse_mixed(connection, before)
         options = {"stream_results": True, "yield_per": self._batch_rows}
         query = self._query(columns, known)
         with connection.execution_options(**options).execute(query) as found:
@@ -232,6 +236,14 @@ class SqlPollSource:
                 next_step="Fill the column, or leave data.source.cursor out.",
             )
 
+    def _refuse_mixed(self, connection: Connection, before: Any) -> None:
+        """SQLite keeps several types in one column, and sorts by type first: rows of a type below
+        that of the cursor would never be read.
+        """
+        column = table_clause(self._config.table, [self._config.cursor]).c[self._config.cursor]
+        ends = connection.execute(select(func.min(column), func.max(column))).one()
+        cursors.refuse_mixed([before, *ends], f"{self._where}: {self._config.cursor}")
+
     def _refuse_future(self, value: Any, row: Mapping[str, Any], now: cursors.Now) -> None:
         if now.refuses(value):
             raise SourceError(
@@ -249,9 +261,6 @@ class SqlPollSource:
         for index, row in enumerate(rows):
             value = row[self._config.cursor]
             self._refuse_future(value, row, now)
-            if known.cursor is not None:
-                before = cursors.restored(known.cursor, known.cursor_type)
-                cursors.refuse_mixed(value, before, where)
             key, content = self._name(row), {name: plain(v) for name, v in row.items()}
             row_digest = digest(content, size=8)
             known.move(value, now, where)
