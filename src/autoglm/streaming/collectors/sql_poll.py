@@ -241,7 +241,8 @@ class SqlPollSource:
         that of the cursor would never be read.
         """
         column = table_clause(self._config.table, [self._config.cursor]).c[self._config.cursor]
-        ends = connection.execute(select(func.min(column), func.max(column))).one()
+        # Each of its own: of both at once an index would be of no use.
+        ends = [connection.scalar(select(end(column))) for end in (func.min, func.max)]
         cursors.refuse_mixed([before, *ends], f"{self._where}: {self._config.cursor}")
 
     def _refuse_future(self, value: Any, row: Mapping[str, Any], now: cursors.Now) -> None:
