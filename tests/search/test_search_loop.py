@@ -412,10 +412,9 @@ def test_a_new_study_tries_the_best_points_of_earlier_ones_first(
     for number in range(5):  # they take no places of those that asked the same
         space = {"lr": {"uniform": [0.0, 3.0 + number]}}
         run(log, runner, name=f"run-of-{number}", trials=1, space=space)
-    assert {hint["study"] for hint in run(log, runner, name="run-5", trials=24).hints} <= {
-        "run-1", "run-2", "run-4",
-    }  # fmt: skip
-    assert len(run(log, runner, name="run-6", trials=24).hints) == 3
+    hinted = run(log, runner, name="run-5", trials=24).hints
+    # What was best in run-1 was tried again, and best, in run-2.
+    assert {hint["study"] for hint in hinted} == {"run-2", "run-4"}
 
 
 def test_a_writer_whose_study_was_taken_over_is_refused(

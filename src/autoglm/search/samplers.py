@@ -91,7 +91,7 @@ class Samplers:
         if isinstance(self._made, OptunaSampler):
             return made
         if not is_sampler(made):
-            raise wrong_answer(
+            raise _wrong_answer(
                 f"sampler:{self.name} gave {type(made).__name__}, which is no Optuna sampler."
             )
         return _guarded(made, self.name)
@@ -118,7 +118,7 @@ def _is_stop(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "`Study.stop`" in str(error)
 
 
-def wrong_answer(told: str) -> PluginError:
+def _wrong_answer(told: str) -> PluginError:
     return PluginError(
         told,
         code="plugin.wrong_answer",
@@ -191,7 +191,7 @@ def _check_point(name: str, key: str, value: Any, wanted: Any) -> None:
     except (TypeError, ValueError):
         is_point = False
     if not is_point:
-        raise wrong_answer(f"sampler:{name} gave {value!r} for {key}, which is none of {wanted}.")
+        raise _wrong_answer(f"sampler:{name} gave {value!r} for {key}, which is none of {wanted}.")
 
 
 def is_sampler(part: Any) -> bool:
