@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from autoglm.contracts.record import to_json
+from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.evaluation.resampling import standard_error
 from autoglm.search.refresh import FREEZING, REHEARSAL, Refresh, refresh_of, said_of
 from autoglm.search.report import report_of
@@ -93,6 +95,24 @@ def test_an_answer_that_holds_is_the_whole_study(log: EventLog, tmp_path: Path) 
     assert found.best.value == first.best.value
     assert (found.refresh["of"], found.refresh["changed"]) == ("run-1", 0.01)
     assert said_of(report_of(log, "run-2", project="p")["refresh"]).startswith("1.0 % of the rows")
+
+
+class Level(NumericRunner):
+    """Each point is as good as any."""
+
+    def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
+        progress = super().advance(chain, to_step, cancel=cancel)
+        return replace(progress, metrics={"accuracy": 0.8, "loss": 0.2})
+
+
+def test_of_equal_points_the_one_that_the_study_picked_is_tried_again(
+    log: EventLog, tmp_path: Path
+) -> None:
+    picked = run(log, Level(tmp_path / "1"), trials=8, space=SPACE).best
+    assert picked.number > 0
+    (point,) = asked_again(log).points
+    assert point == picked.params
+    assert point["training.epochs"] == 1
 
 
 def test_an_answer_that_no_longer_holds_is_followed_by_a_whole_study(

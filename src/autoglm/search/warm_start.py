@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 
 from autoglm.search import journal
-from autoglm.search.standing import KEEPS, attrs_of, params_of, standing_of
+from autoglm.search.standing import COST, KEEPS, attrs_of, params_of, standing_of
 from autoglm.state.event_log import EventLog
 
 MOST_HINTS = 3
@@ -44,9 +44,9 @@ def newest_first(log: EventLog, *, but: str) -> list[str]:
 
 
 def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """The complete trials of the study `name`, the best first, those that keep the constraints of
-    evaluate.metrics before the others; none when it asked something else
-    than `asks`, or only tried an earlier study's answer again.
+    """The complete trials of the study `name`, its pick (`results.pick`) first: the best first, of
+    equals the cheapest, those that keep the constraints of evaluate.metrics before the others; none
+    when it asked something else than `asks`, or only tried an earlier study's answer again.
     """
     study = open_study(log, name)
     if study is None:
@@ -60,6 +60,7 @@ def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[d
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     metric = said["metric"]
     kept = {trial.number for trial in complete if attrs_of(trial).get(KEEPS, True)}
+    costs = {trial.number: float(attrs_of(trial).get(COST, 0.0)) for trial in complete}
     points = [
         {
             "study": name,
@@ -73,8 +74,10 @@ def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[d
     ]
     return sorted(
         points,
-        key=lambda p: (p["number"] not in kept, -sign * p["value"], p["number"]),
-    )
+        key=lambda p: (
+            p["number"] not in kept, -sign * p["value"], costs[p["number"]], p["number"]
+        ),
+    )  # fmt: skip
 
 
 def open_study(log: EventLog, name: str) -> optuna.Study | None:
