@@ -149,6 +149,30 @@ def test_layers_stop_to_learn_where_the_project_leaves_it_open_and_it_is_cheaper
     assert no_cheaper.beside == ()
 
 
+@pytest.mark.parametrize(
+    ("start_from", "stable", "is_so"),
+    [
+        ("auto", "", True),
+        ("auto", "abc", False),
+        ("backbone", "abc", True),
+        ("stable", "abc", False),
+    ],
+)
+def test_trials_owe_nothing_to_a_model_in_service_where_none_was_or_the_project_said_so(
+    app: App, tmp_path: Path, start_from: str, stable: str, is_so: bool
+) -> None:
+    spec = drafted(app, "alone-1")
+    model = {**spec.config["model"], "start_from": start_from}
+    keep_spec(replace(spec, stable=stable, config={**spec.config, "model": model}))
+    settings: Any = from_snapshot(spec.config)
+    pruned = pruned_space(settings, _said(spec))
+    given = AsOfRun(
+        spec, settings, pruned, app, runner=Even(tmp_path / "s"), allows=lambda _p: True
+    )
+    assert given.began_at_backbone("alone-1") is is_so
+    assert not given.began_at_backbone("of-which-nobody-knows")
+
+
 def test_a_spec_of_an_earlier_version_asked_with_the_defaults_of_its_new_keys(
     app: App, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -98,8 +99,20 @@ class AsOfRun:
         is_of_one_table = learnt.dataset_uri == earlier.dataset.uri
         return is_of_one_table and learnt.dataset_version >= earlier.dataset.version
 
+    def began_at_backbone(self, study: str) -> bool:
+        earlier = _spec_of(study, self._app)
+        wanted = "" if earlier is None else earlier.config["model"]["start_from"]
+        return wanted == "backbone" or bool(earlier and wanted == "auto" and not earlier.stable)
+
     def allows(self, params: Mapping[str, Any]) -> bool:
         return self._allows({**self._pruned.fixed, **params})
+
+    def cost(self, params: Mapping[str, Any]) -> float:
+        wanted = {**self._pruned.fixed, **params}
+        try:
+            return float(self._runner.cost(self._runner.plan(wanted)).cpu_seconds)
+        except AutoGLMError:
+            return math.inf  # the trial will say what is wrong
 
     def cheaper(self, start: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """What project and constraints leave open: from stable, to leave out rows that it knows;
@@ -118,15 +131,7 @@ class AsOfRun:
             is_open = training.freezing == "auto" and FREEZING not in asked
         if not is_open or not self.allows({**params, **less}):
             return {}
-        wanted = {**pruned.fixed, **params}
-        try:
-            costs = [self._cost(each) for each in (wanted, {**wanted, **less})]
-        except AutoGLMError:
-            return {}  # the trial will say what is wrong
-        return less if costs[1] < costs[0] else {}
-
-    def _cost(self, params: Mapping[str, Any]) -> float:
-        return float(self._runner.cost(self._runner.plan(params)).cpu_seconds)
+        return less if self.cost({**params, **less}) < self.cost(params) else {}
 
 
 def _event_of(refresh: Refresh) -> dict[str, Any]:

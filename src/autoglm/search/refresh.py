@@ -1,10 +1,11 @@
 """What a study begins with when nearly all of its rows were asked about before.
 
 newest whole study of this space and metric, whose run had these settings and nearly these rows
-answer  ← its best point; where training starts from the backbone, first with layers that stop to
-          learn; from stable, which was trained by it, first with the fewest layers and epochs that
-          the space has and a share of the rows that stable knows, then with the fewest epochs
-enough  ← its best value less one standard error
+answer  ← its best point; where training starts from the backbone, first its cheapest point that is
+          as good but for one standard error, with layers that stop to learn; from stable, which was
+          trained by it, first with the fewest layers and epochs that the space has and a share of
+          the rows that stable knows, then with the fewest epochs
+enough  ← what its best value could be by chance, one time in twenty
 train the points, the cheapest first, to their ends
 one is enough → the study ends; further points are trained while a twentieth of what the whole study
           took pays for them
@@ -29,6 +30,9 @@ REFRESH = "refresh"
 FREEZING, REHEARSAL = BESIDE = "training.freezing", "training.rehearsal"
 # Of what the whole study took, for points beyond the first.
 MOST_SHARE = 0.05
+# Standard errors, of a one-sided test at 5 %: at one a sixth of all answers that still hold, and
+# more, since the best of several values is so partly by luck, would be sought anew.
+STILL_HOLDS = 1.645
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +83,14 @@ class Circumstances(Protocol):
     def stable_knows(self, study: str) -> bool:
         """Whether the version in service learnt what that study learnt from, or more."""
 
+    def began_at_backbone(self, study: str) -> bool:
+        """Whether what that study's trials were worth owes nothing to a model in service."""
+
     def allows(self, params: Mapping[str, Any]) -> bool:
         """Whether a trial's values keep the constraints."""
+
+    def cost(self, params: Mapping[str, Any]) -> float:
+        """CPU-seconds that a trial is expected to take; infinite where nobody can tell."""
 
     def cheaper(self, start: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """What beside a trial's values makes it cheaper from `stable` or `backbone`."""
@@ -102,41 +112,50 @@ def refresh_of(
     """
     asks = {"space": [str(dimension) for dimension in dimensions], "metric": metric}
     for earlier in newest_first(log, but=name)[:MOST_OPENED]:
-        best = _best_of(log, earlier, asks)
-        changed = None if best is None else circumstances.changed_since(earlier)
-        if best is None or changed is None:
+        answers, spent = _answers_of(log, earlier, asks)
+        changed = circumstances.changed_since(earlier) if answers else None
+        if changed is None:
             continue
-        # Of the very rows that were asked about the answer itself is tried.
-        is_from_stable = circumstances.starts_from_stable
-        is_known = bool(is_from_stable and changed and circumstances.stable_knows(earlier))
-        points, beside = _tried(dimensions, best["params"], circumstances, is_known=is_known)
-        if not points:
-            return None
+        best = answers[0]
         value = float(best["value"])
         error = standard_error(abs(value), num_rows)
+        is_from_stable = circumstances.starts_from_stable
+        # Of the very rows that were asked about the answer itself is tried.
+        if is_from_stable and changed and circumstances.stable_knows(earlier):
+            points, beside = _from_stable(dimensions, best, circumstances)
+        else:
+            first = best
+            if not is_from_stable and changed and circumstances.began_at_backbone(earlier):
+                least = value - (margin if error is None else error)
+                first = _cheapest(answers, dimensions, circumstances, least=least)
+            points, beside = _as_it_was(dimensions, first, best, circumstances)
+        if not points:
+            return None
         return Refresh(
             of=earlier,
             changed=changed,
             start="stable" if is_from_stable else "backbone",
             value=value,
-            enough=value - (margin if error is None else error),
-            most_cpu_seconds=MOST_SHARE * best["spent"],
-            points=tuple({**best["told"], **_as_told(dimensions, point)} for point in points),
+            enough=value - (margin if error is None else STILL_HOLDS * error),
+            most_cpu_seconds=MOST_SHARE * spent,
+            points=tuple(points),
             beside=(beside, {}) if beside else (),
         )
     return None
 
 
-def _best_of(log: EventLog, name: str, asks: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The best point of the study `name`, and the CPU-seconds that it `spent`; None of one that has
-    not ended, asked something else, or was itself no whole one.
+def _answers_of(
+    log: EventLog, name: str, asks: Mapping[str, Any]
+) -> tuple[Sequence[Mapping[str, Any]], float]:
+    """The points of the study `name`, its pick first, and the CPU-seconds that it took; none of one
+    that has not ended, asked something else, or was itself no whole one.
     """
     study = open_study(log, name)
     if study is None or study.user_attrs.get("stopped_by", REFRESH) == REFRESH:
-        return None
+        return (), 0.0
     trials = study.get_trials(deepcopy=False)
     spent = sum(float(attrs_of(trial).get("cpu_seconds", 0.0)) for trial in trials)
-    return next(({**best, "spent": spent} for best in best_points(log, name, asks)), None)
+    return best_points(log, name, asks), spent
 
 
 def said_of(refresh: Mapping[str, Any]) -> str:
@@ -146,9 +165,16 @@ def said_of(refresh: Mapping[str, Any]) -> str:
     return (
         f"{100 * refresh['changed']:.1f} % of the rows since study {refresh['of']}; its best value"
         f" {refresh['value']:.4f}, tried again from {refresh['start']}"
+        + (", by the cheapest point as good" if _is_another(refresh) else "")
         + how_of(next(iter(refresh.get("beside", ())), {}))
         + f", {refresh['enough']:.4f} is enough"
     )
+
+
+def _is_another(refresh: Mapping[str, Any]) -> bool:
+    """Whether what is tried first is not the best point."""
+    points = refresh.get("points", ())
+    return refresh["start"] == "backbone" and len(points) > 1 and points[0] != points[-1]
 
 
 def how_of(beside: Mapping[str, Any]) -> str:
@@ -158,30 +184,71 @@ def how_of(beside: Mapping[str, Any]) -> str:
     return ", on what is new and a sample of the other rows" if REHEARSAL in beside else ""
 
 
-def _tried(
+def _cheapest(
+    answers: Sequence[Mapping[str, Any]],
     dimensions: Sequence[Dimension],
-    params: Mapping[str, Any],
     circumstances: Circumstances,
     *,
-    is_known: bool,
-) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
-    """In what the points differ from `params`, the first to be tried first, and what the first has
-    beside the space: where stable knows the rows (`is_known`) less is asked, else, or where the
-    constraints refuse that, nothing. No points where they refuse `params` too.
+    least: float,
+) -> Mapping[str, Any]:
+    """Of the points worth at least `least`, all of them as good as anybody can tell, the one that
+    is expected to cost the fewest CPU-seconds; the best of several.
+    Source: the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
+    1984.
     """
-    keys = {dimension.key for dimension in dimensions}
-    answer = {k: v for k, v in params.items() if k in keys or k not in BESIDE}
-    fewer = _fewer(dimensions, answer) if is_known else []
+    best = answers[0]
+    as_good = [p for p in answers if p["keeps"] == best["keeps"] and p["value"] >= least]
+    if len(as_good) == 1:
+        return best
+
+    def cost(point: Mapping[str, Any]) -> float:
+        params = _asked(dimensions, point)
+        return circumstances.cost(params) if circumstances.allows(params) else math.inf
+
+    return min(as_good, key=cost)
+
+
+def _as_it_was(
+    dimensions: Sequence[Dimension],
+    first: Mapping[str, Any],
+    best: Mapping[str, Any],
+    circumstances: Circumstances,
+) -> tuple[list[Mapping[str, Any]], Mapping[str, Any]]:
+    """The points `first` and `best`, or the one where they are one, and what the first to be tried
+    has beside the space: from the backbone layers that stop to learn, in a trial of its own before
+    the best one. No points where the constraints refuse the best.
+    """
+    if not circumstances.allows(_asked(dimensions, best)):
+        return [], {}
+    beside: Mapping[str, Any] = {}
+    if not circumstances.starts_from_stable:
+        beside = circumstances.cheaper("backbone", _asked(dimensions, first))
+    points = [first["told"], best["told"]]
+    return (points if beside or first is not best else points[:1]), beside
+
+
+def _from_stable(
+    dimensions: Sequence[Dimension], best: Mapping[str, Any], circumstances: Circumstances
+) -> tuple[list[Mapping[str, Any]], Mapping[str, Any]]:
+    """The same of a start that knows the rows: less is asked, or, where the constraints refuse
+    that, nothing. No points where they refuse `best` too.
+    """
+    answer = _asked(dimensions, best)
+    fewer = _fewer(dimensions, answer)
     points = [point for point in fewer if circumstances.allows({**answer, **point})]
     if not points and circumstances.allows(answer):
         points = [{}]
     if not points:
         return [], {}
-    beside: Mapping[str, Any] = {}
-    if is_known or not circumstances.starts_from_stable:
-        start = "stable" if is_known else "backbone"
-        beside = circumstances.cheaper(start, {**answer, **points[0]})
-    return ([points[0], points[-1]] if beside else points), beside
+    beside = circumstances.cheaper("stable", {**answer, **points[0]})
+    chosen = [points[0], points[-1]] if beside else points
+    return [{**best["told"], **_as_told(dimensions, point)} for point in chosen], beside
+
+
+def _asked(dimensions: Sequence[Dimension], point: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of `point` without what it had beside the space."""
+    keys = {dimension.key for dimension in dimensions}
+    return {k: v for k, v in point["params"].items() if k in keys or k not in BESIDE}
 
 
 def _as_told(dimensions: Sequence[Dimension], point: Mapping[str, Any]) -> dict[str, Any]:

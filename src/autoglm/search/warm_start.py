@@ -23,7 +23,8 @@ def hints(
     log: EventLog, name: str, asks: Mapping[str, Any], *, num_trials: int
 ) -> list[dict[str, Any]]:
     """The best points of earlier studies of the same space and metric, the newest study's first:
-    `study`, `number`, `value`, `params`, and `told`, the point as Optuna takes it.
+    `study`, `number`, `value`, `params`, `keeps` the constraints, and `told`, the point as Optuna
+    takes it.
     """
     num = max(1, min(MOST_HINTS, num_trials // TRIALS_PER_HINT))
     asked = (best_points(log, each, asks) for each in newest_first(log, but=name)[:MOST_OPENED])
@@ -59,7 +60,6 @@ def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[d
     sign = -1 if said.get("lower_is_better") else 1
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     metric = said["metric"]
-    kept = {trial.number for trial in complete if attrs_of(trial).get(KEEPS, True)}
     costs = {trial.number: float(attrs_of(trial).get(COST, 0.0)) for trial in complete}
     points = [
         {
@@ -67,6 +67,7 @@ def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[d
             "number": trial.number,
             "value": attrs_of(trial)["metrics"][metric],
             "params": params_of(trial),
+            "keeps": bool(attrs_of(trial).get(KEEPS, True)),
             "told": dict(trial.params),
         }
         for trial in complete
@@ -74,10 +75,8 @@ def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[d
     ]
     return sorted(
         points,
-        key=lambda p: (
-            p["number"] not in kept, -sign * p["value"], costs[p["number"]], p["number"]
-        ),
-    )  # fmt: skip
+        key=lambda p: (not p["keeps"], -sign * p["value"], costs[p["number"]], p["number"]),
+    )
 
 
 def open_study(log: EventLog, name: str) -> optuna.Study | None:
