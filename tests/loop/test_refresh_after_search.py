@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -149,28 +150,58 @@ def test_layers_stop_to_learn_where_the_project_leaves_it_open_and_it_is_cheaper
     assert no_cheaper.beside == ()
 
 
-@pytest.mark.parametrize(
-    ("start_from", "stable", "is_so"),
-    [
-        ("auto", "", True),
-        ("auto", "abc", False),
-        ("backbone", "abc", True),
-        ("stable", "abc", False),
-    ],
-)
-def test_trials_owe_nothing_to_a_model_in_service_where_none_was_or_the_project_said_so(
-    app: App, tmp_path: Path, start_from: str, stable: str, is_so: bool
-) -> None:
-    spec = drafted(app, "alone-1")
-    model = {**spec.config["model"], "start_from": start_from}
-    keep_spec(replace(spec, stable=stable, config={**spec.config, "model": model}))
+def as_of(app: App, spec: RunSpec, runner: Any) -> AsOfRun:
     settings: Any = from_snapshot(spec.config)
     pruned = pruned_space(settings, _said(spec))
-    given = AsOfRun(
-        spec, settings, pruned, app, runner=Even(tmp_path / "s"), allows=lambda _p: True
+    return AsOfRun(spec, settings, pruned, app, runner=runner, allows=lambda _p: True)
+
+
+def test_a_run_whose_candidate_failed_a_gate_or_was_taken_back_was_refused(
+    app: App, tmp_path: Path
+) -> None:
+    given = as_of(app, drafted(app, "run-9"), Even(tmp_path / "s"))
+    for name, rollout in (
+        ("run-1", {"verdict": "Failed"}), ("run-2", {"verdict": "Successful"}), ("run-3", None),
+    ):  # fmt: skip
+        app.log.append(f"run/{name}", "finished", {"status": "succeeded", "rollout": rollout})
+    refused = [given.was_refused(f"run-{n}") for n in (1, 2, 3, 4)]
+    assert refused == [True, False, False, False]
+
+
+def test_what_a_trial_costs_is_asked_of_its_whole_settings_and_is_endless_where_none_can_tell(
+    app: App, tmp_path: Path
+) -> None:
+    class Asking(Even):
+        def plan(self, params: Mapping[str, Any]) -> StageChain:
+            if "training.dropout" in params:
+                raise TrainingError("it cannot be planned.", code="training.any")
+            return super().plan(params)
+
+    spec = drafted(app, "run-1")
+    given = as_of(app, spec, Asking(tmp_path / "s"))
+    point = {"training.lr": 0.5, "training.epochs": 3}
+    assert 0 < given.cost(point) < math.inf
+    assert given.cost({**point, "training.dropout": 0.1}) == math.inf
+    given._pruned = replace(given._pruned, fixed={"training.epochs": 9})
+    assert given.cost({"training.lr": 0.5}) == 3 * as_of(app, spec, Even(tmp_path / "s")).cost(
+        point
     )
-    assert given.began_at_backbone("alone-1") is is_so
-    assert not given.began_at_backbone("of-which-nobody-knows")
+
+
+def test_over_folds_all_rows_that_do_not_test_say_what_a_value_may_be(
+    app: App, tmp_path: Path
+) -> None:
+    alone = drafted(app, "alone-1")
+    run(app.log, NumericRunner(tmp_path / "s"), name=alone.run_id, space=SPACE, trials=4)
+    keep_spec(alone)
+    whole = asked(app, drafted(app, "run-1"))
+    folded = {**alone.config, "search": {**alone.config["search"], "folds": 3}}
+    (Path(alone.folder) / SPEC).unlink()
+    keep_spec(replace(alone, config=folded))
+    over = asked(app, replace(drafted(app, "run-2"), config=folded))
+    assert whole is not None
+    assert over is not None
+    assert whole.value - whole.enough > 1.5 * (over.value - over.enough)
 
 
 def test_a_spec_of_an_earlier_version_asked_with_the_defaults_of_its_new_keys(

@@ -17,7 +17,7 @@ LR = {"lr": {"uniform": [0.0, 1.0]}}
 USUAL: dict[str, Any] = {
     "metric": "accuracy", "defaults": {}, "on_event": lambda _event: None,
 }  # fmt: skip
-NAMED = (*USUAL, "maximize", "clock", "bounds", "constraints")
+NAMED = (*USUAL, "maximize", "clock", "bounds", "constraints", "start")
 
 
 def run(log: EventLog, *runners: Any, name: str = "run-1", **config: Any) -> StudyResult:

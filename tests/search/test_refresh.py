@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autoglm.contracts.record import to_json
-from autoglm.contracts.stage_chain import Progress, StageChain
 from autoglm.evaluation.resampling import standard_error
 from autoglm.search.refresh import FREEZING, REHEARSAL, Refresh, refresh_of, said_of
 from autoglm.search.report import report_of
@@ -20,78 +17,24 @@ from autoglm.search.warm_start import hints
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import KEYS, NumericRunner
+from search.refreshes import (
+    LAYERED,
+    PROGRESSIVE,
+    QUARTER,
+    SPACE,
+    Given,
+    Level,
+    Unlike,
+    asked_again,
+    maybe,
+    runner,
+)
 from search.studies import run
-
-SPACE = {"lr": {"uniform": [0.0, 1.0]}, "epochs": {"choice": [1, 3, 9]}}
-PROGRESSIVE, QUARTER = {FREEZING: "progressive"}, {REHEARSAL: 0.25}
-LAYERED = {**SPACE, "trainable_layers": {"choice": [0, 2, 6]}}
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> EventLog:
     return EventLog(open_state(tmp_path / "state.db"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """Circumstances that are said; of `only` one study, where it is named."""
-
-    starts_from_stable: bool = False
-    changed: float | None = 0.01
-    knows: bool = True
-    beside: Mapping[str, Any] = field(default_factory=dict)
-    accepts: Callable[[Mapping[str, Any]], bool] = lambda _params: True
-    only: str = ""
-    at_backbone: bool = True
-    price: Callable[[Mapping[str, Any]], float] = lambda _params: 1.0
-
-    def changed_since(self, study: str) -> float | None:
-        return None if self.only and study != self.only else self.changed
-
-    def stable_knows(self, _study: str) -> bool:
-        return self.knows
-
-    def began_at_backbone(self, _study: str) -> bool:
-        return self.at_backbone
-
-    def allows(self, params: Mapping[str, Any]) -> bool:
-        return self.accepts(params)
-
-    def cost(self, params: Mapping[str, Any]) -> float:
-        return self.price(params)
-
-    def cheaper(self, _start: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {} if self.beside.keys() <= params.keys() else self.beside
-
-
-def runner(folder: Path) -> NumericRunner:
-    return NumericRunner(folder / "stages")
-
-
-def asked_again(log: EventLog, *, stable: bool = False, **more: Any) -> Refresh:
-    found = maybe(log, stable=stable, **more)
-    assert found is not None
-    return found
-
-
-def maybe(
-    log: EventLog,
-    *,
-    stable: bool = False,
-    knows: bool = True,
-    space: Any = SPACE,
-    changed: float | None = 0.01,
-    metric: str = "accuracy",
-    beside: Mapping[str, Any] | None = None,
-    allows: Callable[[Mapping[str, Any]], bool] = lambda _params: True,
-    **more: Any,
-) -> Refresh | None:
-    given = Given(
-        starts_from_stable=stable, changed=changed, knows=knows, beside=beside or {}, accepts=allows,
-        **more,
-    )  # fmt: skip
-    dimensions = read_space(space, [*KEYS, "training.trainable_layers", FREEZING])
-    return refresh_of(log, "run-2", dimensions, given, metric=metric, num_rows=220, margin=0.01)
 
 
 def test_an_answer_that_holds_is_the_whole_study(log: EventLog, tmp_path: Path) -> None:
@@ -105,23 +48,6 @@ def test_an_answer_that_holds_is_the_whole_study(log: EventLog, tmp_path: Path) 
     assert found.best.value == first.best.value
     assert (found.refresh["of"], found.refresh["changed"]) == ("run-1", 0.01)
     assert said_of(report_of(log, "run-2", project="p")["refresh"]).startswith("1.0 % of the rows")
-
-
-class Level(NumericRunner):
-    """Each point is as good as any, or better by so much per epoch."""
-
-    slope = 0.0
-
-    def advance(self, chain: StageChain, to_step: int, *, cancel: threading.Event) -> Progress:
-        progress = super().advance(chain, to_step, cancel=cancel)
-        value = 0.8 + self.slope * int(chain.params["training.epochs"])
-        return replace(progress, metrics={"accuracy": value, "loss": 1 - value})
-
-
-class Rising(Level):
-    """Nine epochs are a standard error of 220 rows (0.026) better than one, but not than three."""
-
-    slope = 0.004
 
 
 def test_of_equal_points_the_one_that_the_study_picked_is_tried_again(
@@ -287,10 +213,14 @@ def test_enough_is_what_a_share_may_be_by_chance_and_the_margin_below_what_is_no
     error = standard_error(share.value, 220)
     assert error is not None
     assert share.enough == pytest.approx(share.value - 1.645 * error)
-    space = {"lr": {"uniform": [2.0, 3.0]}}
-    run(log, runner(tmp_path / "2"), name="run-1b", trials=6, space=space)
-    below_zero = asked_again(log, space=space)
-    assert below_zero.enough == pytest.approx(below_zero.value - 0.01)
+    run(log, Unlike(tmp_path / "2"), name="run-1b", trials=6, space=SPACE, metric="negative_mae")
+    no_share = asked_again(log, metric="negative_mae")
+    assert -1 < no_share.value < 0, "a share's number, but for the sign"
+    assert no_share.enough == pytest.approx(no_share.value - 0.01)
+    run(log, Unlike(tmp_path / "3"), name="run-1c", trials=6, space=SPACE, metric="r2")
+    no_share = asked_again(log, metric="r2")
+    assert 0 < no_share.value < 1
+    assert no_share.enough == pytest.approx(no_share.value - 0.01)
 
 
 def test_from_the_backbone_layers_stop_to_learn_first(log: EventLog, tmp_path: Path) -> None:
@@ -309,47 +239,6 @@ def test_from_the_backbone_layers_stop_to_learn_first(log: EventLog, tmp_path: P
     whole = run(log, runner(tmp_path / "3"), name="run-3", refresh_by=higher, **said)
     assert [FREEZING in trial.params for trial in whole.trials[:3]] == [True, False, False]
     assert whole.stopped_by != "refresh"
-
-
-def price_of(params: Mapping[str, Any]) -> float:
-    return 6.0 * params["training.epochs"]
-
-
-def test_from_the_backbone_the_cheapest_point_that_is_as_good_comes_first(
-    log: EventLog, tmp_path: Path
-) -> None:
-    """As good but for one standard error; the best point comes behind, where that is not enough."""
-    found = run(log, Rising(tmp_path / "1"), trials=12, space=SPACE)
-    assert {t.params["training.epochs"] for t in found.trials} == {1, 3, 9}
-    refresh = asked_again(log, beside=PROGRESSIVE, price=price_of)
-    assert [point["training.epochs"] for point in refresh.points] == [3, 9]
-    assert (refresh.points[1], refresh.beside) == (found.best.params, (PROGRESSIVE, {}))
-    assert "by the cheapest point as good, with layers that stop" in said_of(to_json(refresh))
-    said: dict[str, Any] = {"trials": 12, "space": SPACE}
-    again = run(log, Rising(tmp_path / "2"), name="run-2", refresh_by=refresh, **said)
-    assert (len(again.trials), again.stopped_by) == (1, "refresh")
-    higher = replace(refresh, enough=0.83)
-    both = run(log, Rising(tmp_path / "3"), name="run-3", refresh_by=higher, **said)
-    assert (len(both.trials), both.stopped_by) == (2, "refresh")
-    assert both.best.params == found.best.params
-    same = asked_again(log, price=price_of, changed=0.0)
-    assert same.points == (found.best.params,), "of the very rows the answer itself is tried"
-
-
-@pytest.mark.parametrize("said", [{"stable": True, "knows": False}, {"at_backbone": False}])
-def test_a_cheaper_point_that_owes_its_value_to_stable_takes_no_place_of_the_best(
-    log: EventLog, tmp_path: Path, said: Mapping[str, Any]
-) -> None:
-    found = run(log, Rising(tmp_path / "1"), trials=12, space=SPACE)
-    assert asked_again(log, price=price_of, **said).points == (found.best.params,)
-
-
-def test_a_cheaper_point_that_the_constraints_refuse_takes_no_place_of_the_best(
-    log: EventLog, tmp_path: Path
-) -> None:
-    found = run(log, Rising(tmp_path / "1"), trials=12, space=SPACE)
-    refresh = asked_again(log, price=price_of, allows=lambda p: p["training.epochs"] == 9)
-    assert refresh.points == (found.best.params,)
 
 
 def test_what_won_beside_the_space_is_tried_again_with_what_it_had(

@@ -168,16 +168,7 @@ class Progress:
         self._line("space", f"{event['key']} stays at {event['value']}: {event['evidence']}")
 
     def _on_refresh(self, event: Mapping[str, Any]) -> None:
-        from autoglm.search.refresh import how_of
-
-        self._line(
-            "refresh",
-            f"{100 * event['changed']:.1f} % of the rows changed since study {event['of']}: its"
-            f" best point is tried first, from {event['start']}"
-            + how_of(event["beside"])
-            + f"; {number(event['enough'], 4)} is"
-            f" enough (it had {number(event['value'], 4)})",
-        )
+        self._line("refresh", event["said"])
 
     def _on_worker_restarted(self, event: Mapping[str, Any]) -> None:
         self._line("worker", f"started again: {event['cause']}")

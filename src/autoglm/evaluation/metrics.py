@@ -203,6 +203,8 @@ OF_TEXT: Mapping[str, Metric] = {
     "negative_loss": Metric(_per_token, lambda s: float(-s[2] / s[1]) if s[1] else None),
     "token_accuracy": Metric(_per_token, _share),
 }
+# Of rows, or what is near one: a standard error says what they may be by chance.
+SHARES = frozenset({*OF_LABEL, *OF_LABELS, *OF_TAGS})
 METRICS = sorted({*OF_LABEL, *OF_LABELS, *OF_TAGS, *OF_NUMBER, *OF_TEXT})
 
 

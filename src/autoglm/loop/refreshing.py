@@ -49,13 +49,15 @@ def find_refresh(
     search = settings.search
     if not search.refresh or not search.warm_start or search.objectives:
         return None
+    # Over folds each row that does not test is scored once.
+    scored = ("validation", "train") if search.folds else ("validation",)
     found = refresh_of(
         app.log,
         spec.run_id,
         pruned.dimensions,
         AsOfRun(spec, settings, pruned, app, runner=runner, allows=allows),
         metric=settings.evaluate.metric,
-        num_rows=int(spec.dataset.split_rows.get("validation", 0)),
+        num_rows=sum(int(spec.dataset.split_rows.get(part, 0)) for part in scored),
         margin=settings.evaluate.margin,
     )
     if found is not None:
@@ -99,10 +101,9 @@ class AsOfRun:
         is_of_one_table = learnt.dataset_uri == earlier.dataset.uri
         return is_of_one_table and learnt.dataset_version >= earlier.dataset.version
 
-    def began_at_backbone(self, study: str) -> bool:
-        earlier = _spec_of(study, self._app)
-        wanted = "" if earlier is None else earlier.config["model"]["start_from"]
-        return wanted == "backbone" or bool(earlier and wanted == "auto" and not earlier.stable)
+    def was_refused(self, study: str) -> bool:
+        ended = [e.data for e in self._app.log.read(f"run/{study}") if e.kind == "finished"]
+        return any((said.get("rollout") or {}).get("verdict") == "Failed" for said in ended)
 
     def allows(self, params: Mapping[str, Any]) -> bool:
         return self._allows({**self._pruned.fixed, **params})
@@ -135,16 +136,10 @@ class AsOfRun:
 
 
 def _event_of(refresh: Refresh) -> dict[str, Any]:
-    return {
-        "kind": "refresh",
-        "of": refresh.of,
-        "changed": refresh.changed,
-        "start": refresh.start,
-        "value": refresh.value,
-        "enough": refresh.enough,
-        "trials": len(refresh.points),
-        "beside": dict(next(iter(refresh.beside), {})),
-    }
+    from autoglm.search.refresh import said_of
+
+    said = to_json(refresh)
+    return {"kind": "refresh", **said, "trials": len(refresh.points), "said": said_of(said)}
 
 
 def keep_spec(draft: RunSpec) -> None:

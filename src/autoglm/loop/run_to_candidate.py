@@ -162,6 +162,7 @@ def search(spec: RunSpec, settings: Settings, app: App) -> StudyResult:
             on_event=app.on_event,
             bounds=bounds_of(settings),
             refresh=refresh,
+            start="stable" if runners[0].starts_from_stable else "backbone",
         )
         try:
             found = study.run(app.cancel, started=started)

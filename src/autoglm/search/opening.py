@@ -14,6 +14,7 @@ from autoglm.evaluation.roles import Role
 from autoglm.search.proposals import Proposals
 from autoglm.search.results import Objective
 from autoglm.search.samplers import Samplers
+from autoglm.search.standing import BEGAN_AT, EITHER
 from autoglm.state.event_log import EventLog
 
 # Of a study that broke off: its error.
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What decides which trials there can be and which is best."""
+    """What decides which trials there can be and which is best; `start`: where they begin, the
+    backbone or stable, which is no part of it.
+    """
 
     proposals: Proposals
     metric: str
@@ -38,6 +41,7 @@ class Asked:
     removed: Sequence[Removal]
     num_folds: int = 0
     bounds: Sequence[Role] = ()
+    start: str = ""
 
     @property
     def directions(self) -> list[str]:
@@ -93,6 +97,9 @@ def open_study(
             study.set_user_attr("asks", asked.to_json())
             study.set_user_attr("removed", [to_json(removal) for removal in asked.removed])
             study.set_user_attr("bounds", [to_json(bound) for bound in asked.bounds])
+            study.set_user_attr(BEGAN_AT, asked.start)
+        elif study.user_attrs.get(BEGAN_AT, asked.start) != asked.start:
+            study.set_user_attr(BEGAN_AT, EITHER)  # it goes on behind a release
         if study.user_attrs.get(FAILED):
             study.set_user_attr(FAILED, "")
         if storage.recorded(study._study_id):

@@ -5,7 +5,7 @@ answer  ← its best point; where training starts from the backbone, first its c
           as good but for one standard error, with layers that stop to learn; from stable, which was
           trained by it, first with the fewest layers and epochs that the space has and a share of
           the rows that stable knows, then with the fewest epochs
-enough  ← what its best value could be by chance, one time in twenty
+enough  ← its best value less what training it again may differ by
 train the points, the cheapest first, to their ends
 one is enough → the study ends; further points are trained while a twentieth of what the whole study
           took pays for them
@@ -15,14 +15,15 @@ none is       → the rows are others after all: the study goes on as a whole on
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from autoglm.evaluation.metrics import SHARES
 from autoglm.evaluation.resampling import standard_error
 from autoglm.search.first_points import EPOCHS, LAYERS
 from autoglm.search.space import Dimension
-from autoglm.search.standing import Standing, attrs_of
+from autoglm.search.standing import BEGAN_AT, Standing, attrs_of
 from autoglm.search.warm_start import MOST_OPENED, best_points, newest_first, open_study
 from autoglm.state.event_log import EventLog
 
@@ -30,8 +31,9 @@ REFRESH = "refresh"
 FREEZING, REHEARSAL = BESIDE = "training.freezing", "training.rehearsal"
 # Of what the whole study took, for points beyond the first.
 MOST_SHARE = 0.05
-# Standard errors, of a one-sided test at 5 %: at one a sixth of all answers that still hold, and
-# more, since the best of several values is so partly by luck, would be sought anew.
+# Standard errors by which a value may be lower, and the answer still holds. Nearly the same rows
+# validate, so this is no test of chance among rows: it leaves room for what another training of
+# the same point differs by, and for the luck of the best of several values.
 STILL_HOLDS = 1.645
 
 
@@ -70,6 +72,17 @@ class Refresh:
         left = [each.cost for each in mine if each.state == "asked"]
         return not left or spent + min(left) > self.most_cpu_seconds
 
+    def is_awaited(self, standings: Sequence[Standing], at_work: Collection[int]) -> bool:
+        """Whether a point that is being trained may be the answer, so that no idle worker begins
+        anything beside it: not if a further point is paid for in any case.
+        """
+        mine = [each for each in standings if self.has(each)]
+        if not any(each.number in at_work for each in mine):
+            return False
+        left = [each.cost for each in mine if each.state == "asked" and each.number not in at_work]
+        spent = sum(each.cost for each in mine if each.number in at_work or each.is_over)
+        return not left or spent + min(left) > self.most_cpu_seconds
+
 
 class Circumstances(Protocol):
     """What whoever runs the study knows of earlier ones, of stable and of what trials cost."""
@@ -83,8 +96,8 @@ class Circumstances(Protocol):
     def stable_knows(self, study: str) -> bool:
         """Whether the version in service learnt what that study learnt from, or more."""
 
-    def began_at_backbone(self, study: str) -> bool:
-        """Whether what that study's trials were worth owes nothing to a model in service."""
+    def was_refused(self, study: str) -> bool:
+        """Whether what the run of that study found was refused, or taken back."""
 
     def allows(self, params: Mapping[str, Any]) -> bool:
         """Whether a trial's values keep the constraints."""
@@ -107,27 +120,34 @@ def refresh_of(
     margin: float,
 ) -> Refresh | None:
     """Of the newest whole study of this space and metric that the circumstances let answer; None
-    without one. `metric` is one of which more is better, `num_rows` validate, and `margin` is what
-    a value that is no share may fall short by.
+    without one, where none of its trials kept the constraints, or where it was tried again before
+    and that was refused. `metric` is one of which more is better, `num_rows` validate, and `margin`
+    is what a candidate may fall short by.
     """
     asks = {"space": [str(dimension) for dimension in dimensions], "metric": metric}
+    refused: set[str] = set()
     for earlier in newest_first(log, but=name)[:MOST_OPENED]:
-        answers, spent = _answers_of(log, earlier, asks)
-        changed = circumstances.changed_since(earlier) if answers else None
+        answers = _answers_of(log, earlier, asks)
+        if answers.tried_again and circumstances.was_refused(earlier):
+            refused.add(answers.tried_again)
+        changed = circumstances.changed_since(earlier) if answers.points else None
         if changed is None:
             continue
-        best = answers[0]
+        best = answers.points[0]
+        if earlier in refused or not best["keeps"]:
+            return None
         value = float(best["value"])
-        error = standard_error(abs(value), num_rows)
+        error = standard_error(value, num_rows) if metric in SHARES else None
         is_from_stable = circumstances.starts_from_stable
         # Of the very rows that were asked about the answer itself is tried.
         if is_from_stable and changed and circumstances.stable_knows(earlier):
             points, beside = _from_stable(dimensions, best, circumstances)
         else:
             first = best
-            if not is_from_stable and changed and circumstances.began_at_backbone(earlier):
-                least = value - (margin if error is None else error)
-                first = _cheapest(answers, dimensions, circumstances, least=least)
+            if not is_from_stable and changed and answers.began_at == "backbone":
+                # Further below than the margin the candidate would be refused.
+                least = value - min(margin, math.inf if error is None else error)
+                first = _cheapest(answers.points, dimensions, circumstances, least=least)
             points, beside = _as_it_was(dimensions, first, best, circumstances)
         if not points:
             return None
@@ -137,25 +157,39 @@ def refresh_of(
             start="stable" if is_from_stable else "backbone",
             value=value,
             enough=value - (margin if error is None else STILL_HOLDS * error),
-            most_cpu_seconds=MOST_SHARE * spent,
+            most_cpu_seconds=MOST_SHARE * answers.cpu_seconds,
             points=tuple(points),
             beside=(beside, {}) if beside else (),
         )
     return None
 
 
-def _answers_of(
-    log: EventLog, name: str, asks: Mapping[str, Any]
-) -> tuple[Sequence[Mapping[str, Any]], float]:
-    """The points of the study `name`, its pick first, and the CPU-seconds that it took; none of one
-    that has not ended, asked something else, or was itself no whole one.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answers:
+    """`points` of a study, its pick first, and the CPU-seconds that it took; or the study that it
+    tried again, where it did no more than that. `began_at`: where its trials did (`opening`).
     """
+
+    points: Sequence[Mapping[str, Any]] = ()
+    cpu_seconds: float = 0.0
+    began_at: str = ""
+    tried_again: str = ""
+
+
+def _answers_of(log: EventLog, name: str, asks: Mapping[str, Any]) -> _Answers:
+    """Nothing of a study that has not ended, or asked something else."""
     study = open_study(log, name)
-    if study is None or study.user_attrs.get("stopped_by", REFRESH) == REFRESH:
-        return (), 0.0
+    said = {} if study is None else study.user_attrs
+    if study is None or "stopped_by" not in said:
+        return _Answers()
+    if said["stopped_by"] == REFRESH:
+        return _Answers(tried_again=said["refresh"]["of"])
     trials = study.get_trials(deepcopy=False)
-    spent = sum(float(attrs_of(trial).get("cpu_seconds", 0.0)) for trial in trials)
-    return best_points(log, name, asks), spent
+    return _Answers(
+        points=best_points(log, name, asks),
+        cpu_seconds=sum(float(attrs_of(trial).get("cpu_seconds", 0.0)) for trial in trials),
+        began_at=said.get(BEGAN_AT, ""),
+    )
 
 
 def said_of(refresh: Mapping[str, Any]) -> str:
@@ -163,9 +197,9 @@ def said_of(refresh: Mapping[str, Any]) -> str:
     if not refresh:
         return ""
     return (
-        f"{100 * refresh['changed']:.1f} % of the rows since study {refresh['of']}; its best value"
-        f" {refresh['value']:.4f}, tried again from {refresh['start']}"
-        + (", by the cheapest point as good" if _is_another(refresh) else "")
+        f"{100 * refresh['changed']:.1f} % of the rows changed since study {refresh['of']}; its"
+        f" best value {refresh['value']:.4f}, tried again from {refresh['start']}"
+        + (", first by the cheapest point as good" if _is_another(refresh) else "")
         + how_of(next(iter(refresh.get("beside", ())), {}))
         + f", {refresh['enough']:.4f} is enough"
     )
@@ -191,13 +225,13 @@ def _cheapest(
     *,
     least: float,
 ) -> Mapping[str, Any]:
-    """Of the points worth at least `least`, all of them as good as anybody can tell, the one that
-    is expected to cost the fewest CPU-seconds; the best of several.
+    """Of the points that keep the constraints and are worth at least `least`, the one that is
+    expected to cost the fewest CPU-seconds; the best of several.
     Source: the one-standard-error rule of Breiman et al., "Classification and Regression Trees",
     1984.
     """
     best = answers[0]
-    as_good = [p for p in answers if p["keeps"] == best["keeps"] and p["value"] >= least]
+    as_good = [p for p in answers if p["keeps"] and p["value"] >= least]
     if len(as_good) == 1:
         return best
 

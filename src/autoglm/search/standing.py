@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # What the journal keeps of a trial beside what Optuna keeps.
 PARAMS, COST, CURVE, PROMOTED, KEEPS = "params", "cost", "curve", "promoted", "keeps"
 HAS_ROOM, WHY = "has_room", "why"
+# Of a study: whether its trials began at the `backbone`, at `stable`, or maybe at either.
+BEGAN_AT, EITHER = "began_at", "either"
 # What came of a trial, in one entry: each is written, read and applied on its own.
 FACTS = "facts"
 

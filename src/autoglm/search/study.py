@@ -101,6 +101,7 @@ class Study:
         fixed: Mapping[str, Any] | None = None,
         removed: tuple[Removal, ...] = (),
         refresh: Refresh | None = None,
+        start: str = "",
     ) -> None:
         self._bounds, self._refresh = tuple(bounds), refresh
         self._project, self._name, self._config = project, name, config
@@ -113,7 +114,7 @@ class Study:
         self._asked = Asked(
             proposals=self._proposals, metric=metric, maximize=maximize, seed=seed,
             objectives=self._objectives, removed=removed, bounds=self._bounds,
-            num_folds=config.folds,
+            num_folds=config.folds, start=start,
         )  # fmt: skip
         self._samplers = Samplers(config.sampler, seed)
         self._scheduler = make_scheduler(config, seed)
@@ -252,6 +253,8 @@ class Study:
         begun = {each.number for each in standings if each.state != "asked"} | {*self._at_work}
         others = [each for each in standings if each.number in begun]
         asked = [each for each in standings if each.number not in begun]
+        if self._refresh is not None and self._refresh.is_awaited(standings, self._at_work):
+            return None
         while True:
             found = self._affordable(asked, others, stop)
             room = min(limit - len(others) - len(asked), MOST_TOO_DEAR - len(asked))

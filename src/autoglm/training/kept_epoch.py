@@ -19,12 +19,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from autoglm.evaluation.metrics import OF_LABEL, OF_LABELS, OF_TAGS
+from autoglm.evaluation.metrics import SHARES
 from autoglm.evaluation.resampling import standard_error
 from autoglm.training.state import TrainingState
 
 Rank = tuple[float, float, float]
-SHARES = frozenset({*OF_LABEL, *OF_LABELS, *OF_TAGS})
 
 
 class KeptEpoch:
