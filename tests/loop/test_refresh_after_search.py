@@ -26,6 +26,7 @@ from autoglm.loop.run_to_candidate import _said, pruned_space
 from autoglm.project import Project
 from autoglm.search.refresh import FREEZING, REHEARSAL, Refresh
 from autoglm.search.report import find_study, is_open, report_of
+from autoglm.search.warm_start import open_study
 from autoglm.settings import completed, from_snapshot, unfreeze
 from search.numeric_runner import NumericRunner
 from search.studies import run
@@ -294,6 +295,22 @@ def test_a_run_asks_its_constraints_about_the_refresh_and_tells_its_worker_how_m
     is_freezing = FREEZING in found.best.params
     assert is_freezing == (not says)
     assert told == [0, 1 if says else 2]
+
+
+@pytest.mark.parametrize("is_stable", [True, False])
+def test_a_study_says_where_its_trials_began(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_stable: bool
+) -> None:
+    class Worker(Even):
+        starts_from_stable = is_stable
+
+        def begin_study(self, *, num_alone: int) -> None:
+            del num_alone
+
+    search(app, monkeypatch, "alone-1", Worker(tmp_path / "s"))
+    study = open_study(app.log, "alone-1")
+    assert study is not None
+    assert study.user_attrs["began_at"] == ("stable" if is_stable else "backbone")
 
 
 def test_a_study_whose_workers_die_says_so_and_hides_no_finished_one(

@@ -13,6 +13,7 @@ from autoglm.contracts.record import to_json
 from autoglm.evaluation.roles import Role
 from autoglm.search.refresh import refresh_of, said_of
 from autoglm.search.space import read_space
+from autoglm.search.standing import Standing
 from autoglm.search.warm_start import open_study
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
@@ -128,6 +129,11 @@ def test_a_cheaper_point_that_is_refused_takes_no_place_of_the_best(
     none = [Role(name="loss", role="constraint", at_most=0.0)]
     run(log, Rising(tmp_path / "3"), name="run-1c", bounds=none, **said)
     assert maybe(log, price=price_of, only="run-1c") is None, "it has no answer"
+    best_refused = [Role(name="loss", role="constraint", at_least=0.19)]
+    second = run(log, Rising(tmp_path / "4"), name="run-1d", bounds=best_refused, **said).best
+    again = asked_again(log, only="run-1d")
+    assert (again.value, again.points) == (second.value, (second.params,))
+    assert second.params["training.epochs"] == 3
 
 
 def test_what_stops_to_learn_is_the_cheaper_point(log: EventLog, tmp_path: Path) -> None:
@@ -161,6 +167,13 @@ def test_a_refresh_that_was_refused_is_followed_by_a_whole_study(
     assert asked_again(log, refused="run-1c").of == "run-1c", "another training may be better"
 
 
+def standing(number: int, state: Any) -> Standing:
+    return Standing(
+        number=number, trial_id=number, state=state, params={}, scores={}, target=0, cost=5.0,
+        seconds=0.0, cpu_seconds=0.0, saved={},
+    )  # fmt: skip
+
+
 def test_an_idle_worker_begins_nothing_beside_what_may_be_the_answer(
     log: EventLog, tmp_path: Path
 ) -> None:
@@ -171,6 +184,11 @@ def test_an_idle_worker_begins_nothing_beside_what_may_be_the_answer(
     found = run(log, *several, name="run-2", refresh_by=refresh, **said)
     assert [trial.params["training.epochs"] for trial in found.trials] == [3]
     paid = replace(refresh, most_cpu_seconds=1000.0)
+    open_now = [standing(number, "asked") for number in range(3)]
+    assert refresh.is_awaited(open_now, {0})
+    assert not refresh.is_awaited(open_now, {2}), "a trial of the whole study"
+    assert not paid.is_awaited(open_now, {0}), "both are trained in any case"
+    assert paid.is_awaited(open_now, {0, 1})
     both = run(log, *several, name="run-3", refresh_by=paid, **said)
     assert [trial.params["training.epochs"] for trial in both.trials] == [3, 9]
     higher = replace(refresh, enough=2.0)
