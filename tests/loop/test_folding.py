@@ -74,6 +74,13 @@ def test_more_folds_than_rows_are_refused(spec: RunSpec) -> None:
     assert (caught.value.code, caught.value.exit_code) == ("search.folds", 2)
 
 
+def test_folds_of_what_stable_has_learnt_from_are_refused(spec: RunSpec) -> None:
+    model = {**spec.config["model"], "start_from": "stable"}
+    with pytest.raises(SearchError, match="stable has learnt from the rows") as caught:
+        asked(replace(spec, config={**spec.config, "model": model}), 3)
+    assert (caught.value.code, caught.value.exit_code) == ("search.folds", 2)
+
+
 def test_folds_without_a_rare_label_are_warned_of(spec: RunSpec) -> None:
     assert asked(spec, 2) == ""
     said = asked(spec, 12)

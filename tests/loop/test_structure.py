@@ -132,6 +132,8 @@ def test_a_version_of_other_edits_is_passed_over_or_refused_with_the_reason(
 
     plain = tmp_path / "plain"
     trained(app, plain, None)
+    folds = {"search.folds": 2}  # whose rows it has learnt from
+    assert not trained(app, tmp_path / "folded", plain, **folds)
     # What nothing was edited of can be edited: once.
     assert trained(app, tmp_path / "cut", plain, **{"model.structure.num_layers": 1}, **strict)
     other = shutil.copytree(tiny_backbone, tmp_path / "other")

@@ -29,7 +29,7 @@ class Given:
     beside: Mapping[str, Any] = field(default_factory=dict)
     accepts: Callable[[Mapping[str, Any]], bool] = lambda _params: True
     only: str = ""
-    refused: str = ""
+    refused: Mapping[str, bool] = field(default_factory=dict)
     price: Callable[[Mapping[str, Any]], float] = lambda _params: 1.0
 
     def changed_since(self, study: str) -> float | None:
@@ -38,8 +38,8 @@ class Given:
     def stable_knows(self, _study: str) -> bool:
         return self.knows
 
-    def was_refused(self, study: str) -> bool:
-        return study == self.refused
+    def was_refused(self, study: str) -> bool | None:
+        return self.refused.get(study)
 
     def allows(self, params: Mapping[str, Any]) -> bool:
         return self.accepts(params)

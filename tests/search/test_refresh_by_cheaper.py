@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from autoglm.evaluation.roles import Role
 from autoglm.search.refresh import refresh_of, said_of
 from autoglm.search.space import read_space
 from autoglm.search.standing import Standing
-from autoglm.search.warm_start import open_study
+from autoglm.search.warm_start import hints, open_study
 from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import KEYS, NumericRunner
@@ -113,6 +114,15 @@ def test_a_study_that_goes_on_behind_a_release_may_have_begun_at_either(
     assert len(asked_again(log, price=price_of).points) == 1
 
 
+def test_where_a_study_began_stays_when_its_result_is_asked_for_again(
+    log: EventLog, tmp_path: Path
+) -> None:
+    said: dict[str, Any] = {"trials": 12, "space": SPACE}
+    run(log, Rising(tmp_path / "1"), start="backbone", **said)
+    run(log, Rising(tmp_path / "1"), start="stable", **said)
+    assert len(asked_again(log, price=price_of).points) == 2
+
+
 def test_a_cheaper_point_that_is_refused_takes_no_place_of_the_best(
     log: EventLog, tmp_path: Path
 ) -> None:
@@ -161,10 +171,13 @@ def test_a_refresh_that_was_refused_is_followed_by_a_whole_study(
     run(log, runner(tmp_path / "1"), **said)
     run(log, runner(tmp_path / "2"), name="run-1b", refresh_by=asked_again(log), **said)
     assert asked_again(log).of == "run-1"
-    assert maybe(log, refused="run-1b") is None
-    run(log, runner(tmp_path / "3"), name="run-1c", **said)
-    assert asked_again(log, refused="run-1b").of == "run-1c"
-    assert asked_again(log, refused="run-1c").of == "run-1c", "another training may be better"
+    assert maybe(log, refused={"run-1b": True}) is None
+    run(log, runner(tmp_path / "3"), name="run-1c", refresh_by=asked_again(log), **said)
+    assert maybe(log, refused={"run-1b": True}) is None, "nobody judged what came of run-1c"
+    assert asked_again(log, refused={"run-1b": True, "run-1c": False}).of == "run-1"
+    run(log, runner(tmp_path / "4"), name="run-1d", **said)
+    assert asked_again(log, refused={"run-1b": True}).of == "run-1d"
+    assert asked_again(log, refused={"run-1d": True}).of == "run-1d", "a whole study is no refresh"
 
 
 def standing(number: int, state: Any) -> Standing:
@@ -196,6 +209,32 @@ def test_an_idle_worker_begins_nothing_beside_what_may_be_the_answer(
     assert (len(whole.trials), whole.stopped_by) == (12, "trials")
 
 
+def test_a_study_that_came_to_no_point_of_its_own_is_no_whole_one(
+    log: EventLog, tmp_path: Path
+) -> None:
+    """Its answer was not enough, and the trials or the time were used up by it."""
+    run(log, Rising(tmp_path / "1"), trials=12, space=SPACE, start="backbone")
+    higher = replace(asked_again(log, price=price_of), enough=2.0)
+    found = run(
+        log, Rising(tmp_path / "2"), name="run-1b", refresh_by=higher, trials=2, space=SPACE
+    )
+    assert (found.stopped_by, len(found.trials)) == ("trials", 2)
+    assert asked_again(log).of == "run-1"
+    asks = {"space": [str(d) for d in read_space(SPACE, KEYS)], "metric": "accuracy"}
+    assert {hint["study"] for hint in hints(log, "run-2", asks, num_trials=24)} == {"run-1"}
+    assert maybe(log, refused={"run-1b": True}) is None
+
+
+def test_where_no_budget_pays_for_the_second_point_the_first_that_is_enough_ends_the_study(
+    log: EventLog, tmp_path: Path
+) -> None:
+    run(log, Rising(tmp_path / "1"), trials=12, space=SPACE, start="backbone")
+    refresh = replace(asked_again(log, price=price_of), most_cpu_seconds=1000.0)
+    said: dict[str, Any] = {"trials": 12, "space": SPACE, "refresh_by": refresh}
+    found = run(log, Rising(tmp_path / "2"), name="run-2", cpu_budget=timedelta(seconds=20), **said)
+    assert [(t.params["training.epochs"], t.state) for t in found.trials] == [(3, "complete")]
+
+
 def test_what_is_tried_again_is_said_as_it_is(log: EventLog, tmp_path: Path) -> None:
     said: dict[str, Any] = {"trials": 20, "space": LAYERED, "start": "backbone"}
     keys = [*KEYS, "training.trainable_layers"]
@@ -204,5 +243,5 @@ def test_what_is_tried_again_is_said_as_it_is(log: EventLog, tmp_path: Path) -> 
     assert refresh.points[0] == refresh.points[1]
     stable = asked_again(log, space=LAYERED, stable=True)
     assert stable.points[0] != stable.points[1]
-    for each in (refresh, stable):
-        assert "as good" not in said_of(to_json(each))
+    assert "first" not in said_of(to_json(refresh))
+    assert "tried again from stable, first by the fewest layers, 0." in said_of(to_json(stable))

@@ -168,7 +168,7 @@ class Progress:
         self._line("space", f"{event['key']} stays at {event['value']}: {event['evidence']}")
 
     def _on_refresh(self, event: Mapping[str, Any]) -> None:
-        self._line("refresh", event["said"])
+        self._line("refresh", str(event.get("said", "")))
 
     def _on_worker_restarted(self, event: Mapping[str, Any]) -> None:
         self._line("worker", f"started again: {event['cause']}")

@@ -21,11 +21,15 @@ PROBED_ROWS = 2000
 def probe_folds(spec: RunSpec) -> str:
     """What folds will lack, in words; empty when each has rows of every label.
 
-    Raises: SearchError search.folds for more folds than rows, or where a metric that is sought has
+    Raises: SearchError search.folds for more folds than rows, for a start from the model in
+    service, which has learnt from all of them, or where a metric that is sought has
     no value, not even of a perfect prediction, on a fold without the rarest labels.
     """
     project_files.open_parts(spec)
     folds = int(spec.config["search"]["folds"])
+    if spec.config["model"]["start_from"] == "stable":
+        said = f"search.folds is {folds}, and stable has learnt from the rows that would validate."
+        raise _refused(said, "Set model.start_from to auto or backbone, or search.folds to 0.")
     answers = [a for part in ("train", "validation") for a in load_rows(spec.dataset, part).answers]
     if len(answers) < folds:
         said = f"search.folds is {folds}, and there are {len(answers):,} rows to be dealt."

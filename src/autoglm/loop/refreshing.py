@@ -101,9 +101,10 @@ class AsOfRun:
         is_of_one_table = learnt.dataset_uri == earlier.dataset.uri
         return is_of_one_table and learnt.dataset_version >= earlier.dataset.version
 
-    def was_refused(self, study: str) -> bool:
+    def was_refused(self, study: str) -> bool | None:
         ended = [e.data for e in self._app.log.read(f"run/{study}") if e.kind == "finished"]
-        return any((said.get("rollout") or {}).get("verdict") == "Failed" for said in ended)
+        verdicts = [(said.get("rollout") or {}).get("verdict") for said in ended]
+        return verdicts[-1] == "Failed" if verdicts and verdicts[-1] else None
 
     def allows(self, params: Mapping[str, Any]) -> bool:
         return self._allows({**self._pruned.fixed, **params})

@@ -46,6 +46,7 @@ class ModelConfig:
         Literal["auto", "backbone", "stable"],
         live(
             "Where training starts. `auto`: from stable when labels, backbone and its edits are the"
-            " same; `stable` keeps what its head knows of labels that are still there."
+            " same, and the study has no folds; `stable` keeps what its head knows of labels that"
+            " are still there."
         ),
     ] = "auto"

@@ -98,7 +98,8 @@ def open_study(
             study.set_user_attr("removed", [to_json(removal) for removal in asked.removed])
             study.set_user_attr("bounds", [to_json(bound) for bound in asked.bounds])
             study.set_user_attr(BEGAN_AT, asked.start)
-        elif study.user_attrs.get(BEGAN_AT, asked.start) != asked.start:
+        began_at = study.user_attrs.get(BEGAN_AT, asked.start)
+        if "stopped_by" not in study.user_attrs and began_at != asked.start:
             study.set_user_attr(BEGAN_AT, EITHER)  # it goes on behind a release
         if study.user_attrs.get(FAILED):
             study.set_user_attr(FAILED, "")

@@ -2,9 +2,9 @@
 
 newest whole study of this space and metric, whose run had these settings and nearly these rows
 answer  ← its best point; where training starts from the backbone, first its cheapest point that is
-          as good but for one standard error, with layers that stop to learn; from stable, which was
-          trained by it, first with the fewest layers and epochs that the space has and a share of
-          the rows that stable knows, then with the fewest epochs
+          as good but for a standard error or the margin, with layers that stop to learn; from
+          stable, which was trained by it, first with the fewest layers and epochs that the space
+          has and a share of the rows that stable knows, then with the fewest epochs
 enough  ← its best value less what training it again may differ by
 train the points, the cheapest first, to their ends
 one is enough → the study ends; further points are trained while a twentieth of what the whole study
@@ -24,10 +24,15 @@ from autoglm.evaluation.resampling import standard_error
 from autoglm.search.first_points import EPOCHS, LAYERS
 from autoglm.search.space import Dimension
 from autoglm.search.standing import BEGAN_AT, Standing, attrs_of
-from autoglm.search.warm_start import MOST_OPENED, best_points, newest_first, open_study
+from autoglm.search.warm_start import (
+    MOST_OPENED,
+    best_points,
+    newest_first,
+    open_study,
+    tried_again,
+)
 from autoglm.state.event_log import EventLog
 
-REFRESH = "refresh"
 FREEZING, REHEARSAL = BESIDE = "training.freezing", "training.rehearsal"
 # Of what the whole study took, for points beyond the first.
 MOST_SHARE = 0.05
@@ -65,12 +70,20 @@ class Refresh:
     def is_answered(self, standings: Sequence[Standing]) -> bool:
         """Whether a point is enough, and none is left that may still be paid for."""
         mine = [each for each in standings if self.has(each)]
-        scores = [each.score for each in mine if each.state == "complete" and each.keeps]
-        if max((s for s in scores if s is not None), default=-math.inf) < self.enough:
+        if not self._is_enough(mine):
             return False
         spent = sum(each.cpu_seconds for each in mine)
         left = [each.cost for each in mine if each.state == "asked"]
         return not left or spent + min(left) > self.most_cpu_seconds
+
+    def _is_enough(self, mine: Sequence[Standing]) -> bool:
+        scores = [each.score for each in mine if each.state == "complete" and each.keeps]
+        return max((s for s in scores if s is not None), default=-math.inf) >= self.enough
+
+    def is_open(self, standings: Sequence[Standing], at_work: Collection[int]) -> bool:
+        """Whether nothing but its points is to be begun: one is being trained, or was enough."""
+        mine = [each for each in standings if self.has(each)]
+        return any(each.number in at_work for each in mine) or self._is_enough(mine)
 
     def is_awaited(self, standings: Sequence[Standing], at_work: Collection[int]) -> bool:
         """Whether a point that is being trained may be the answer, so that no idle worker begins
@@ -96,8 +109,10 @@ class Circumstances(Protocol):
     def stable_knows(self, study: str) -> bool:
         """Whether the version in service learnt what that study learnt from, or more."""
 
-    def was_refused(self, study: str) -> bool:
-        """Whether what the run of that study found was refused, or taken back."""
+    def was_refused(self, study: str) -> bool | None:
+        """Whether what the run of that study found was refused by a gate, or taken back for its
+        errors under traffic; None where nobody judged it.
+        """
 
     def allows(self, params: Mapping[str, Any]) -> bool:
         """Whether a trial's values keep the constraints."""
@@ -121,20 +136,21 @@ def refresh_of(
 ) -> Refresh | None:
     """Of the newest whole study of this space and metric that the circumstances let answer; None
     without one, where none of its trials kept the constraints, or where it was tried again before
-    and that was refused. `metric` is one of which more is better, `num_rows` validate, and `margin`
-    is what a candidate may fall short by.
+    and the newest candidate of that was refused. `metric` is one of which more is better,
+    `num_rows` validate, and `margin` is what a candidate may fall short by.
     """
     asks = {"space": [str(dimension) for dimension in dimensions], "metric": metric}
-    refused: set[str] = set()
+    refused: dict[str, bool] = {}
     for earlier in newest_first(log, but=name)[:MOST_OPENED]:
         answers = _answers_of(log, earlier, asks)
-        if answers.tried_again and circumstances.was_refused(earlier):
-            refused.add(answers.tried_again)
+        verdict = circumstances.was_refused(earlier) if answers.tried_again else None
+        if verdict is not None:
+            refused.setdefault(answers.tried_again, verdict)
         changed = circumstances.changed_since(earlier) if answers.points else None
         if changed is None:
             continue
         best = answers.points[0]
-        if earlier in refused or not best["keeps"]:
+        if refused.get(earlier) or not best["keeps"]:
             return None
         value = float(best["value"])
         error = standard_error(value, num_rows) if metric in SHARES else None
@@ -182,8 +198,8 @@ def _answers_of(log: EventLog, name: str, asks: Mapping[str, Any]) -> _Answers:
     said = {} if study is None else study.user_attrs
     if study is None or "stopped_by" not in said:
         return _Answers()
-    if said["stopped_by"] == REFRESH:
-        return _Answers(tried_again=said["refresh"]["of"])
+    if of := tried_again(study):
+        return _Answers(tried_again=of)
     trials = study.get_trials(deepcopy=False)
     return _Answers(
         points=best_points(log, name, asks),
@@ -199,16 +215,19 @@ def said_of(refresh: Mapping[str, Any]) -> str:
     return (
         f"{100 * refresh['changed']:.1f} % of the rows changed since study {refresh['of']}; its"
         f" best value {refresh['value']:.4f}, tried again from {refresh['start']}"
-        + (", first by the cheapest point as good" if _is_another(refresh) else "")
+        + _first_of(refresh)
         + how_of(next(iter(refresh.get("beside", ())), {}))
         + f", {refresh['enough']:.4f} is enough"
     )
 
 
-def _is_another(refresh: Mapping[str, Any]) -> bool:
-    """Whether what is tried first is not the best point."""
+def _first_of(refresh: Mapping[str, Any]) -> str:
+    """Half a line on the point that comes before another one."""
     points = refresh.get("points", ())
-    return refresh["start"] == "backbone" and len(points) > 1 and points[0] != points[-1]
+    if len(points) < 2 or points[0] == points[-1]:
+        return ""
+    is_from_stable = refresh["start"] == "stable"
+    return f", first by the {'fewest layers' if is_from_stable else 'cheapest point as good'}"
 
 
 def how_of(beside: Mapping[str, Any]) -> str:

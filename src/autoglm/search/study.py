@@ -253,12 +253,13 @@ class Study:
         begun = {each.number for each in standings if each.state != "asked"} | {*self._at_work}
         others = [each for each in standings if each.number in begun]
         asked = [each for each in standings if each.number not in begun]
-        if self._refresh is not None and self._refresh.is_awaited(standings, self._at_work):
+        if (again := self._refresh) is not None and again.is_awaited(standings, self._at_work):
             return None
+        is_again = again is not None and again.is_open(standings, self._at_work)
         while True:
             found = self._affordable(asked, others, stop)
             room = min(limit - len(others) - len(asked), MOST_TOO_DEAR - len(asked))
-            if found is not None or room < 1 or self._is_used_up:
+            if found is not None or room < 1 or self._is_used_up or is_again:
                 return found
             asked += self._ask(limit - len(others) - len(asked))
 
@@ -330,7 +331,8 @@ class Study:
         stage = self._next_rung(each, chain, to_the_end=to_the_end)
         if each.state == "paused":
             self._promote(each, stage)
-            self._tell("trial_promoted", each, stage=stage, value=self._value(each))
+            value = None if each.score is None else self._sign * each.score
+            self._tell("trial_promoted", each, stage=stage, value=value)
         self._at_work[each.number] = AtWork(each, stage, started)
         self._crew.begin(
             each.number,
@@ -483,9 +485,6 @@ class Study:
     def _wall(self, standings: Sequence[Standing]) -> float:
         """Seconds that the trials took, beside each other as they ran."""
         return sum(each.seconds for each in standings) / self._crew.size
-
-    def _value(self, each: Standing) -> float | None:
-        return None if each.score is None else self._sign * each.score
 
     def _promote(self, each: Standing, stage: int) -> None:
         self._storage.set_trial_user_attr(each.trial_id, PROMOTED, stage)

@@ -52,7 +52,7 @@ def best_points(log: EventLog, name: str, asks: Mapping[str, Any]) -> Sequence[d
     study = open_study(log, name)
     if study is None:
         return ()
-    if study.user_attrs.get("stopped_by") == "refresh":
+    if tried_again(study):
         return ()  # what its values owe to stable is no matter of the point
     said = study.user_attrs.get("asks", {})
     if any(said.get(what) != asks[what] for what in ("space", "metric")):
@@ -85,6 +85,18 @@ def open_study(log: EventLog, name: str) -> optuna.Study | None:
         return optuna.load_study(study_name=name, storage=journal.reading(log, name))
     except KeyError:
         return None
+
+
+def tried_again(study: optuna.Study) -> str:
+    """The earlier study whose answer is all that this one tried, with or without success; empty of
+    one that came to a point of its own.
+    """
+    refresh = study.user_attrs.get("refresh")
+    if refresh is None:
+        return ""
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    has_own = any(trial.number >= len(refresh["points"]) for trial in complete)
+    return "" if has_own else str(refresh["of"])
 
 
 def told_params(log: EventLog, name: str) -> dict[int, dict[str, Any]]:

@@ -145,6 +145,8 @@ class TrainingWorker:
         if wanted == "backbone" or (start_folder is None and wanted == "auto"):
             return backbone, as_it_is
         reason = _incompatible(start_folder, backbone, name, spec, needs_labels=needs_labels)
+        if wanted == "auto" and spec.config["search"]["folds"]:
+            reason = reason or "stable has learnt from the rows of each fold"
         if not reason:
             assert start_folder is not None, "an absent folder is incompatible"
             return start_folder, _facts_of(start_folder).get("made_of", as_it_is)
