@@ -56,6 +56,7 @@ def test_a_row_is_asked_about_once_whoever_asks(
     again = KeptLogits(folder, threads=1, kept=tmp_path / "kept")
     assert again.predict(TEXTS) == answers
     assert asked == [5], "shares, and a second run, ask nothing"
+    assert "_session" not in vars(again), "nor is the graph opened"
     again.predict([*TEXTS[2:], "old"])
     assert asked == [5, 1]
     third = KeptLogits(folder, threads=1, kept=tmp_path / "kept")

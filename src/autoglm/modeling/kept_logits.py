@@ -27,7 +27,7 @@ class KeptLogits(OnnxModel):
     """
 
     def __init__(self, folder: Path, *, threads: int, kept: Path) -> None:
-        super().__init__(folder, threads=threads)
+        super().__init__(folder, threads=threads, may_rest=True)
         shas = []
         for path in sorted(folder.glob("model.onnx*")):  # some keep their weights beside the graph
             with path.open("rb") as stream:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +43,13 @@ class Answer:
 
 
 class OnnxModel:
-    """Opens a model folder. `threads` 0 takes the cores there are.
+    """Opens a model folder. `threads` 0 takes the cores there are. The graph of one that `may_rest`
+    is opened when it is first asked.
 
     Raises: ModelError model.folder_incomplete.
     """
 
-    def __init__(self, folder: Path, *, threads: int) -> None:
+    def __init__(self, folder: Path, *, threads: int, may_rest: bool = False) -> None:
         is_of_images = (folder / PREPROCESSOR).is_file()
         needed = (*NEEDED, PREPROCESSOR if is_of_images else "tokenizer.json")
         missing = [name for name in needed if not (folder / name).is_file()]
@@ -65,7 +67,13 @@ class OnnxModel:
         self._tokenizer: Any = (
             None if is_of_images else open_tokenizer(folder, int(facts["max_length"]), self.form)
         )
-        self._session = _session(folder / "model.onnx", threads or os.cpu_count() or 1)
+        self._graph, self._threads = folder / "model.onnx", threads or os.cpu_count() or 1
+        if not may_rest:
+            _ = self._session
+
+    @cached_property
+    def _session(self) -> Any:
+        return _session(self._graph, self._threads)
 
     def encode(self, inputs: Sequence[Any]) -> list[Any]:
         """The tokenizer's encoding of each text or row of tokens, cut at the folder's max_length;
