@@ -66,6 +66,25 @@ def test_few_changed_rows_are_a_refresh_and_another_question_about_them_is_a_who
     assert "% of the rows changed" not in said
 
 
+def test_a_copy_of_a_project_goes_on_with_its_own_rows_and_leaves_those_of_the_other(
+    round_trip: RoundTrip, tmp_path: Path
+) -> None:
+    project = round_trip.project()
+    copied = Path(shutil.copytree(project, tmp_path / "copied"))
+    shutil.rmtree(copied / ".autoglm" / "default" / "cache" / "prefix")  # as above
+    before = bytes_of(project)
+    change_rows(copied, 1, 4)
+    second, _said = run(copied)
+    assert (second["stopped_by"], second["num_trials"]) == ("refresh", 1)
+    assert second["best"]["params"]["training.rehearsal"] == 0.25, "stable knows the others"
+    assert second["dataset_version"]["uri"].startswith(str(copied))
+    assert bytes_of(project) == before
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def test_more_changed_rows_than_search_refresh_are_a_whole_study(round_trip: RoundTrip) -> None:
     project = round_trip.project()
     change_rows(project, 1, 12)

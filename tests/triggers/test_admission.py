@@ -18,7 +18,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 @pytest.fixture
 def admission(tmp_path: Path) -> Admission:
-    return Admission(open_state(tmp_path / "state.db"))
+    return Admission(open_state(tmp_path / "state.db"), tmp_path)
 
 
 def event(cause: str, kind: TriggerKind = "command") -> TriggerEvent:

@@ -28,7 +28,7 @@ def _rows(project: Any) -> list[Any]:
     from autoglm.triggers.admission import Admission
 
     try:
-        return Admission(project.reading_engine).rows()
+        return Admission(project.reading_engine, project.state).rows()
     except StorageError as error:
         if error.code == "storage.missing":
             return []

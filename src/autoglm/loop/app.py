@@ -60,7 +60,7 @@ class App:
     def __post_init__(self) -> None:
         self.log = EventLog(self.project.engine)
         self.registry: LocalModelRegistry = self.project.registry()
-        self.admission = Admission(self.project.engine)
+        self.admission = Admission(self.project.engine, self.project.state)
         self.is_alone = self.gateway is None
         self._trainers: list[TrainingWorker] = []
         self._own_gateway: GatewayProcess | None = None

@@ -172,7 +172,7 @@ def _parents(registry: Any, version: ModelVersion) -> list[dict[str, Any]]:
 
 def _runs(project: Project) -> list[Mapping[str, Any]]:
     try:
-        return Admission(project.reading_engine).rows()
+        return Admission(project.reading_engine, project.state).rows()
     except StorageError as error:
         if error.code == "storage.missing":
             return []

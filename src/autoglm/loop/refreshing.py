@@ -17,7 +17,7 @@ from autoglm.datasets.feature_table import DeltaFeatureTable
 from autoglm.errors import AutoGLMError
 from autoglm.loop.app import App
 from autoglm.settings import Settings, completed
-from autoglm.triggers.admission import Admission
+from autoglm.triggers.admission import Admission, at_home
 
 if TYPE_CHECKING:
     from autoglm.search.refresh import Refresh
@@ -97,9 +97,9 @@ class AsOfRun:
         earlier, stable = _spec_of(study, self._app), self._app.registry.get(self._spec.stable)
         if earlier is None or stable is None:
             return False
-        learnt = stable.lineage
-        is_of_one_table = learnt.dataset_uri == earlier.dataset.uri
-        return is_of_one_table and learnt.dataset_version >= earlier.dataset.version
+        learnt, its_run = stable.lineage, _spec_of(stable.lineage.run_id, self._app)
+        uri = learnt.dataset_uri if its_run is None else its_run.dataset.uri
+        return uri == earlier.dataset.uri and learnt.dataset_version >= earlier.dataset.version
 
     def was_refused(self, study: str) -> bool | None:
         ended = [e.data for e in self._app.log.read(f"run/{study}") if e.kind == "finished"]
@@ -163,8 +163,10 @@ def _runs(app: App) -> set[str]:
 def spec_of(run_id: str, admission: Admission, state: Path) -> RunSpec | None:
     """Of a run, or of a study alone; None where nothing is known of it (any more)."""
     is_run = any(row["run_id"] == run_id for row in admission.rows())
-    found = admission.spec(run_id) if is_run else _read(state / "runs" / run_id / SPEC)
-    return None if found is None else completed(found)
+    if is_run:
+        return completed(admission.spec(run_id))
+    found = _read(state / "runs" / run_id / SPEC)
+    return None if found is None else completed(at_home(found, state))
 
 
 def _spec_of(run_id: str, app: App) -> RunSpec | None:

@@ -95,7 +95,11 @@ def collect_garbage(project: Project, *, is_dry_run: bool = False) -> Garbage:
 
 
 def _unfinished(project: Project) -> list[Mapping[str, Any]]:
-    return [row for row in Admission(project.engine).rows() if row["status"] in UNFINISHED]
+    return [
+        row
+        for row in Admission(project.engine, project.state).rows()
+        if row["status"] in UNFINISHED
+    ]
 
 
 def _dataset_version(row: Mapping[str, Any]) -> int:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, text
@@ -29,11 +31,28 @@ UNFINISHED = ("admitted", "running")
 BY_DATA = ("data_changed", "command")
 
 
-class Admission:
-    """Sole writer of the table `admission`, which is also the list of runs."""
+def at_home(spec: RunSpec, home: Path) -> RunSpec:
+    """A spec of a project that was moved, or copied, since: its workspace and its table are those
+    that lie under `home`, not those that it was made with.
+    """
+    then = Path(spec.folder).parent.parent  # STATE/runs/RUN
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def now(place: str) -> str:
+        is_inside = Path(place).is_relative_to(then)
+        return str(home / Path(place).relative_to(then)) if is_inside else place
+
+    return replace(
+        spec, folder=now(spec.folder), dataset=replace(spec.dataset, uri=now(spec.dataset.uri))
+    )
+
+
+class Admission:
+    """Sole writer of the table `admission`, which is also the list of runs. `home` is where the
+    project keeps its state now.
+    """
+
+    def __init__(self, engine: Engine, home: Path) -> None:
+        self._engine, self._home = engine, home
 
     def decide(self, event: TriggerEvent, make_spec: Callable[[str], RunSpec]) -> Decision:
         """Admit a run for `event.cause`, or find the one it has. Atomic: same cause, one run.
@@ -124,7 +143,7 @@ class Admission:
 
     def spec(self, run_id: str) -> RunSpec:
         """Raises: StorageError run.unknown."""
-        return from_json(RunSpec, self.row(run_id)["run_spec"])
+        return at_home(from_json(RunSpec, self.row(run_id)["run_spec"]), self._home)
 
     def row(self, run_id: str) -> Mapping[str, Any]:
         """Raises: StorageError run.unknown."""
