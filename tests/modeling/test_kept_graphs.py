@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.conftest import learnable_rows
 
+from autoglm.errors import ModelError
 from autoglm.modeling import export, kept_graphs
 from autoglm.modeling.auto_model import load_model
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
@@ -42,6 +43,22 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(torch.onnx, "export", counted)
     return lines
+
+
+def test_logits_that_are_large_may_differ_by_more_and_a_wrong_graph_is_still_refused(
+    tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy(tiny_backbone)
+    with torch.no_grad():
+        model.classifier.weight.normal_(std=1e5)
+        said = [export._said_of(model, [row], 0)[0] for row in ([2, 5, 6], [2, 7, 8, 9])]
+    assert max(abs(logits).max() for logits in said) > 1e4, "float32 keeps no 1e-4 of these"
+    assert exported(model, tiny_backbone, tmp_path / "large", None).parity <= export.MAX_PARITY
+    real = export._said_of
+    monkeypatch.setattr(export, "_said_of", lambda *asked: [1.001 * x for x in real(*asked)])
+    with pytest.raises(ModelError, match="the graph's logits differ"):
+        exported(model, tiny_backbone, tmp_path / "wrong", None)
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_other_weights_of_one_structure_need_no_exporter_and_give_its_bytes(

@@ -49,8 +49,9 @@ NO_PARTS, WITH_PARTS = "PARTS: dict[str, Any] = {}", f"from .{TABLE} import PART
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """`parity` is the largest logit difference between torch and the graph on real rows (of numbers
-    to be answered: in the unit of what was learnt).
+    """`parity` is the largest logit difference between torch and the graph on real rows, as a share
+    of the largest logit where that is above 1 (of numbers to be answered: in the unit of what was
+    learnt, if that is larger).
     """
 
     folder: str
@@ -357,7 +358,8 @@ def _parity(
     else:
         wanted = _said_of(model, rows, pad_id)
     pairs = zip(graph.logits(rows), wanted, strict=True)
-    # Of numbers near 1e6 no float32 keeps 1e-4.
-    unit = max(1.0, abs(model.config.output_scale), abs(model.config.output_shift))
+    # Of numbers near 1e6 no float32 keeps 1e-4, and of logits near 100 no chain of sums does.
+    sizes = abs(model.config.output_scale), abs(model.config.output_shift)
+    unit = max(1.0, *sizes, *(float(np.abs(true).max()) for true in wanted))
     largest = max((float(np.abs(said - true).max()) for said, true in pairs), default=0.0)
     return float(largest / unit)
