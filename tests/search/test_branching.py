@@ -16,7 +16,6 @@ from autoglm.errors import CancelledError
 from autoglm.search.branching import Branches
 from autoglm.search.constraints import read_constraints
 from autoglm.search.report import report_of
-from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import KEYS, STEPS, NumericRunner
 from search.studies import opened, run
@@ -39,11 +38,6 @@ class SharingRunner(NumericRunner):
             )
             parent = key
         return StageChain(project="p", params=params, stages=tuple(stages))
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> EventLog:
-    return EventLog(open_state(tmp_path / "state.db"))
 
 
 def branches(log: EventLog, result: StudyResult) -> dict[int, int]:

@@ -13,7 +13,6 @@ from autoglm.contracts.stage_chain import FOLD, Progress, StageChain
 from autoglm.errors import SearchError
 from autoglm.search.folds import interval_of
 from autoglm.search.report import report_of
-from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import STEPS, NumericRunner, value_of
 from search.studies import run
@@ -35,11 +34,6 @@ class Folded(NumericRunner):
         if fold == self.without:
             metrics = {"accuracy": math.nan, "loss": 1.0}
         return replace(done, metrics=metrics)
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> EventLog:
-    return EventLog(open_state(tmp_path / "state.db"))
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from autoglm.search.refresh import FREEZING, REHEARSAL, Refresh, refresh_of, sai
 from autoglm.search.report import report_of
 from autoglm.search.space import read_space
 from autoglm.search.warm_start import hints
-from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import KEYS, NumericRunner
 from search.refreshes import (
@@ -30,11 +29,6 @@ from search.refreshes import (
     runner,
 )
 from search.studies import run
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> EventLog:
-    return EventLog(open_state(tmp_path / "state.db"))
 
 
 def test_an_answer_that_holds_is_the_whole_study(log: EventLog, tmp_path: Path) -> None:

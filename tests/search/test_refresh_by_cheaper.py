@@ -16,7 +16,6 @@ from autoglm.search.refresh import refresh_of, said_of
 from autoglm.search.space import read_space
 from autoglm.search.standing import Standing
 from autoglm.search.warm_start import hints, open_study
-from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import KEYS, NumericRunner
 from search.refreshes import (
@@ -32,11 +31,6 @@ from search.refreshes import (
     runner,
 )
 from search.studies import run
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> EventLog:
-    return EventLog(open_state(tmp_path / "state.db"))
 
 
 def test_from_the_backbone_the_cheapest_point_that_is_as_good_comes_first(
@@ -110,7 +104,9 @@ def test_a_study_that_goes_on_behind_a_release_may_have_begun_at_either(
     with pytest.raises(KeyboardInterrupt):
         run(log, NumericRunner(tmp_path / "1", step=die), start="backbone", **said)
     run(log, Rising(tmp_path / "2"), start="stable", **said)
-    assert open_study(log, "run-1").user_attrs["began_at"] == "either"  # type: ignore[union-attr]
+    study = open_study(log, "run-1")
+    assert study is not None
+    assert study.user_attrs["began_at"] == "either"
     assert len(asked_again(log, price=price_of).points) == 1
 
 

@@ -33,11 +33,6 @@ SPACE = {
 REMOVED = Removal(key="model.conv.channels", by="task", value=8, evidence="<nobody> reads it")
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> EventLog:
-    return EventLog(open_state(tmp_path / "state.db"))
-
-
 def searched(log: EventLog, folder: Path, *, sought: Any = (), **config: Any) -> StudyResult:
     return Study(
         project="p", name="x", config=SearchConfig(**config), defaults={}, metric="accuracy",

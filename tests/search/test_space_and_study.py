@@ -121,11 +121,6 @@ def study(log: EventLog, runner: Curve, **config: Any) -> Study:
     )  # fmt: skip
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> EventLog:
-    return EventLog(open_state(tmp_path / "state.db"))
-
-
 def test_the_best_trial_is_picked_and_a_resumed_study_repeats_no_told_trial(log: EventLog) -> None:
     first = Curve(SteeredClock(), die_at=3)
     with pytest.raises(KeyboardInterrupt):

@@ -10,17 +10,11 @@ from typing import Any
 import pytest
 
 from autoglm.errors import CancelledError, TrainingError
-from autoglm.state.engine import open_state
 from autoglm.state.event_log import EventLog
 from search.numeric_runner import NumericRunner
 from search.studies import opened, run
 
 LONG = 60.0
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> EventLog:
-    return EventLog(open_state(tmp_path / "state.db"))
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def _trial(project: Project, number: int, run_id: str) -> tuple[RunSpec, dict[st
     engine = project.reading_engine
     wanted = find_study(EventLog(engine), run_id)
     params = told_params(EventLog(engine), wanted)
-    spec = spec_of(wanted, Admission(engine, project.state), project.state)
+    spec = spec_of(wanted, Admission(engine, project.state))
     if number not in params or spec is None:
         known = ", ".join(map(str, sorted(params))) or "none"
         raise StorageError(

@@ -160,17 +160,17 @@ def _runs(app: App) -> set[str]:
     return {row["run_id"] for row in app.admission.rows()}
 
 
-def spec_of(run_id: str, admission: Admission, state: Path) -> RunSpec | None:
+def spec_of(run_id: str, admission: Admission) -> RunSpec | None:
     """Of a run, or of a study alone; None where nothing is known of it (any more)."""
     is_run = any(row["run_id"] == run_id for row in admission.rows())
     if is_run:
         return completed(admission.spec(run_id))
-    found = _read(state / "runs" / run_id / SPEC)
-    return None if found is None else completed(at_home(found, state))
+    found = _read(admission.home / "runs" / run_id / SPEC)
+    return None if found is None else completed(at_home(found, admission.home))
 
 
 def _spec_of(run_id: str, app: App) -> RunSpec | None:
-    return spec_of(run_id, app.admission, app.project.state)
+    return spec_of(run_id, app.admission)
 
 
 def _read(path: Path) -> RunSpec | None:

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What decides which trials there can be and which is best; `start`: where they begin, the
-    backbone or stable, which is no part of it.
-    """
+    """What decides which trials there can be and which is best."""
 
     proposals: Proposals
     metric: str
@@ -41,7 +39,6 @@ class Asked:
     removed: Sequence[Removal]
     num_folds: int = 0
     bounds: Sequence[Role] = ()
-    start: str = ""
 
     @property
     def directions(self) -> list[str]:
@@ -72,9 +69,11 @@ def open_study(
     *,
     num_hints_for: int,
     refresh: Refresh | None = None,
+    start: str = "",
 ) -> tuple[optuna.Study, StudyStorage]:
     """One commit. A new study begins with the points of `refresh`, its own first points and, of the
-    best of earlier studies, with as many as fit `num_hints_for` trials.
+    best of earlier studies, with as many as fit `num_hints_for` trials. `start`: where its trials
+    begin, the `backbone` or `stable`, of which it keeps a note.
 
     Raises: SearchError search.other_space.
     """
@@ -97,9 +96,9 @@ def open_study(
             study.set_user_attr("asks", asked.to_json())
             study.set_user_attr("removed", [to_json(removal) for removal in asked.removed])
             study.set_user_attr("bounds", [to_json(bound) for bound in asked.bounds])
-            study.set_user_attr(BEGAN_AT, asked.start)
-        began_at = study.user_attrs.get(BEGAN_AT, asked.start)
-        if "stopped_by" not in study.user_attrs and began_at != asked.start:
+            study.set_user_attr(BEGAN_AT, start)
+        began_at = study.user_attrs.get(BEGAN_AT, start)
+        if "stopped_by" not in study.user_attrs and began_at != start:
             study.set_user_attr(BEGAN_AT, EITHER)  # it goes on behind a release
         if study.user_attrs.get(FAILED):
             study.set_user_attr(FAILED, "")

@@ -103,7 +103,7 @@ class Study:
         refresh: Refresh | None = None,
         start: str = "",
     ) -> None:
-        self._bounds, self._refresh = tuple(bounds), refresh
+        self._bounds, self._refresh, self._start = tuple(bounds), refresh, start
         self._project, self._name, self._config = project, name, config
         self._metric, self._sign = metric, 1 if maximize else -1
         self._objectives = tuple(objectives)
@@ -114,7 +114,7 @@ class Study:
         self._asked = Asked(
             proposals=self._proposals, metric=metric, maximize=maximize, seed=seed,
             objectives=self._objectives, removed=removed, bounds=self._bounds,
-            num_folds=config.folds, start=start,
+            num_folds=config.folds,
         )  # fmt: skip
         self._samplers = Samplers(config.sampler, seed)
         self._scheduler = make_scheduler(config, seed)
@@ -164,7 +164,7 @@ class Study:
         hinted = self._config.trials if self._config.warm_start else 0
         self._study, self._storage = open_study(
             self._log, self._name, self._asked, self._samplers, num_hints_for=hinted,
-            refresh=self._refresh,
+            refresh=self._refresh, start=self._start,
         )  # fmt: skip
         self._refresh = refresh_in(self._study)
         self._trainings = trainings_of(self._config, self._study, self._proposals, self._crew.next)

@@ -52,7 +52,7 @@ class Admission:
     """
 
     def __init__(self, engine: Engine, home: Path) -> None:
-        self._engine, self._home = engine, home
+        self._engine, self.home = engine, home
 
     def decide(self, event: TriggerEvent, make_spec: Callable[[str], RunSpec]) -> Decision:
         """Admit a run for `event.cause`, or find the one it has. Atomic: same cause, one run.
@@ -143,7 +143,7 @@ class Admission:
 
     def spec(self, run_id: str) -> RunSpec:
         """Raises: StorageError run.unknown."""
-        return at_home(from_json(RunSpec, self.row(run_id)["run_spec"]), self._home)
+        return at_home(from_json(RunSpec, self.row(run_id)["run_spec"]), self.home)
 
     def row(self, run_id: str) -> Mapping[str, Any]:
         """Raises: StorageError run.unknown."""
