@@ -57,16 +57,27 @@ class Asked:
         num_frozen: int = 2,
         also: tuple[int, ...] = (),
         attention: str = "sdpa",
+        precision: str = "fp32",
     ) -> None:
+        """In half precision all rows but the last are learnt from."""
         self.model = toy.model(config=DEEP)
         self.model.backbone.set_attn_implementation(attention)
         self.seen = [0] * 3
         body = Body(self.model.backbone, pad_id=0, num_frozen=num_frozen)
         self.part = FrozenPart(
-            self.model, ids, body, cache=cache, start_name="toy", stop=lambda: None, also=also
-        )
+            self.model, ids, body, cache=cache, start_name="toy", stop=lambda: None, also=also,
+            num_half=len(ids) - 1, precision=precision,
+        )  # fmt: skip
         for number, layer in enumerate(self.model.backbone.encoder.layer):
             layer.register_forward_hook(self._counting(number))
+
+    def states(self) -> RowStates:
+        return self.part.states(2)
+
+    def pooled(self) -> RowStates:
+        found = self.part.pooled()
+        assert found is not None
+        return found
 
     def _counting(self, number: int) -> Any:
         def count(_layer: Any, given: tuple[Tensor, ...], _out: Any) -> None:
@@ -88,16 +99,18 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "said", [{}, {"attention": "eager"}, {"precision": "bf16"}], ids=["sdpa", "eager", "bf16"]
+)
 def test_a_changed_row_alone_is_encoded_and_every_row_has_the_bytes_of_a_full_pass(
-    tmp_path: Path, attention: str
+    tmp_path: Path, said: dict[str, str]
 ) -> None:
     ids = toy.ids(40, seed=1, longest=30)
-    before = Asked(PrefixCache(2**24, tmp_path / "one"), ids, attention=attention).part.states(2)
+    before = Asked(PrefixCache(2**24, tmp_path / "one"), ids, **said).part.states(2)
     assert before.encoded == 40
-    changed = [*ids[:17], [5, 6, 7, 8, 9], *ids[18:39][::-1]]
+    changed = [*ids[:17], [5, 6, 7, 8, 9], *ids[18:39][::-1], ids[39]]
     again, anew = (
-        Asked(PrefixCache(2**24, tmp_path / name), changed, attention=attention).part.states(2)
+        Asked(PrefixCache(2**24, tmp_path / name), changed, **said).part.states(2)
         for name in ("one", "two")
     )
     assert again.encoded == 1
@@ -169,15 +182,32 @@ def test_what_known_rows_saved_is_what_they_took_whatever_a_changed_row_costs(
     assert again.saved_seconds == pytest.approx(11.0)
 
 
-def test_a_deeper_boundary_is_made_from_a_shallower_one_to_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_deeper_boundary_is_made_from_a_shallower_one_to_the_same_bytes(
+    tmp_path: Path, precision: str
+) -> None:
     ids = toy.ids(20, longest=20)
     cache = PrefixCache(2**24, tmp_path / "one")
-    Asked(cache, ids, num_frozen=1).part.states(1)
-    deeper = Asked(cache, ids)
+    Asked(cache, ids, num_frozen=1, precision=precision).part.states(1)
+    deeper = Asked(cache, ids, precision=precision)
     found = deeper.part.states(2)
     assert deeper.seen[0] == 0
     assert deeper.seen[1] > 0
-    assert same(found, Asked(PrefixCache(2**24, tmp_path / "two"), ids).part.states(2))
+    alone = Asked(PrefixCache(2**24, tmp_path / "two"), ids, precision=precision)
+    assert same(found, alone.part.states(2))
+
+
+def test_in_half_precision_only_what_is_learnt_from_is_kept_so(tmp_path: Path) -> None:
+    ids, cache = toy.ids(20, longest=20), PrefixCache(2**24, tmp_path)
+    exact, half = (Asked(cache, ids, precision=name) for name in ("fp32", "bf16"))
+    for asked in (Asked.states, Asked.pooled):
+        left, right = asked(exact), asked(half)
+        assert (left.encoded, right.encoded) == (20, 19), "the last row only scores: it is known"
+        assert torch.equal(left.parts[19], right.parts[19])
+        for wanted, found in zip(left.parts[:19], right.parts[:19], strict=True):
+            apart = (wanted - found).abs().max() / wanted.abs().max()
+            assert 0 < apart < 2**-5
+    assert Asked(cache, ids, precision="fp16").states().encoded == 0, "it overflows"
 
 
 def test_what_other_trials_ask_for_is_kept_on_the_way_and_costs_nothing_then(

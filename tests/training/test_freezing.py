@@ -14,8 +14,11 @@ from autoglm.errors import CancelledError
 from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
+from autoglm.training import precision
+from autoglm.training.decisions import Decisions
 from autoglm.training.forward import Forward
 from autoglm.training.freezing import Freezing, why_uncut
+from autoglm.training.frozen_part import FrozenPart
 from training import toy
 
 SIZES = {
@@ -98,6 +101,31 @@ def test_kept_states_train_as_those_computed_in_each_batch() -> None:
         assert torch.allclose(kept.weights[name], weight, rtol=1e-4, atol=1e-5), name
 
 
+def test_where_training_computes_in_half_precision_what_stopped_does_too(tmp_path: Path) -> None:
+    """Rows that only score are encoded as they are scored."""
+    bf16 = {"precision": "bf16", "decisions": Decisions(tmp_path / "decisions.json")}
+    bf16["decisions"].decided("precision", lambda: {"bf16": 2.0, "fp16": 0.5})
+    said = {"trainable_layers": 4, "freezing": "progressive", "start": deep()}
+    exact, half, computed = (
+        toy.trainer(**said),
+        toy.trainer(**said, **bf16),
+        toy.trainer(**said, **bf16, cache=PrefixCache(0)),
+    )
+    for each in (exact, half, computed):
+        each._prepare()
+        each._forward.freeze(2)
+        each._forward.freeze(3)
+        each._model.eval()
+    known, wanted = half._forward._states.parts, exact._forward._states.parts
+    assert all(torch.equal(known[i], wanted[i]) for i in half._data.validation)
+    assert not any(torch.equal(known[i], wanted[i]) for i in half._data.train)
+    rows = sorted(range(8), key=lambda i: -len(half._data.ids[i]))
+    with torch.no_grad(), precision.computing_in("bf16", "cpu"):
+        left, right = half._forward.features(rows), computed._forward.features(rows)
+    assert (left - right).abs().max() <= 2**-6 * right.abs().max()
+    assert same(killed_at(13, tmp_path / "kept", **bf16), train(**bf16))
+
+
 def test_layers_that_stopped_are_encoded_once_per_row(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Any] = []
     freezes: list[int] = []
@@ -110,6 +138,20 @@ def test_layers_that_stopped_are_encoded_once_per_row(monkeypatch: pytest.Monkey
     assert freezes == [event["boundary"] for event in told] == [2, 3]
     assert {event["rows"] for event in told} == {60}
     assert all(event["encoded"] for event in told)
+
+
+def test_what_stops_later_is_encoded_from_what_had_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[tuple[int, int]] = []
+    encode = FrozenPart._encode
+
+    def seen(self: FrozenPart, lane: Any, start: int, end: int, *more: Any) -> torch.Tensor:
+        if (start, end) not in spans:
+            spans.append((start, end))
+        return encode(self, lane, start, end, *more)
+
+    monkeypatch.setattr(FrozenPart, "_encode", seen)
+    train(start=deep(6))
+    assert spans == [(0, None), (0, 3), (3, 4), (4, 5)], "the head's start, then what stopped"
 
 
 def killed_at(step: int, folder: Path, **said: Any) -> Any:

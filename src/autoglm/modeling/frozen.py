@@ -51,6 +51,11 @@ def frozen_keys(backbone: Any, device: torch.device | None = None) -> list[str]:
     return keys
 
 
+def key_in(key: str, precision: str) -> str:
+    """Of the same states computed in that format (`training.precision`)."""
+    return key if precision == "fp32" else digest(key, precision)
+
+
 def why_not_frozen(backbone: Any, num_frozen: int) -> str:
     """Why states below layer `num_frozen` cannot be kept; empty when they can."""
     for module in _modules_below(backbone, num_frozen):

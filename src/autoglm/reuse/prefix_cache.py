@@ -22,7 +22,7 @@ import time
 import uuid
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,16 @@ class RowStates:
         return torch.cat([self.parts[i] for i in rows])
 
 
+def joined(states: Sequence[RowStates]) -> RowStates:
+    """Rows one behind the other."""
+    return RowStates(
+        parts=[part for each in states for part in each.parts],
+        encoded=sum(each.encoded for each in states),
+        cpu_seconds=sum(each.cpu_seconds for each in states),
+        saved_seconds=sum(each.saved_seconds for each in states),
+    )
+
+
 @dataclass(kw_only=True)
 class _Store:
     """What is known under one key. Tensors are views of mapped files, or lie in memory."""
@@ -135,11 +145,11 @@ class PrefixCache:
             self._memo[name] = make()
         return self._memo[name]
 
-    def keep_newest(self) -> None:
-        """In memory nothing is known any more but what was asked for last."""
+    def keep_only(self, keys: Collection[str]) -> None:
+        """In memory nothing else is known any more."""
         with self._at_work:
-            while len(self._stores) > 1:
-                self._stores.popitem(last=False)
+            for key in self._stores.keys() - {*keys}:
+                del self._stores[key]
 
     def begin(self) -> None:
         """What was in use until now may go."""

@@ -12,7 +12,7 @@ from autoglm.contracts.stage_chain import Cost, StageChain
 from autoglm.modeling.auto_model import layers_of
 from autoglm.modeling.backbones.own_models import is_own
 from autoglm.modeling.body import can_cut
-from autoglm.modeling.frozen import frozen_keys
+from autoglm.modeling.frozen import frozen_keys, key_in
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import devices
@@ -82,7 +82,7 @@ def cost_of(
             device = devices.choose(str(training["device"]))
             made = partial(frozen_keys, model.backbone, device)
             keys = cache.remembered(devices.name_on(device.type, f"{cache_key}/parts"), made)
-            is_known = cache.has(keys[num_frozen])
+            is_known = cache.has(key_in(keys[num_frozen], str(training["precision"])))
             flops += 0 if is_known else FORWARD * below * every
             whole += FORWARD * below * every
             kept = "are kept" if is_known else "are encoded once"

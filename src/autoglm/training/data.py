@@ -25,7 +25,9 @@ class Encoded:
     `targets` is what the task wants: (rows) of label numbers or values, (rows, labels) of 0 and 1,
     or one tensor per row with a label number per token (-100 where there is none). With `firsts`
     the head is asked at a row's tokens from that place on and nowhere else, and its target has a
-    number for each of these. `keys` are the rows' names for people; without them, numbers.
+    number for each of these. `keys` are the rows' names for people; without them, numbers. For
+    the first `num_half` rows a frozen part may compute in half precision (`frozen_part.lanes`): for
+    those that are learnt from (None), for all of a fold, which other folds learn from, for none.
     """
 
     ids: Sequence[Any]
@@ -34,6 +36,7 @@ class Encoded:
     label_names: tuple[str, ...]
     firsts: Sequence[int] | None = None
     keys: Sequence[str] | None = None
+    num_half: int | None = None
 
     def batch(self, rows: Sequence[int]) -> Mapping[str, Tensor]:
         """What a task's loss is handed for these rows."""
@@ -64,13 +67,13 @@ class Encoded:
     def chosen(self, rows: Sequence[int], *, num_train: int) -> Encoded:
         """These rows in this order; the first `num_train` are learnt from."""
         ids, targets, firsts = self.ids, self.targets, self.firsts
-        return Encoded(
+        return replace(
+            self,
             ids=ids.chosen(rows) if isinstance(ids, Pixels) else [ids[i] for i in rows],
             targets=targets[list(rows)]
             if isinstance(targets, Tensor)
             else [targets[i] for i in rows],
             num_train=num_train,
-            label_names=self.label_names,
             firsts=None if firsts is None else [firsts[i] for i in rows],
             keys=None if self.keys is None else [self.keys[i] for i in rows],
         )

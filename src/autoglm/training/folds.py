@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -37,7 +38,8 @@ def folded(data: Encoded, fold: str, *, seed: int) -> Encoded:
         )
     train = [row for row, fold in enumerate(fold_of) if fold != number - 1]
     validation = [row for row, fold in enumerate(fold_of) if fold == number - 1]
-    return data.chosen([*train, *validation], num_train=len(train))
+    chosen = data.chosen([*train, *validation], num_train=len(train))
+    return replace(chosen, num_half=len(data.ids))
 
 
 def dealt(groups: Sequence[bytes], strata: Sequence[Hashable], num: int, *, seed: int) -> list[int]:

@@ -21,7 +21,8 @@ from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.observability.logging import get_logger
 from autoglm.reuse.prefix_cache import PrefixCache, RowStates
 from autoglm.training.freezing import STATES_BYTES
-from autoglm.training.frozen_part import FrozenPart
+from autoglm.training.frozen_part import FrozenPart, lanes
+from autoglm.training.precision import computing_in
 from autoglm.training.vocabulary import Vocabulary
 
 EVAL_ROWS = 64
@@ -31,8 +32,8 @@ Judge = Callable[[Tensor, Tensor], Tensor]
 
 
 class Forward:
-    """`stop` is called between batches and raises when training is to end; for `firsts` see
-    `Encoded`.
+    """`stop` is called between batches and raises when training is to end; for `firsts` and
+    `num_half` see `Encoded`; `precision` is the format that training computes in.
     """
 
     def __init__(
@@ -46,7 +47,10 @@ class Forward:
         stop: Callable[[], None],
         firsts: Sequence[int] | None = None,
         boundaries: Sequence[int] = (),
+        num_half: int = 0,
+        precision: str = "fp32",
     ) -> None:
+        self._num_half, self._precision = num_half, precision
         self._model, self._ids, self._stop, self._firsts = model, ids, stop, firsts
         self.num_frozen, self._cache = num_frozen, cache
         self._later = PrefixCache(STATES_BYTES)
@@ -71,21 +75,28 @@ class Forward:
             if num_cut and not self._body.is_cut:
                 self.why_not_kept = self._body.why_whole
             if cache.is_on:
-                self._frozen = FrozenPart(
-                    model,
-                    ids,
-                    self._body,
-                    cache=cache,
-                    start_name=cache_key,
-                    stop=stop,
-                    also=boundaries,
-                )
+                self._frozen = self._frozen_part(cache, cache_key, also=boundaries)
         if self._body.why_padded:
             get_logger().info("rows are padded, not packed", reason=self._body.why_padded)
         self.eval_rows = EVAL_ROWS
         self._states: RowStates | None = None
         self._pooled: Tensor | None = None
         self._at_start: Tensor | None = None
+
+    def _frozen_part(
+        self, cache: PrefixCache, start_name: str | None, *, also: Sequence[int] = ()
+    ) -> FrozenPart:
+        return FrozenPart(
+            self._model,
+            self._ids,
+            self._body,
+            cache=cache,
+            start_name=start_name,
+            stop=self._stop,
+            also=also,
+            num_half=self._num_half,
+            precision=self._precision,
+        )
 
     def renumber(self, vocabulary: Vocabulary) -> None:
         """The model's word table was cut: tokens go by their new numbers."""
@@ -131,16 +142,10 @@ class Forward:
         self.why_not_kept = why_not_frozen(backbone, num_frozen) or self._why_not_kept_later()
         self._body.cut_at(0 if self.why_not_kept else num_frozen)
         if self._body.is_cut:
-            self._frozen = FrozenPart(
-                self._model,
-                self._ids,
-                self._body,
-                cache=self._later,
-                start_name=None,
-                stop=self._stop,
-            )
+            self._frozen = self._frozen_part(self._later, None)
         found = self.prepare()
-        self._later.keep_newest()
+        known = self._frozen.names(num_frozen) if found is not None and self._frozen else []
+        self._later.keep_only(known)
         return found
 
     def _why_not_kept_later(self) -> str:
@@ -185,9 +190,11 @@ class Forward:
 
     def _computed(self) -> Tensor:
         pooled = torch.empty(len(self._ids), self._hidden_size, device=self._device)
-        for rows in self.in_batches(range(len(self._ids))):
-            self._stop()
-            pooled[rows] = self.features(rows)
+        for lane in lanes(len(self._ids), self._num_half, self._precision):
+            for rows in self.in_batches(lane.rows):
+                self._stop()
+                with computing_in(lane.precision, self._device.type):
+                    pooled[rows] = self.features(rows).float()
         return pooled
 
     def features(self, rows: Sequence[int]) -> Tensor:
@@ -200,7 +207,10 @@ class Forward:
         layout = lay_out([self._lengths[i] for i in rows], self._device)
         flat: Tensor
         if self._states is not None:
-            flat = self._body.upper(self._states.of(rows).to(self._device), layout)
+            states = self._states.of(rows).to(self._device)
+            if not torch.is_autocast_enabled(self._device.type):
+                states = states.float()
+            flat = self._body.upper(states, layout)
         else:
             flat = self._body.whole([self._ids[i] for i in rows], layout)
         if self._model.config.pooling == "none":

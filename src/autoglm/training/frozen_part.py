@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from autoglm.contracts.record import digest
 from autoglm.modeling.attention.packed import lay_out, on_one_thread, packed_on_one_thread
-from autoglm.modeling.frozen import frozen_keys
+from autoglm.modeling.frozen import frozen_keys, key_in
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.keys import row_key
 from autoglm.reuse.prefix_cache import (
@@ -22,16 +23,37 @@ from autoglm.reuse.prefix_cache import (
     PrefixCache,
     RowStates,
     blocks,
+    joined,
     lone_blocks,
     packed_blocks,
 )
 from autoglm.training.devices import name_on
+from autoglm.training.precision import computing_in
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Rows whose frozen part is computed in one number format."""
+
+    precision: str
+    rows: range
+
+
+def lanes(num_rows: int, num_half: int, precision: str) -> list[Lane]:
+    """The first `num_half` rows, which are learnt from, are computed as training computes inside
+    its batches; the others, which only score, in fp32, as what is released answers. fp16 holds no
+    number above 65,504, so what it reads was computed in fp32.
+    """
+    if precision != "bf16":
+        return [Lane("fp32", range(num_rows))]
+    both = Lane(precision, range(num_half)), Lane("fp32", range(num_half, num_rows))
+    return [lane for lane in both if lane.rows]
 
 
 class FrozenPart:
     """Of one model's start, whose weights `start_name` names, so that they are digested once; or,
     without a name, of what has stopped to learn. States at the boundaries `also` will be asked for
-    too: they are kept on the way to a deeper one.
+    too: they are kept on the way to a deeper one. In which format: see `lanes`.
     """
 
     def __init__(
@@ -44,8 +66,11 @@ class FrozenPart:
         start_name: str | None,
         stop: Callable[[], None],
         also: Sequence[int] = (),
+        num_half: int = 0,
+        precision: str = "fp32",
     ) -> None:
         self._model, self._ids, self._body, self._also = model, ids, body, sorted({*also})
+        self._lanes = lanes(len(ids), num_half, precision)
         self._cache, self._stop = cache, stop
         self._lengths, self._device = [len(row) for row in ids], model.backbone.device
         self._is_cuttable = not body.why_whole
@@ -66,8 +91,18 @@ class FrozenPart:
     @torch.no_grad()
     def states(self, boundary: int) -> RowStates:
         """(tokens, hidden) entering layer `boundary`."""
-        prefix = self._prefix(boundary, self._keys[boundary])
-        return self._cache.states(prefix, self._row_keys, self._lengths)
+        return joined([self._states(lane, boundary) for lane in self._lanes])
+
+    def names(self, boundary: int) -> list[str]:
+        """What the cache knows `states` by."""
+        return [key_in(self._keys[boundary], lane.precision) for lane in self._lanes]
+
+    def _states(self, lane: Lane, boundary: int) -> RowStates:
+        return self._kept(lane, self._prefix(lane, boundary, self._keys[boundary]))
+
+    def _kept(self, lane: Lane, prefix: Prefix) -> RowStates:
+        rows = slice(lane.rows.start, lane.rows.stop)
+        return self._cache.states(prefix, self._row_keys[rows], self._lengths[rows])
 
     @torch.no_grad()
     def pooled(self) -> RowStates | None:
@@ -76,20 +111,23 @@ class FrozenPart:
         if pooling == "none" or any(True for _ in self._model.pooling.parameters()):
             return None
         key = digest(self._keys[-1], pooling, "pooled")
-        prefix = self._prefix(None, key, is_pooled=True)
-        return self._cache.states(prefix, self._row_keys, self._lengths)
+        parts = [(lane, self._prefix(lane, None, key, is_pooled=True)) for lane in self._lanes]
+        return joined([self._kept(lane, prefix) for lane, prefix in parts])
 
-    def _prefix(self, boundary: int | None, key: str, *, is_pooled: bool = False) -> Prefix:
+    def _prefix(
+        self, lane: Lane, boundary: int | None, key: str, *, is_pooled: bool = False
+    ) -> Prefix:
         """States are made from the deepest boundary below that is known."""
-        spent = 0.0 if self._cache.has(key) else self._on_the_way(boundary)
-        depths = range(boundary if boundary is not None else len(self._keys))
-        known = [i for i in reversed(depths) if i and self._cache.has(self._keys[i])]
+        key, keys = key_in(key, lane.precision), [key_in(k, lane.precision) for k in self._keys]
+        spent = 0.0 if self._cache.has(key) else self._on_the_way(lane, boundary)
+        depths = range(boundary if boundary is not None else len(keys))
+        known = [i for i in reversed(depths) if i and self._cache.has(keys[i])]
         start = known[0] if known and self._is_cuttable else 0
         return Prefix(
             key=key,
             width=int(self._model.backbone.config.hidden_size),
-            encode=partial(self._encode, start, boundary, is_pooled),
-            below=self._keys[start] if start else "",
+            encode=partial(self._encode, lane, start, boundary, is_pooled),
+            below=keys[start] if start else "",
             is_pooled=is_pooled,
             divide=self._divide,
             seconds_below=spent,
@@ -101,7 +139,7 @@ class FrozenPart:
             return lone_blocks
         return packed_blocks if self._body.attends_row_by_row else blocks
 
-    def _on_the_way(self, boundary: int | None) -> float:
+    def _on_the_way(self, lane: Lane, boundary: int | None) -> float:
         """Keep what other trials will ask for below `boundary`; the CPU-seconds that it took."""
         end = boundary if boundary is not None else len(self._keys)
         wanted = [b for b in self._also if 0 < b < min(end, len(self._keys))]
@@ -110,10 +148,11 @@ class FrozenPart:
             return 0.0
         if self._cache.why_too_large((1 + len(wanted)) * sum(self._lengths), width):
             return 0.0
-        return self.states(wanted[-1]).cpu_seconds  # by way of the others
+        return self._states(lane, wanted[-1]).cpu_seconds  # by way of the others
 
     def _encode(
         self,
+        lane: Lane,
         start: int,
         end: int | None,
         is_pooled: bool,
@@ -121,10 +160,12 @@ class FrozenPart:
         states: Tensor | None,
     ) -> Tensor:
         self._stop()
-        lengths = [self._lengths[i] for i in block.rows]
+        rows = [lane.rows[i] for i in block.rows]
+        lengths = [self._lengths[i] for i in rows]
         fill = _fill(block.num_fill, lengths[-1])
+        computing = computing_in(lane.precision, self._device.type)
         # A padded row's attention is not ours to reach: all of it on one thread.
-        with on_one_thread() if self._body.why_padded else packed_on_one_thread():
+        with on_one_thread() if self._body.why_padded else packed_on_one_thread(), computing:
             layout = lay_out([*lengths, *fill], self._device, is_exact=True)
             flat: Tensor
             if states is not None:
@@ -132,11 +173,11 @@ class FrozenPart:
                 flat = self._body.between(states, layout, start=start, end=end)
             else:
                 pad_id = self._body.pad_id
-                ids = [*(self._ids[i] for i in block.rows), *([pad_id] * n for n in fill)]
+                ids = [*(self._ids[i] for i in rows), *([pad_id] * n for n in fill)]
                 run = self._body.whole if end is None else partial(self._body.lower, end=end)
                 flat = run(ids, layout)
             flat = flat[: sum(lengths)]
-            return (self._each_pooled(flat, lengths) if is_pooled else flat).cpu()
+            return (self._each_pooled(flat.float(), lengths) if is_pooled else flat).cpu()
 
     def _each_pooled(self, flat: Tensor, lengths: Sequence[int]) -> Tensor:
         """(rows, hidden). One by one: a pad more or less may change the last bit of a mean."""

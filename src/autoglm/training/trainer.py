@@ -102,6 +102,8 @@ class Trainer:
         self._settings, self._metric, self._seed = settings, metric, seed
         self._data = data = data.on(self._device)
         self._task, self._checkpoints, self._cache = task, checkpoints, cache
+        self._precision = _format_of(settings, self._device.type, decisions)
+        self._scaler = precision.Scaler(self._precision, self._device.type)
         self._scorer = Scorer(task, [metric, *metrics], self._tell)
         knows = bool(start.known_outputs)
         self._kept = KeptEpoch(settings, metric, num_rows=len(data.validation), knows=knows)
@@ -136,6 +138,8 @@ class Trainer:
             stop=self._stop_if_asked,
             firsts=data.firsts,
             boundaries=boundaries,
+            num_half=data.num_train if data.num_half is None else data.num_half,
+            precision=self._precision,
         )
         self._frozen_by_epoch = Freezing(
             backbone=self._model.backbone,
@@ -155,8 +159,7 @@ class Trainer:
         self._optimizer_name = f"optimizer:{settings['optimizer']}"
         self._own_parts = own_parts(self._model.config)
         self._accumulation = int(settings["accumulation"])
-        self._precision, self._decisions = "fp32", decisions
-        self._scaler = precision.Scaler("fp32", self._device.type)
+        self._decisions = decisions
         self._known: RowStates | None = None
         self._resumed_steps = 0
 
@@ -447,15 +450,9 @@ class Trainer:
         return {"cache": max(0.0, asked * tokens * per_token - self._known.cpu_seconds)}
 
     def _decide(self) -> None:
-        """What is measured: once per run (the formats once per machine), then read."""
+        """What is measured of the memory: once per run, then read."""
         decisions = self._decisions
         decided = decisions.decided if decisions is not None else lambda _name, measure: measure()
-        said = str(self._settings["precision"])
-        self._precision = said
-        if said != "fp32":
-            kind = self._device.type
-            self._precision = precision.choose(said, precision.speeds(kind, decisions), kind)
-        self._scaler = precision.Scaler(self._precision, self._device.type)
         is_checkpointed = bool(self._settings["gradient_checkpointing"])
         budget = int(self._settings["memory_budget"])
         if budget:
@@ -484,6 +481,14 @@ class Trainer:
     def _stop_if_asked(self) -> None:
         if self._cancel.is_set():
             raise CancelledError("training was stopped.", next_step="The run can be resumed.")
+
+
+def _format_of(settings: Mapping[str, Any], device: str, decisions: Decisions | None) -> str:
+    """Measured once per machine, then read."""
+    said = str(settings["precision"])
+    if said == "fp32":
+        return said
+    return precision.choose(said, precision.speeds(device, decisions), device)
 
 
 def _set_mode(optimizer: torch.optim.Optimizer, *, is_training: bool) -> None:
