@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def _size(backbone: Path) -> tuple[int, int]:
     return per_token, 4 * (per_token + hidden * vocabulary)
 
 
+@cache
 def _flops_per_second() -> float:
     """Best of five small matrix products, on the threads that numpy uses."""
     import numpy as np
