@@ -27,7 +27,7 @@ from autoglm import AutoGLMClassifier, AutoGLMRegressor
 from autoglm.errors import ModelError
 from autoglm.plugins import registry
 from autoglm.reuse.prefix_cache import PrefixCache
-from autoglm.training import in_process
+from autoglm.training import in_process, precision
 
 ROWS = learnable_rows(120)
 TEXTS = [row["text"] for row in ROWS]
@@ -61,7 +61,13 @@ def test_a_head_of_a_notebook_s_cell_learns_where_no_folder_is_written(
     assert fitted.score(TEXTS, LABELS) > 0.8
 
 
-def test_folds_encode_each_row_once(plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bf16", [0.5, 2.0], ids=["slow bf16", "fast bf16"])
+def test_folds_encode_each_row_once(
+    plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch, bf16: float
+) -> None:
+    speeds = {"bf16": bf16, "fp16": 0.1}
+    monkeypatch.setattr(precision, "measure", lambda _device: speeds)
+    monkeypatch.setattr(in_process, "_decided", in_process._Decided(64))
     monkeypatch.setattr(in_process, "_states", PrefixCache(2**28))
     encoded: list[int] = []
     monkeypatch.setattr(AutoGLMClassifier, "_on_event", lambda _self, e: _count(encoded, e))

@@ -33,7 +33,7 @@ def test_each_row_validates_in_one_fold_and_is_learnt_from_in_all_others() -> No
             (tuple(row), int(t)) for row, t in zip(data.ids, data.targets, strict=True)
         )
     assert seen == Counter(map(tuple, data.ids))
-    assert fold.num_half == len(data.ids), "a row's states serve the folds that learn from it"
+    assert fold.half == "all", "a row's states serve the folds that learn from it"
 
 
 def test_each_label_is_spread_evenly_over_the_folds() -> None:

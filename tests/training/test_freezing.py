@@ -140,17 +140,22 @@ def test_layers_that_stopped_are_encoded_once_per_row(monkeypatch: pytest.Monkey
     assert all(event["encoded"] for event in told)
 
 
-def test_what_stops_later_is_encoded_from_what_had_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number_format", ["fp32", "bf16"])
+def test_what_stops_later_is_encoded_from_what_had_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number_format: str
+) -> None:
     spans: list[tuple[int, int]] = []
+    decisions = Decisions(tmp_path / "decisions.json")
+    decisions.decided("precision", lambda: {"bf16": 2.0, "fp16": 0.5})
     encode = FrozenPart._encode
 
     def seen(self: FrozenPart, lane: Any, start: int, end: int, *more: Any) -> torch.Tensor:
-        if (start, end) not in spans:
+        if lane.precision == number_format and (start, end) not in spans:
             spans.append((start, end))
         return encode(self, lane, start, end, *more)
 
     monkeypatch.setattr(FrozenPart, "_encode", seen)
-    train(start=deep(6))
+    train(start=deep(6), precision=number_format, decisions=decisions)
     assert spans == [(0, None), (0, 3), (3, 4), (4, 5)], "the head's start, then what stopped"
 
 

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +53,8 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     per_text, (num_params, weights_bytes) = _measure(dataset, sample, project)
     tokens = int(per_text * dataset.rows)
     flops = 2.0 * num_params * per_text * len(texts) * PASSES * settings.training.epochs
-    search_seconds = min(
-        trials * flops / _flops_per_second(), settings.search.budget.total_seconds()
-    )
+    speed = _flops_per_second()
+    search_seconds = min(trials * flops / speed, settings.search.budget.total_seconds())
     held_out = dataset.rows - len(texts)
     release_requests = settings.release.min_requests * sum(100 / s for s in settings.release.steps)
     other_flops = 2.0 * num_params * per_text * (held_out + release_requests)
@@ -65,7 +63,7 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
         train_rows=len(texts),
         tokens=tokens,
         trials=trials,
-        minutes=round((search_seconds + other_flops / _flops_per_second() + 20) / 60, 1),
+        minutes=round((search_seconds + other_flops / speed + 20) / 60, 1),
         # Weights and graph of the version, the same again while it is put together.
         disk_bytes=4 * weights_bytes,
         backbone=settings.model.backbone,
@@ -105,7 +103,6 @@ def _size(backbone: Path) -> tuple[int, int]:
     return per_token, 4 * (per_token + hidden * vocabulary)
 
 
-@cache
 def _flops_per_second() -> float:
     """Best of five small matrix products, on the threads that numpy uses."""
     import numpy as np

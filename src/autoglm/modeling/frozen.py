@@ -51,9 +51,9 @@ def frozen_keys(backbone: Any, device: torch.device | None = None) -> list[str]:
     return keys
 
 
-def key_in(key: str, precision: str) -> str:
-    """Of the same states computed in that format (`training.precision`)."""
-    return key if precision == "fp32" else digest(key, precision)
+def named_in(key: str, number_format: str) -> str:
+    """The key of the same states computed in that format."""
+    return key if number_format == "fp32" else digest(key, number_format)
 
 
 def why_not_frozen(backbone: Any, num_frozen: int) -> str:

@@ -87,7 +87,7 @@ class Pooling(nn.Module):
             return hidden.masked_fill(~is_token, torch.finfo(hidden.dtype).min).amax(1)
         if self.name == "attention":
             scores = (hidden @ self.query).unsqueeze(-1)
-            shares = scores.masked_fill(~is_token, torch.finfo(hidden.dtype).min).softmax(1)
+            shares = scores.masked_fill(~is_token, torch.finfo(scores.dtype).min).softmax(1)
             return (hidden * shares).sum(1)
         weights = is_token.to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)

@@ -194,6 +194,7 @@ class PrefixCache:
             self._add(prefix, store, rows, row_keys, lengths)
         spent = time.process_time() - started + (prefix.seconds_below if missing else 0.0)
         if missing:
+            self._stores.move_to_end(prefix.key)  # not what it was made from
             self._evict()
         self._note(prefix.key, store, spent, sum(lengths[i] for i in missing))
         return RowStates(

@@ -12,11 +12,12 @@ from autoglm.contracts.stage_chain import Cost, StageChain
 from autoglm.modeling.auto_model import layers_of
 from autoglm.modeling.backbones.own_models import is_own
 from autoglm.modeling.body import can_cut
-from autoglm.modeling.frozen import frozen_keys, key_in
+from autoglm.modeling.frozen import frozen_keys, named_in
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import devices
 from autoglm.training.data import Encoded
+from autoglm.training.frozen_part import kept_in
 
 # Of a training step, what the matmuls take (benchmarks/training_speed.py); the rest comes on top.
 MATMUL_SHARE = 0.8
@@ -82,11 +83,12 @@ def cost_of(
             device = devices.choose(str(training["device"]))
             made = partial(frozen_keys, model.backbone, device)
             keys = cache.remembered(devices.name_on(device.type, f"{cache_key}/parts"), made)
-            is_known = cache.has(key_in(keys[num_frozen], str(training["precision"])))
+            kept = kept_in(str(training["precision"]))
+            is_known = cache.has(named_in(keys[num_frozen], kept))
             flops += 0 if is_known else FORWARD * below * every
             whole += FORWARD * below * every
-            kept = "are kept" if is_known else "are encoded once"
-            why.append(f"states behind {num_frozen} frozen layers {kept}")
+            said = "are kept" if is_known else "are encoded once"
+            why.append(f"states behind {num_frozen} frozen layers {said}")
     head = sum(p.numel() for p in model.classifier.parameters())
     of_flop = seconds_per_flop / MATMUL_SHARE
     if not left:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ class Encoded:
     or one tensor per row with a label number per token (-100 where there is none). With `firsts`
     the head is asked at a row's tokens from that place on and nowhere else, and its target has a
     number for each of these. `keys` are the rows' names for people; without them, numbers. For
-    the first `num_half` rows a frozen part may compute in half precision (`frozen_part.lanes`): for
-    those that are learnt from (None), for all of a fold, which other folds learn from, for none.
+    these rows a frozen part may compute in `half` precision (`frozen_part.lanes`): those that are
+    learnt from, all of a fold, which other folds learn from, or none.
     """
 
     ids: Sequence[Any]
@@ -36,7 +36,7 @@ class Encoded:
     label_names: tuple[str, ...]
     firsts: Sequence[int] | None = None
     keys: Sequence[str] | None = None
-    num_half: int | None = None
+    half: Literal["train", "all", "none"] = "train"
 
     def batch(self, rows: Sequence[int]) -> Mapping[str, Tensor]:
         """What a task's loss is handed for these rows."""
@@ -93,6 +93,11 @@ class Encoded:
     def lengths(self) -> Sequence[int]:
         """Tokens of each row; an image is as long as every other."""
         return [1] * len(self.ids) if self.are_images else [len(row) for row in self.ids]
+
+    @property
+    def num_half(self) -> int:
+        """So many rows, the first, are `half`."""
+        return {"train": self.num_train, "all": len(self.ids), "none": 0}[self.half]
 
     @property
     def train(self) -> range:

@@ -39,7 +39,7 @@ def folded(data: Encoded, fold: str, *, seed: int) -> Encoded:
     train = [row for row, fold in enumerate(fold_of) if fold != number - 1]
     validation = [row for row, fold in enumerate(fold_of) if fold == number - 1]
     chosen = data.chosen([*train, *validation], num_train=len(train))
-    return replace(chosen, num_half=len(data.ids))
+    return replace(chosen, half="all")
 
 
 def dealt(groups: Sequence[bytes], strata: Sequence[Hashable], num: int, *, seed: int) -> list[int]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from autoglm.contracts.record import digest
 from autoglm.modeling.attention.packed import lay_out, on_one_thread, packed_on_one_thread
-from autoglm.modeling.frozen import frozen_keys, key_in
+from autoglm.modeling.frozen import frozen_keys, named_in
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.keys import row_key
 from autoglm.reuse.prefix_cache import (
@@ -33,21 +33,31 @@ from autoglm.training.precision import computing_in
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Rows whose frozen part is computed in one number format."""
+    """Rows whose frozen part is computed in one number format. The cache knows what is said of all
+    rows of a lane by one name, so that where anything is known of it, most is.
+    """
 
+    name: str
     precision: str
     rows: range
 
 
+def kept_in(precision: str) -> str:
+    """The format of kept states that training in `precision` learns from. fp16 holds no number
+    above 65,504, so what it reads was computed in fp32.
+    """
+    return precision if precision == "bf16" else "fp32"
+
+
 def lanes(num_rows: int, num_half: int, precision: str) -> list[Lane]:
     """The first `num_half` rows, which are learnt from, are computed as training computes inside
-    its batches; the others, which only score, in fp32, as what is released answers. fp16 holds no
-    number above 65,504, so what it reads was computed in fp32.
+    its batches; the others, which only score, in fp32, as what is released answers.
     """
-    if precision != "bf16":
-        return [Lane("fp32", range(num_rows))]
-    both = Lane(precision, range(num_half)), Lane("fp32", range(num_half, num_rows))
-    return [lane for lane in both if lane.rows]
+    half = kept_in(precision)
+    if half == "fp32" or not num_half:
+        return [Lane("fp32", "fp32", range(num_rows))]
+    scored = Lane(f"fp32 beside {half}", "fp32", range(num_half, num_rows))
+    return [Lane(half, half, range(num_half)), *([scored] if scored.rows else [])]
 
 
 class FrozenPart:
@@ -95,7 +105,7 @@ class FrozenPart:
 
     def names(self, boundary: int) -> list[str]:
         """What the cache knows `states` by."""
-        return [key_in(self._keys[boundary], lane.precision) for lane in self._lanes]
+        return [named_in(self._keys[boundary], lane.name) for lane in self._lanes]
 
     def _states(self, lane: Lane, boundary: int) -> RowStates:
         return self._kept(lane, self._prefix(lane, boundary, self._keys[boundary]))
@@ -118,7 +128,7 @@ class FrozenPart:
         self, lane: Lane, boundary: int | None, key: str, *, is_pooled: bool = False
     ) -> Prefix:
         """States are made from the deepest boundary below that is known."""
-        key, keys = key_in(key, lane.precision), [key_in(k, lane.precision) for k in self._keys]
+        key, keys = named_in(key, lane.name), [named_in(each, lane.name) for each in self._keys]
         spent = 0.0 if self._cache.has(key) else self._on_the_way(lane, boundary)
         depths = range(boundary if boundary is not None else len(keys))
         known = [i for i in reversed(depths) if i and self._cache.has(keys[i])]

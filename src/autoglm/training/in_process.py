@@ -146,7 +146,7 @@ def fit(
         targets=targets_of(answers, (), labels),
         num_train=len(train[0]),
         label_names=labels or ("number",),
-        num_half=0,  # other fits, and those who ask what was learnt, find the same states
+        half="none",  # other fits, and those who ask what was learnt, find the same states
     )
     sample = [ids[i] for i in range(min(SAMPLE_ROWS, data.num_train))]
     state_key, structure = _state_key(recipe, sample), _structure(recipe)

@@ -138,7 +138,7 @@ class Trainer:
             stop=self._stop_if_asked,
             firsts=data.firsts,
             boundaries=boundaries,
-            num_half=data.num_train if data.num_half is None else data.num_half,
+            num_half=data.num_half,
             precision=self._precision,
         )
         self._frozen_by_epoch = Freezing(
