@@ -62,10 +62,9 @@ def test_what_is_not_kept_is_rounded_as_what_is(bf16: dict[str, Any]) -> None:
         for said in ({}, bf16)
     )
     left, right = exact.start_features(), half.start_features()
-    data = toy.rows()
-    assert torch.equal(left[list(data.validation)], right[list(data.validation)])
-    assert not any(torch.equal(left[i], right[i]) for i in data.train)
-    assert torch.allclose(left, right, atol=2**-5)
+    data, apart = toy.rows(), (left - right).abs().amax(1)
+    assert apart[list(data.validation)].max() < 2e-6, "other batches, the same format"
+    assert 1e-5 < apart[list(data.train)].min() <= apart.max() < 2**-5
 
 
 @pytest.mark.parametrize("config", [BERT, PROJECTED], ids=["fp32 sums", "bf16 sums"])
