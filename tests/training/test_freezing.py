@@ -15,7 +15,6 @@ from autoglm.modeling.surgery.config import StructureConfig
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import precision
-from autoglm.training.decisions import Decisions
 from autoglm.training.forward import Forward
 from autoglm.training.freezing import Freezing, why_uncut
 from autoglm.training.frozen_part import FrozenPart
@@ -101,10 +100,10 @@ def test_kept_states_train_as_those_computed_in_each_batch() -> None:
         assert torch.allclose(kept.weights[name], weight, rtol=1e-4, atol=1e-5), name
 
 
-def test_where_training_computes_in_half_precision_what_stopped_does_too(tmp_path: Path) -> None:
+def test_where_training_computes_in_half_precision_what_stopped_does_too(
+    tmp_path: Path, bf16: dict[str, Any]
+) -> None:
     """Rows that only score are encoded as they are scored."""
-    bf16 = {"precision": "bf16", "decisions": Decisions(tmp_path / "decisions.json")}
-    bf16["decisions"].decided("precision", lambda: {"bf16": 2.0, "fp16": 0.5})
     said = {"trainable_layers": 4, "freezing": "progressive", "start": deep()}
     exact, half, computed = (
         toy.trainer(**said),
@@ -142,11 +141,9 @@ def test_layers_that_stopped_are_encoded_once_per_row(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("number_format", ["fp32", "bf16"])
 def test_what_stops_later_is_encoded_from_what_had_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number_format: str
+    bf16: dict[str, Any], monkeypatch: pytest.MonkeyPatch, number_format: str
 ) -> None:
     spans: list[tuple[int, int]] = []
-    decisions = Decisions(tmp_path / "decisions.json")
-    decisions.decided("precision", lambda: {"bf16": 2.0, "fp16": 0.5})
     encode = FrozenPart._encode
 
     def seen(self: FrozenPart, lane: Any, start: int, end: int, *more: Any) -> torch.Tensor:
@@ -155,7 +152,7 @@ def test_what_stops_later_is_encoded_from_what_had_stopped(
         return encode(self, lane, start, end, *more)
 
     monkeypatch.setattr(FrozenPart, "_encode", seen)
-    train(start=deep(6), precision=number_format, decisions=decisions)
+    train(start=deep(6), **{**bf16, "precision": number_format})
     assert spans == [(0, None), (0, 3), (3, 4), (4, 5)], "the head's start, then what stopped"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,6 @@ from transformers import BertConfig, DebertaV2Config
 from autoglm.reuse.prefix_cache import PrefixCache, RowStates, joined
 from autoglm.training.cost import cost_of
 from autoglm.training.data import Encoded
-from autoglm.training.decisions import Decisions
 from autoglm.training.folds import folded
 from autoglm.training.rehearsal import rehearsed
 from training import toy
@@ -26,13 +24,6 @@ SIZES = {
 BERT = BertConfig(**SIZES)
 # Between its embeddings and its layers stands a linear layer, so that its layers' sums are bf16.
 PROJECTED = DebertaV2Config(embedding_size=16, **SIZES)
-
-
-@pytest.fixture
-def bf16(tmp_path: Path) -> dict[str, Any]:
-    decisions = Decisions(tmp_path / "decisions.json")
-    decisions.decided("precision", lambda: {"bf16": 2.0, "fp16": 1.5})
-    return {"precision": "bf16", "decisions": decisions}
 
 
 def named(data: Encoded) -> Encoded:
