@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -12,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from autoglm.cli.report import show_report
 from autoglm.contracts.dataset_version import DatasetVersion
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.loop.refreshing import _question
@@ -35,7 +39,7 @@ def change_rows(project: Path, first: int, last: int) -> None:
 
 
 def test_few_changed_rows_are_a_refresh_and_another_question_about_them_is_a_whole_study(
-    round_trip: RoundTrip,
+    round_trip: RoundTrip, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = round_trip.project()
     change_rows(project, 1, 4)
@@ -53,6 +57,10 @@ def test_few_changed_rows_are_a_refresh_and_another_question_about_them_is_a_who
     assert len(kept) == 2, "what both versions said of the test rows, each asked once"
     assert why[0] == "1 of 1 stages of 2 steps", "42 rows in batches of 32; all 153 are 5 steps"
 
+    show_report(second["report"], "v2", "v1")
+    assert re.search(r"^floors for \w+: majority 0\.\d+$", capsys.readouterr().out, re.MULTILINE)
+    assert second["report"]["linear_floor"] is None, "the whole study before it showed that"
+
     apply = [sys.executable, "-m", "autoglm.cli", "search", "apply", str(project)]
     refused = subprocess.run(apply, capture_output=True, text=True, check=False)
     assert refused.returncode != 0
@@ -64,6 +72,8 @@ def test_few_changed_rows_are_a_refresh_and_another_question_about_them_is_a_who
     third, said = run(project, "--set", "training.lr=1e-3")
     assert (third["stopped_by"], third["num_trials"]) == ("trials", 2)
     assert "% of the rows changed" not in said
+    show_report(third["report"], "v3", "v2")
+    assert re.search(r"majority 0\.\d+, linear \d\.\d+$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_copy_of_a_project_goes_on_with_its_own_rows_and_leaves_those_of_the_other(

@@ -62,9 +62,17 @@ def test_logits_that_are_large_may_differ_by_more_and_a_wrong_graph_is_still_ref
 
 
 def test_other_weights_of_one_structure_need_no_exporter_and_give_its_bytes(
-    tmp_path: Path, tiny_backbone: Path, exports: list[str]
+    tmp_path: Path, tiny_backbone: Path, exports: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, graphs = toy(tiny_backbone), tmp_path / "graphs"
+    asked, real = [], export._said_of
+
+    def counted(model: Any, rows: Any, pad_id: int) -> Any:
+        asked.append(len(rows))
+        return real(model, rows, pad_id)
+
+    monkeypatch.setattr(export, "_said_of", counted)
+    monkeypatch.setattr(export, "ROWS_OF_KEPT", 3)
     exported(model, tiny_backbone, tmp_path / "first", graphs)
     assert exports == ["export"]
     (kept,) = graphs.glob("*.onnx")
@@ -89,6 +97,7 @@ def test_other_weights_of_one_structure_need_no_exporter_and_give_its_bytes(
     assert done.parity <= export.MAX_PARITY
     assert (tmp_path / "third" / "model.onnx").read_bytes() == graph
     assert kept.read_bytes() == good
+    assert asked == [8, 3, 3, 8], "of a graph that was proved before only the weights are new"
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
     kept.write_bytes(b"")

@@ -24,7 +24,8 @@ def show_report(report: Mapping[str, Any], model: str, stable: str) -> None:
         typer.echo(f"{name} has no score: {problem}")
     _show_slices(report, model, stable)
     if report["majority"] is not None or report["linear_floor"] is not None:
-        floors = f"majority {number(report['majority'])}, linear {number(report['linear_floor'])}"
+        named = (("majority", report["majority"]), ("linear", report["linear_floor"]))
+        floors = ", ".join(f"{name} {number(value)}" for name, value in named if value is not None)
         typer.echo(f"floors for {report['metric']}: {floors}")
 
 

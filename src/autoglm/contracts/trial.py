@@ -90,3 +90,8 @@ class StudyResult:
     removed: tuple[Removal, ...] = ()
     unmet: tuple[Unmet, ...] = ()
     refresh: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it asked its own question, instead of finding that an earlier answer holds."""
+        return self.stopped_by != "refresh"

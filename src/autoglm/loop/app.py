@@ -114,16 +114,23 @@ class App:
         return (errand.perform if self.is_alone else errand.send)(name, **arguments)
 
     def evaluate(
-        self, spec: RunSpec, candidate: str, stable: str, *, since: int | None = None
+        self,
+        spec: RunSpec,
+        candidate: str,
+        stable: str,
+        *,
+        since: int | None = None,
+        fits_floor: bool = True,
     ) -> Any:
         """The evaluation report of two model folders (`stable` may be empty), as a document;
-        `since` is the dataset version that stable learnt from. Of models that write, a training
-        worker finds what they give to the answers.
+        `since` is the dataset version that stable learnt from. `fits_floor`: see
+        `evaluate_candidate`. Of models that write, a training worker finds what they give to the
+        answers.
         """
         if spec.dataset.form.answers != "text":
             return self.errand(
                 "evaluate", spec=to_json(spec), candidate=candidate, stable=stable, since=since,
-                cache=str(self.cache),
+                cache=str(self.cache), fits_floor=fits_floor,
             )  # fmt: skip
         folders = {"candidate": candidate, "stable": stable}
         try:

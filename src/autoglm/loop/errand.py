@@ -42,6 +42,7 @@ def evaluate(arguments: Mapping[str, Any]) -> Any:
         arguments["stable"],
         arguments.get("since"),
         cache=Path(arguments["cache"]),
+        fits_floor=arguments["fits_floor"],
     )
     return to_json(report)
 

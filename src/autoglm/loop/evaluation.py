@@ -36,10 +36,12 @@ def evaluate_candidate(
     since: int | None = None,
     *,
     cache: Path | None = None,
+    fits_floor: bool = True,
 ) -> EvaluationReport:
     """`candidate` and `stable` are model folders; `stable` is empty for a first model, which
     the first of a task is too. `since` is the dataset version that stable learnt from. What models
-    said of rows is looked for, and kept, in the folder `cache`.
+    said of rows is looked for, and kept, in the folder `cache`. Where stable judges, the linear
+    floor is only shown: without `fits_floor` it is left out.
 
     Raises: PluginError of an evaluator that picks or constrains (evaluation.asking).
     """
@@ -56,12 +58,15 @@ def evaluate_candidate(
     scores |= _measured(asked, spec, settings, candidate)
     stable_scores |= _measured(asked, spec, settings, stable)
     slices = find_slices(spec, settings, test, since if stable else None)
-    floors = _Floors(model, spec.dataset.form, train, test.inputs)
+    floors = _Floors(
+        model, spec.dataset.form, train, test.inputs, is_linear=fits_floor or other is None
+    )
     gate, shown = asked.gate, floors.values(asked.gate, truth)
     mine, margin = said.to(gate), settings.evaluate.margin
     difference = paired(gate, truth, mine, other.to(gate)) if other is not None else None
     if other is None:
-        linear = None if needs_proba(gate) else paired(gate, truth, mine, floors.linear)
+        floor = None if needs_proba(gate) else floors.linear
+        linear = None if floor is None else paired(gate, truth, mine, floor)
         value = scores[asked.metric].value
         judged = offline_gate.judge_first(value, shown["majority"], linear, margin=margin)
     else:
@@ -153,13 +158,22 @@ class _Floors:
     """
 
     def __init__(
-        self, model: OnnxModel, form: TaskForm, train: Rows, inputs: Sequence[Any]
+        self,
+        model: OnnxModel,
+        form: TaskForm,
+        train: Rows,
+        inputs: Sequence[Any],
+        *,
+        is_linear: bool,
     ) -> None:
         self.majority = majority_predictions(train.answers, inputs, form)
         # Asked for by what judges shares of labels, which numbers do not have.
         self._majority_shares = partial(majority_shares, train.answers, inputs, model.labels)
         whole = train.inputs, train.answers, inputs, form
+        self.linear: list[Any] | None = None
         self.whole: list[Any] | None = None
+        if not is_linear:
+            return
         if form.reads == "image":
             pixels = [model.pixels(rows) for rows in (train.inputs, inputs)]
             self.linear = linear_predictions(pixels[0], train.answers, pixels[1], form)

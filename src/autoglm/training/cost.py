@@ -17,6 +17,7 @@ from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import devices
 from autoglm.training.data import Encoded
+from autoglm.training.decisions import Decisions
 from autoglm.training.frozen_part import kept_in
 
 # Of a training step, what the matmuls take (benchmarks/training_speed.py); the rest comes on top.
@@ -25,8 +26,16 @@ MATMUL_SHARE = 0.8
 FORWARD, LEARNING = 2, 6
 
 
-def seconds_per_flop(seconds: float = 0.1) -> float:
-    """CPU-seconds of a floating-point operation in matmuls of a small encoder's shape."""
+def seconds_per_flop(decisions: Decisions) -> float:
+    """CPU-seconds of a floating-point operation: of a machine once, of a run ever after."""
+    name = "seconds_per_flop"
+    mine = f"{name} {devices.identity('cpu')}"
+    found: float = decisions.decided(name, lambda: decisions.of_machine(mine, measure))
+    return found
+
+
+def measure(seconds: float = 0.1) -> float:
+    """As above, now, in matmuls of a small encoder's shape."""
     left, right = torch.randn(512, 384), torch.randn(384, 1536)
     torch.mm(left, right)
     started, wall, count = time.process_time(), time.monotonic(), 0

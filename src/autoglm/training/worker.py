@@ -277,7 +277,7 @@ class Worker:
                 data=self._data_of(settings),
                 cache=self._cache,
                 cache_key=self._cache_key(settings["model"]),
-                seconds_per_flop=self._decisions.decided("seconds_per_flop", seconds_per_flop),
+                seconds_per_flop=seconds_per_flop(self._decisions),
                 frozen=self._frozen_by_epoch(settings["model"], settings["training"]),
             )
         )
