@@ -49,13 +49,13 @@ def test_few_changed_rows_are_a_refresh_and_another_question_about_them_is_a_who
     assert (second["stopped_by"], second["num_trials"]) == ("refresh", 1)
     assert "2.0 % of the rows changed since study" in said
     assert "from stable, on what is new and a sample of the other rows" in said
-    assert second["best"]["params"]["training.rehearsal"] == 0.25
+    assert second["best"]["params"]["training.rehearsal"] == 0.1
     show = [sys.executable, "-m", "autoglm.cli", "search", "show", str(project), "--json"]
     shown = json.loads(subprocess.run(show, capture_output=True, text=True, check=True).stdout)
     why = shown["trials"][0]["why"]
     kept = list((project / ".autoglm" / "default" / "cache" / "logits").glob("*.safetensors"))
     assert len(kept) == 2, "what both versions said of the test rows, each asked once"
-    assert why[0] == "1 of 1 stages of 2 steps", "42 rows in batches of 32; all 153 are 5 steps"
+    assert why[0] == "1 of 1 stages of 1 steps", "24 rows in a batch of 32; all 153 are 5 steps"
 
     show_report(second["report"], "v2", "v1")
     assert re.search(r"^floors for \w+: majority 0\.\d+$", capsys.readouterr().out, re.MULTILINE)
@@ -86,7 +86,7 @@ def test_a_copy_of_a_project_goes_on_with_its_own_rows_and_leaves_those_of_the_o
     change_rows(copied, 1, 4)
     second, _said = run(copied)
     assert (second["stopped_by"], second["num_trials"]) == ("refresh", 1)
-    assert second["best"]["params"]["training.rehearsal"] == 0.25, "stable knows the others"
+    assert second["best"]["params"]["training.rehearsal"] == 0.1, "stable knows the others"
     assert second["dataset_version"]["uri"].startswith(str(copied))
     assert bytes_of(project) == before
 

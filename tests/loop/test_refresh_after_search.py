@@ -240,10 +240,10 @@ def test_from_stable_rows_are_left_out_where_the_project_leaves_it_open_and_it_i
         given = AsOfRun(spec, settings, pruned, app, runner=runner, allows=lambda _p: allowed)
         return given.cheaper("stable", {"training.lr": 0.5})
 
-    assert beside() == {REHEARSAL: 0.25}
+    assert beside() == {REHEARSAL: 0.1}
     assert beside({"rehearsal": 0.5}) == {REHEARSAL: 0.5}
     assert beside({"rehearsal": 1.0}) == {}
-    assert beside(training={"rehearsal": 0.2}) == {}, "every trial leaves out more"
+    assert beside(training={"rehearsal": 0.05}) == {}, "every trial leaves out more"
     assert (
         beside({"space": {"lr": {"uniform": [0.1, 1]}, "rehearsal": {"choice": [0.5, 1.0]}}}) == {}
     )

@@ -33,7 +33,7 @@ from autoglm.modeling.images import PREPROCESSOR
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
 from autoglm.modeling.onnx_model import BATCH_TOKENS, OnnxModel
 from autoglm.modeling.onnx_rnn import rnn_as_a_node
-from autoglm.modeling.plain_class import agrees, as_plain_class, auto_class, is_of_images
+from autoglm.modeling.plain_class import agrees, as_plain_class, auto_class, is_of_images, opened
 from autoglm.reuse.prefix_cache import pad_ids
 
 MAX_PARITY = 1e-4
@@ -130,12 +130,12 @@ def _write_model(
     """config.json and model.safetensors: of transformers' own class where it answers alike, else
     of ours with its code. Gives `opens_with`.
     """
-    plain = as_plain_class(model, labels)
-    if plain is not None:
+    plain, asked = as_plain_class(model, labels), _compared(model, pad_id)
+    if plain is not None and agrees(model, plain, asked):
         cleaned = {k: v for k, v in plain.config.to_diff_dict().items() if k not in OF_A_MACHINE}
         _write_json(folder / "config.json", cleaned | {"architectures": [type(plain).__name__]})
         _write_weights(plain, folder)
-        if agrees(model, folder, _compared(model, pad_id)):
+        if agrees(model, opened(model, folder), asked):
             return "transformers"
     config = {
         "architectures": [type(model).__name__],

@@ -1,9 +1,10 @@
 """Whether a class of transformers' own gives the same logits as a trained model.
 
-as_plain_class(model, labels) → that class with the weights, or None
-agrees(model, folder, inputs) → whether the folder, opened by its Auto class, answers alike
+as_plain_class(model, labels)  → that class with the weights, or None
+opened(model, folder)          → that class as its Auto class opens it
+agrees(model, plain, batches)  → whether it answers alike
 
-Nothing is believed of a family: what is written is opened again and compared. Expressible are a
+Nothing is believed of a family: what agrees is written, opened again and compared again. Expressible are a
 linear head on every token, where the family's class has the same; a linear head without bias on a
 decoder's last token; `cls` pooling of DINOv2 (the other half of its head reads 0); an `mlp` head on
 `cls` of ELECTRA and DeBERTa-v2, whose classes have that head. BERT's, RoBERTa's and ModernBERT's
@@ -109,18 +110,20 @@ def _copied(place: Any, head: nn.Linear) -> bool:
     return True
 
 
+def opened(model: AutoGLMForSequenceClassification, folder: Path) -> Any:
+    """What others get who open `folder` by the Auto class of `model`, in eval mode."""
+    return auto_class(model).from_pretrained(folder, local_files_only=True).eval()
+
+
 @torch.no_grad()
 def agrees(
-    model: AutoGLMForSequenceClassification,
-    folder: Path,
-    batches: Sequence[Mapping[str, Tensor]],
+    model: AutoGLMForSequenceClassification, plain: Any, batches: Sequence[Mapping[str, Tensor]]
 ) -> bool:
-    """Whether the class in `folder` says the same on these batches, pads among them."""
-    opened = auto_class(model).from_pretrained(folder, local_files_only=True).eval()
+    """Whether `plain` says the same on these batches, pads among them."""
     for batch in batches:
         wanted = model(**batch).logits
         try:
-            found = opened(**batch).logits
+            found = plain(**batch).logits
         except ValueError:  # a decoder without a pad token reads one row at a time
             return False
         if wanted.shape != found.shape:

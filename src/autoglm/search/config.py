@@ -82,7 +82,7 @@ class SearchConfig:
         Gt(0),
         Le(1),
         live("`training.rehearsal` of the first trial of a refresh from stable; 1 = all rows."),
-    ] = 0.25
+    ] = 0.1
     space: Annotated[
         str | Mapping[str, Any],
         live(
