@@ -4,12 +4,12 @@ as_plain_class(model, labels)  → that class with the weights, or None
 opened(model, folder)          → that class as its Auto class opens it
 agrees(model, plain, batches)  → whether it answers alike
 
-Nothing is believed of a family: what agrees is written, opened again and compared again. Expressible are a
-linear head on every token, where the family's class has the same; a linear head without bias on a
-decoder's last token; `cls` pooling of DINOv2 (the other half of its head reads 0); an `mlp` head on
-`cls` of ELECTRA and DeBERTa-v2, whose classes have that head. BERT's, RoBERTa's and ModernBERT's
-sequence classes put a layer of their own between pooling and head, and so does ModernBERT's for
-tokens: a linear head has no place there.
+Nothing is believed of a family: what agrees is written, opened again and compared again.
+Expressible are a linear head on every token, where the family's class has the same; a linear head
+without bias on a decoder's last token; `cls` pooling of DINOv2 (the other half of its head reads
+0); an `mlp` head on `cls` of ELECTRA and DeBERTa-v2, whose classes have that head. BERT's,
+RoBERTa's and ModernBERT's sequence classes put a layer of their own between pooling and head, and
+so does ModernBERT's for tokens: a linear head has no place there.
 """
 
 from __future__ import annotations
