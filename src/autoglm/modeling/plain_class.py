@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.initialization import no_init_weights
 
 from autoglm.modeling.attention.registry import BUILT_IN
 from autoglm.modeling.modeling_autoglm import AutoGLMForSequenceClassification
@@ -67,19 +68,24 @@ def as_plain_class(model: AutoGLMForSequenceClassification, labels: Sequence[str
     }
     config = type(model.backbone.config).from_dict(said)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with no_init_weights():  # all but what was never read are given to it
             plain = auto_class(model).from_config(config, attn_implementation="sdpa")
     except ValueError:  # no such class, or it has no sdpa
         return None
     inner = getattr(plain, plain.base_model_prefix, None)
-    if inner is None or not _take_backbone(inner, model.backbone.state_dict()):
+    if inner is None or not _take_backbone(plain, inner, model.backbone.state_dict()):
         return None
     return plain.eval() if _take_head(plain, model) else None
 
 
-def _take_backbone(inner: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+def _take_backbone(plain: Any, inner: nn.Module, weights: Mapping[str, Tensor]) -> bool:
     missing, unexpected = inner.load_state_dict(dict(weights), strict=False)
-    return not [name for name in (*missing, *unexpected) if not name.startswith(UNREAD)]
+    if [name for name in (*missing, *unexpected) if not name.startswith(UNREAD)]:
+        return False
+    with torch.random.fork_rng(devices=[]):
+        for name in {name.rpartition(".")[0] for name in missing}:
+            plain._init_weights(inner.get_submodule(name))
+    return True
 
 
 @torch.no_grad()
