@@ -79,7 +79,8 @@ def as_plain_class(model: AutoGLMForSequenceClassification, labels: Sequence[str
 
 
 def _take_backbone(plain: Any, inner: nn.Module, weights: Mapping[str, Tensor]) -> bool:
-    missing, unexpected = inner.load_state_dict(dict(weights), strict=False)
+    # The tensors themselves: nothing changes them, and a second model's would be as large again.
+    missing, unexpected = inner.load_state_dict(dict(weights), strict=False, assign=True)
     if [name for name in (*missing, *unexpected) if not name.startswith(UNREAD)]:
         return False
     with torch.random.fork_rng(devices=[]):

@@ -51,6 +51,7 @@ from autoglm.plugins import registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.reuse.prefix_cache import PrefixCache, RowStates
 from autoglm.training import checkpoint, devices, gradients, memory, precision
+from autoglm.training.copies import copy_of, own_what_learns
 from autoglm.training.data import Encoded, batches, pieces, share
 from autoglm.training.decisions import Decisions
 from autoglm.training.diagnosis import diverged, first_bad_weight
@@ -108,10 +109,9 @@ class Trainer:
         knows = bool(start.known_outputs)
         self._kept = KeptEpoch(settings, metric, num_rows=len(data.validation), knows=knows)
         self._algorithms, self._callbacks, self._on_event = algorithms, callbacks, on_event
-        devices.free_copies(sum(p.nbytes for p in start.parameters()))
         devices.free_unused(self._device)
         devices.forget_peak(self._device)
-        self._model = copy.deepcopy(start).to(self._device)
+        self._model = copy_of(start, self._device)
         self._cancel = threading.Event()
         num_frozen = freeze_below(self._model, int(settings["trainable_layers"]))
         torch.manual_seed(seed)
@@ -151,6 +151,7 @@ class Trainer:
         self._optimizer = registry.get("optimizer", str(settings["optimizer"]))
         rows = () if data.are_images else data.ids
         self._vocabulary = cut_vocabulary(self._model, rows, optimizer=self._optimizer)
+        own_what_learns(self._model, frozen_too=bool(algorithms))
         if self._vocabulary is not None:
             self._forward.renumber(self._vocabulary)
         # Read once: the step loop reads no settings.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import shutil
@@ -450,7 +449,9 @@ class Worker:
         assert reached is not None, "what is exported was trained"
         weights = load_file(reached.folder / stages.WEIGHTS)
         settings = chain.stages[-1].settings["model"]
-        model = copy.deepcopy(self._model_of(settings))
+        # Not a copy, which is a second model in memory: who wants this start again loads it again.
+        model = self._model_of(settings)
+        self._models.pop(digest(settings))
         load_trained(
             model,
             from_json(StructureConfig, settings["structure"]),
