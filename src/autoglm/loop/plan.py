@@ -53,7 +53,7 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     per_text, (num_params, weights_bytes) = _measure(dataset, sample, project)
     tokens = int(per_text * dataset.rows)
     flops = 2.0 * num_params * per_text * len(texts) * PASSES * settings.training.epochs
-    speed = _flops_per_second()
+    speed = _flops_per_second(settings.training.threads or os.cpu_count() or 1)
     search_seconds = min(trials * flops / speed, settings.search.budget.total_seconds())
     held_out = dataset.rows - len(texts)
     release_requests = settings.release.min_requests * sum(100 / s for s in settings.release.steps)
@@ -103,14 +103,18 @@ def _size(backbone: Path) -> tuple[int, int]:
     return per_token, 4 * (per_token + hidden * vocabulary)
 
 
-def _flops_per_second() -> float:
-    """Best of five small matrix products, on the threads that numpy uses."""
+def _flops_per_second(threads: int) -> float:
+    """Best of five small matrix products on one thread, times `threads`. Two that wait for each
+    other on one core that is left take a turn of the scheduler for each product: six times as long.
+    """
     import numpy as np
+    from threadpoolctl import threadpool_limits
 
     left, right = np.ones((384, 384), np.float32), np.ones((384, 1536), np.float32)
-    best = min(_seconds(left, right) for _ in range(5))
+    with threadpool_limits(1, user_api="blas"):
+        best = min(_seconds(left, right) for _ in range(5))
     # A training step reaches about half of a bare product's speed.
-    return 0.5 * 2 * 384 * 384 * 1536 / best
+    return 0.5 * threads * 2 * 384 * 384 * 1536 / best
 
 
 def _seconds(left: object, right: object) -> float:
