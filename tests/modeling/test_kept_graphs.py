@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from tests.conftest import learnable_rows
@@ -88,6 +89,8 @@ def test_other_weights_of_one_structure_need_no_exporter_and_give_its_bytes(
     assert exports == ["export"]
     assert done.parity <= export.MAX_PARITY
     graph = (tmp_path / "second" / "model.onnx").read_bytes()
+    read = onnx.load_from_string(graph)
+    assert graph == read.SerializeToString(deterministic=True), "as protobuf writes it"
     assert graph != (tmp_path / "first" / "model.onnx").read_bytes()
     assert str(Path(torch.__file__).parents[1]).encode() not in graph, "paths of a machine"
 
@@ -107,7 +110,6 @@ def test_other_weights_of_one_structure_need_no_exporter_and_give_its_bytes(
 
 
 def spoil(kept: Path) -> None:
-    import onnx
 
     graph = onnx.load(kept)
     node = next(node for node in graph.graph.node if node.op_type == "Gelu")
@@ -116,7 +118,8 @@ def spoil(kept: Path) -> None:
     onnx.save(graph, kept)
 
 
-def test_constants_that_are_more_than_a_weight_are_not_kept() -> None:
+def test_constants_that_are_more_than_a_weight_are_not_kept(tmp_path: Path) -> None:
+
     from onnx import TensorProto, helper, numpy_helper
 
     model = torch.nn.Linear(2, 3)
@@ -130,13 +133,14 @@ def test_constants_that_are_more_than_a_weight_are_not_kept() -> None:
     kept = kept_graphs.without_weights(graph(weight.T, bias), model)
     assert [c.raw_data for c in kept.graph.initializer] == [b"", b""]
     other = torch.nn.Linear(2, 3)
-    filled = kept_graphs.fill(kept, other).graph.initializer
+    kept_graphs.write(kept, other, tmp_path / "other.onnx")
+    filled = onnx.load(tmp_path / "other.onnx").graph.initializer
     assert numpy_helper.to_array(filled[0]).tolist() == other.weight.T.tolist()
     assert kept_graphs.without_weights(graph(weight * 2, bias), model) is None
     assert kept_graphs.without_weights(graph(bias), torch.nn.Linear(1, 1, bias=False)) is None
     again = kept_graphs.without_weights(graph(weight, bias), model)
     with pytest.raises(ValueError, match="no weight of shape"):
-        kept_graphs.fill(again, torch.nn.Linear(2, 4))
+        kept_graphs.write(again, torch.nn.Linear(2, 4), tmp_path / "another.onnx")
     assert not kept_graphs.can_be_kept(torch.nn.GRU(2, 2))
 
 

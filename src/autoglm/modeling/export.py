@@ -259,7 +259,7 @@ def _write_graph(
     kept = kept_graphs.find(graphs, key) if graphs is not None else None
     if kept is not None:
         with contextlib.suppress(ValueError):
-            _write_proto(kept_graphs.fill(kept, whole), path)
+            kept_graphs.write(kept, whole, path)
             if (parity := check(rows[:ROWS_OF_KEPT])) <= MAX_PARITY:
                 return parity
         kept = None
@@ -268,8 +268,11 @@ def _write_graph(
             kept = kept_graphs.without_weights(_exported(whole, inputs, axes), whole)
     if kept is not None and graphs is not None:
         kept_graphs.keep(graphs, key, kept)
-    made = _exported(whole, inputs, axes) if kept is None else kept_graphs.fill(kept, whole)
-    _write_proto(made, path)
+    if kept is not None:
+        kept_graphs.write(kept, whole, path)
+    else:
+        made = _exported(whole, inputs, axes)
+        path.write_bytes(made.SerializeToString(deterministic=True))
     return check(rows)
 
 
@@ -282,10 +285,6 @@ def _structure(model: AutoGLMForSequenceClassification) -> str:
     # In one order: a config that was read from a folder has its keys in another than one made here.
     said = json.dumps(config, sort_keys=True, default=str)
     return digest(said, shapes, makers, code)
-
-
-def _write_proto(graph: Any, path: Path) -> None:
-    path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
 @contextlib.contextmanager

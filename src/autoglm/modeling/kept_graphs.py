@@ -3,7 +3,7 @@
 can_be_kept(model)             → whether it is worth trying
 told_apart(model)              → inside, no two tensors of the model are equal
 without_weights(graph, model)  → the graph, told where its weights come from; None if it cannot be
-fill(graph, model)             → the graph with the model's weights
+write(graph, model, path)      → a file: the graph with the model's weights
 find(folder, key), keep(folder, key, graph)
 
 The exporter takes seconds of symbolic shapes per layer and gives, of one structure, one graph.
@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 # Said of an initializer: whose tensor it is, and whether it is transposed.
 SOURCE, TURNED = "autoglm.source", "autoglm.turned"
 FLOATS = (1, 10, 11, 16)  # onnx.TensorProto's FLOAT, FLOAT16, DOUBLE, BFLOAT16
 GRAPHS_KEPT = 16
+MOST_BYTES = 2**31 - 1
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -33,14 +36,17 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    data: bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return data
+def _numbers(tensor: Tensor) -> NDArray[np.uint8]:
+    """Its bytes, in rows; not copied where they lie so."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    numbers: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+    return numbers
 
 
 def _stamp(tensor: Tensor) -> bytes:
-    shape = str(tuple(tensor.shape)).encode()
-    return hashlib.blake2b(_bytes(tensor) + shape, digest_size=16).digest()
+    made = hashlib.blake2b(_numbers(tensor), digest_size=16)
+    made.update(str(tuple(tensor.shape)).encode())
+    return made.digest()
 
 
 def can_be_kept(model: nn.Module) -> bool:
@@ -104,24 +110,93 @@ def without_weights(graph: Any, model: nn.Module) -> Any:
     return graph
 
 
-def fill(graph: Any, model: nn.Module) -> Any:
-    """`graph` of `without_weights` with the tensors of a model of the same structure, in place.
+def write(graph: Any, model: nn.Module, path: Path) -> None:
+    """`graph` of `without_weights` with the tensors of a model of the same structure, as protobuf
+    would write it; but no message ever holds the weights, which come straight from the model.
 
-    Raises: ValueError when it is of another structure.
+    Raises: ValueError when it is of another structure, or larger than protobuf reads.
     """
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.CopyFrom(graph)
+    del bare.graph.initializer[:]
     tensors = _tensors(model)
-    for constant in graph.graph.initializer:
+    constants = [_Constant.of(constant, tensors) for constant in graph.graph.initializer]
+    model_parts = _around(bare, "graph")
+    graph_parts = _around(bare.graph, "initializer")
+    fields = [_field(onnx.GraphProto, "initializer", c.num_bytes) for c in constants]
+    num_bytes = sum(map(len, (*graph_parts, *fields))) + sum(c.num_bytes for c in constants)
+    if num_bytes > MOST_BYTES:
+        raise ValueError(f"a graph of {num_bytes} bytes is more than protobuf reads")
+    with path.open("wb") as stream:
+        stream.write(model_parts[0] + _field(onnx.ModelProto, "graph", num_bytes) + graph_parts[0])
+        for field, constant in zip(fields, constants, strict=True):
+            stream.write(field)
+            constant.write(stream)
+        stream.write(graph_parts[1] + model_parts[1])
+
+
+class _Constant(NamedTuple):
+    """An initializer: what stands before and behind its numbers, and whose tensor these are."""
+
+    before: bytes
+    behind: bytes
+    tensor: Tensor | None
+
+    @classmethod
+    def of(cls, constant: Any, tensors: Mapping[str, Tensor]) -> _Constant:
         said = {p.key: p.value for p in constant.metadata_props}
         if SOURCE not in said:
-            continue
+            return cls(constant.SerializeToString(deterministic=True), b"", None)
         tensor = tensors.get(said[SOURCE])
         if tensor is not None and TURNED in said:
             tensor = tensor.mT
         if tensor is None or tuple(tensor.shape) != tuple(constant.dims):
             raise ValueError(f"no {said[SOURCE]} of shape {tuple(constant.dims)} in the model")
-        constant.raw_data = _bytes(tensor)
-        constant.ClearField("metadata_props")
-    return graph
+        plain = type(constant)()
+        plain.CopyFrom(constant)
+        plain.ClearField("metadata_props")
+        before, behind = _around(plain, "raw_data")
+        return cls(before + _field(type(constant), "raw_data", tensor.nbytes), behind, tensor)
+
+    @property
+    def num_bytes(self) -> int:
+        numbers = 0 if self.tensor is None else self.tensor.nbytes
+        return len(self.before) + numbers + len(self.behind)
+
+    def write(self, stream: BinaryIO) -> None:
+        stream.write(self.before)
+        if self.tensor is not None:
+            stream.write(_numbers(self.tensor).data)
+        stream.write(self.behind)
+
+
+def _around(message: Any, name: str) -> tuple[bytes, bytes]:
+    """What protobuf writes of a message before and behind the field `name`, by the numbers."""
+    at = message.DESCRIPTOR.fields_by_name[name].number
+    before, behind = type(message)(), type(message)()
+    for part, is_in in ((before, at.__gt__), (behind, at.__lt__)):
+        part.CopyFrom(message)
+        for field in message.DESCRIPTOR.fields:
+            if not is_in(field.number):
+                part.ClearField(field.name)
+    return before.SerializeToString(deterministic=True), behind.SerializeToString(
+        deterministic=True
+    )
+
+
+def _field(message: Any, name: str, num_bytes: int) -> bytes:
+    """How protobuf begins a field whose content has so many bytes: its number, and the size.
+    Source: protobuf.dev/programming-guides/encoding.
+    """
+    out = bytearray()
+    for number in (message.DESCRIPTOR.fields_by_name[name].number << 3 | 2, num_bytes):
+        while number > 0x7F:
+            out.append(number & 0x7F | 0x80)
+            number >>= 7
+        out.append(number)
+    return bytes(out)
 
 
 def forget_notes(graph: Any) -> None:
