@@ -110,7 +110,6 @@ def test_other_weights_of_one_structure_need_no_exporter_and_give_its_bytes(
 
 
 def spoil(kept: Path) -> None:
-
     graph = onnx.load(kept)
     node = next(node for node in graph.graph.node if node.op_type == "Gelu")
     node.op_type = "Relu"
@@ -119,7 +118,6 @@ def spoil(kept: Path) -> None:
 
 
 def test_constants_that_are_more_than_a_weight_are_not_kept(tmp_path: Path) -> None:
-
     from onnx import TensorProto, helper, numpy_helper
 
     model = torch.nn.Linear(2, 3)

@@ -44,7 +44,7 @@ def _numbers(tensor: Tensor) -> NDArray[np.uint8]:
 
 
 def _stamp(tensor: Tensor) -> bytes:
-    made = hashlib.blake2b(_numbers(tensor), digest_size=16)
+    made = hashlib.blake2b(_numbers(tensor).data, digest_size=16)
     made.update(str(tuple(tensor.shape)).encode())
     return made.digest()
 
@@ -181,9 +181,8 @@ def _around(message: Any, name: str) -> tuple[bytes, bytes]:
         for field in message.DESCRIPTOR.fields:
             if not is_in(field.number):
                 part.ClearField(field.name)
-    return before.SerializeToString(deterministic=True), behind.SerializeToString(
-        deterministic=True
-    )
+    first, last = (part.SerializeToString(deterministic=True) for part in (before, behind))
+    return first, last
 
 
 def _field(message: Any, name: str, num_bytes: int) -> bytes:
