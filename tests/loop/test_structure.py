@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -89,6 +90,22 @@ def trained(app: App, out: Path, start: Path | None, **params: Any) -> bool:
     worker.advance(chain, chain.num_steps, cancel=app.cancel)
     worker.export(chain, out)
     return worker.starts_from_stable
+
+
+def test_what_was_exported_is_no_start_of_the_trials_behind_it(tmp_path: Path, app: App) -> None:
+    said = app.project.with_values({"training.epochs": 1, "training.threads": 1})
+    worker = app.trainer()
+    worker.open(stations._spec(App(project=said)), start_folder=None, base=said.folder)
+    shas: dict[float, set[str]] = {1e-2: set(), 1e-3: set()}
+    for number, rate in enumerate([1e-2, 1e-3, 1e-2, 1e-3]):
+        layers = {"training.trainable_layers": 1 if rate == 1e-2 else 0}
+        chain = worker.plan({"training.lr": rate, **layers})
+        worker.advance(chain, chain.num_steps, cancel=app.cancel)
+        exported = worker.export(chain, tmp_path / str(number))
+        weights = Path(exported["folder"]) / "model.safetensors"
+        shas[rate].add(hashlib.sha256(weights.read_bytes()).hexdigest())
+    assert [len(each) for each in shas.values()] == [1, 1]
+    assert not shas[1e-2] & shas[1e-3]
 
 
 @pytest.mark.parametrize("structure", [{"layers": [0, 0, 1]}, {"num_layers": 1, "num_heads": 1}])

@@ -117,7 +117,9 @@ def spoil(kept: Path) -> None:
     onnx.save(graph, kept)
 
 
-def test_constants_that_are_more_than_a_weight_are_not_kept(tmp_path: Path) -> None:
+def test_constants_that_are_more_than_a_weight_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     model = torch.nn.Linear(2, 3)
@@ -139,6 +141,13 @@ def test_constants_that_are_more_than_a_weight_are_not_kept(tmp_path: Path) -> N
     again = kept_graphs.without_weights(graph(weight, bias), model)
     with pytest.raises(ValueError, match="no weight of shape"):
         kept_graphs.write(again, torch.nn.Linear(2, 4), tmp_path / "another.onnx")
+    with pytest.raises(ValueError, match="is torch.float16, the graph has float32"):
+        kept_graphs.write(again, torch.nn.Linear(2, 3).half(), tmp_path / "another.onnx")
+    size = (tmp_path / "other.onnx").stat().st_size
+    monkeypatch.setattr(kept_graphs, "MOST_BYTES", size - 1)
+    with pytest.raises(ModelError, match="larger than an ONNX file can be"):
+        kept_graphs.write(kept, other, tmp_path / "another.onnx")
+    assert not (tmp_path / "another.onnx").exists()
     assert not kept_graphs.can_be_kept(torch.nn.GRU(2, 2))
 
 

@@ -146,5 +146,6 @@ class Judging:
 
     registry = SimpleNamespace(get=lambda _digest: None)
 
-    def evaluate(self, *_arguments: Any, since: int | None) -> dict[str, Any]:
+    def evaluate(self, *_arguments: Any, since: int | None, fits_floor: bool) -> dict[str, Any]:
+        assert fits_floor
         return {"verdict": "Successful", "reason": "first_release"}

@@ -104,8 +104,8 @@ def _size(backbone: Path) -> tuple[int, int]:
 
 
 def _flops_per_second(threads: int) -> float:
-    """Best of five small matrix products on one thread, times `threads`. Two that wait for each
-    other on one core that is left take a turn of the scheduler for each product: six times as long.
+    """Best of five small matrix products on one thread, times `threads`. Several threads would wait
+    for each other, and where a core is busy, six times as long as the product takes.
     """
     import numpy as np
     from threadpoolctl import threadpool_limits

@@ -337,8 +337,8 @@ def evaluate(
     spec: RunSpec, study: StudyResult, exported: Mapping[str, Any], app: App
 ) -> Mapping[str, Any]:
     """Candidate, stable and the floors on the same test rows. A constraint that no trial kept on
-    the validation rows fails the candidate, though test rows may happen to be easier. The linear
-    floor of a refresh was shown by the whole study before it, of nearly the same rows.
+    the validation rows fails the candidate, though test rows may happen to be easier. A refresh
+    fits no linear floor: its rows are nearly those of the whole study before it.
     """
     from autoglm.search.bounds import said_of
 

@@ -16,13 +16,16 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from autoglm.errors import ModelError
 
 # Said of an initializer: whose tensor it is, and whether it is transposed.
 SOURCE, TURNED = "autoglm.source", "autoglm.turned"
@@ -114,7 +117,8 @@ def write(graph: Any, model: nn.Module, path: Path) -> None:
     """`graph` of `without_weights` with the tensors of a model of the same structure, as protobuf
     would write it; but no message ever holds the weights, which come straight from the model.
 
-    Raises: ValueError when it is of another structure, or larger than protobuf reads.
+    Raises: ValueError when it is of another structure; ModelError model.export_failed when it is
+    larger than protobuf reads. Nothing is written then.
     """
     import onnx
 
@@ -127,17 +131,23 @@ def write(graph: Any, model: nn.Module, path: Path) -> None:
     graph_parts = _around(bare.graph, "initializer")
     fields = [_field(onnx.GraphProto, "initializer", c.num_bytes) for c in constants]
     num_bytes = sum(map(len, (*graph_parts, *fields))) + sum(c.num_bytes for c in constants)
-    if num_bytes > MOST_BYTES:
-        raise ValueError(f"a graph of {num_bytes} bytes is more than protobuf reads")
+    head = model_parts[0] + _field(onnx.ModelProto, "graph", num_bytes)
+    if len(head) + num_bytes + len(model_parts[1]) > MOST_BYTES:
+        raise ModelError(
+            f"a graph of {num_bytes} bytes is larger than an ONNX file can be.",
+            code="model.export_failed",
+            next_step="Take a smaller backbone, or fewer layers (model.structure.num_layers).",
+        )
     with path.open("wb") as stream:
-        stream.write(model_parts[0] + _field(onnx.ModelProto, "graph", num_bytes) + graph_parts[0])
+        stream.write(head + graph_parts[0])
         for field, constant in zip(fields, constants, strict=True):
             stream.write(field)
             constant.write(stream)
         stream.write(graph_parts[1] + model_parts[1])
 
 
-class _Constant(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Constant:
     """An initializer: what stands before and behind its numbers, and whose tensor these are."""
 
     before: bytes
@@ -146,19 +156,26 @@ class _Constant(NamedTuple):
 
     @classmethod
     def of(cls, constant: Any, tensors: Mapping[str, Tensor]) -> _Constant:
+        from onnx.helper import tensor_dtype_to_np_dtype
+
         said = {p.key: p.value for p in constant.metadata_props}
         if SOURCE not in said:
-            return cls(constant.SerializeToString(deterministic=True), b"", None)
+            whole = constant.SerializeToString(deterministic=True)
+            return cls(before=whole, behind=b"", tensor=None)
         tensor = tensors.get(said[SOURCE])
         if tensor is not None and TURNED in said:
             tensor = tensor.mT
         if tensor is None or tuple(tensor.shape) != tuple(constant.dims):
             raise ValueError(f"no {said[SOURCE]} of shape {tuple(constant.dims)} in the model")
-        plain = type(constant)()
-        plain.CopyFrom(constant)
-        plain.ClearField("metadata_props")
-        before, behind = _around(plain, "raw_data")
-        return cls(before + _field(type(constant), "raw_data", tensor.nbytes), behind, tensor)
+        number = tensor_dtype_to_np_dtype(constant.data_type)
+        if number.itemsize != tensor.itemsize:
+            raise ValueError(f"{said[SOURCE]} is {tensor.dtype}, the graph has {number}")
+        bare = type(constant)()
+        bare.CopyFrom(constant)
+        bare.ClearField("metadata_props")
+        before, behind = _around(bare, "raw_data")
+        before += _field(type(constant), "raw_data", tensor.nbytes)
+        return cls(before=before, behind=behind, tensor=tensor)
 
     @property
     def num_bytes(self) -> int:

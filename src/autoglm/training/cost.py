@@ -29,20 +29,30 @@ FORWARD, LEARNING = 2, 6
 def seconds_per_flop(decisions: Decisions) -> float:
     """CPU-seconds of a floating-point operation: of a machine once, of a run ever after."""
     name = "seconds_per_flop"
-    mine = f"{name} {devices.identity('cpu')}"
-    found: float = decisions.decided(name, lambda: decisions.of_machine(mine, measure))
-    return found
+
+    def of_machine() -> float:
+        mine = f"{name} {devices.identity('cpu')}"
+        return float(decisions.of_machine(mine, measure))
+
+    return float(decisions.decided(name, of_machine))
 
 
 def measure(seconds: float = 0.1) -> float:
-    """As above, now, in matmuls of a small encoder's shape."""
+    """CPU-seconds of a floating-point operation in matmuls of a small encoder's shape, measured now
+    on one thread: of several, those that wait burn seconds too.
+    """
     left, right = torch.randn(512, 384), torch.randn(384, 1536)
-    torch.mm(left, right)
-    started, wall, count = time.process_time(), time.monotonic(), 0
-    while time.monotonic() - wall < seconds or not count:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         torch.mm(left, right)
-        count += 1
-    return (time.process_time() - started) / (count * 2 * 512 * 384 * 1536)
+        started, wall, count = time.process_time(), time.monotonic(), 0
+        while time.monotonic() - wall < seconds or not count:
+            torch.mm(left, right)
+            count += 1
+        return (time.process_time() - started) / (count * 2 * 512 * 384 * 1536)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def cost_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,11 @@ def algorithms(training: Mapping[str, Any]) -> list[Any]:
     if training["early_stopping"]:
         found.append(EarlyStopping(training))
     return found
+
+
+def are_ours(algorithms: Sequence[Any]) -> bool:
+    """Whether each changes nothing but what learns."""
+    return all(type(each) in {Ema, EarlyStopping} for each in algorithms)
 
 
 def callbacks(training: Mapping[str, Any]) -> list[Any]:

@@ -61,7 +61,7 @@ from autoglm.training.head_start import start_head
 from autoglm.training.kept_epoch import KeptEpoch
 from autoglm.training.memory_plan import memory_plan, planned_for
 from autoglm.training.parameter_groups import parameter_groups
-from autoglm.training.parts import own_parts, schedule, speaking_for
+from autoglm.training.parts import are_ours, own_parts, schedule, speaking_for
 from autoglm.training.record import Record
 from autoglm.training.schedules import rates
 from autoglm.training.scoring import Scorer
@@ -111,7 +111,9 @@ class Trainer:
         self._algorithms, self._callbacks, self._on_event = algorithms, callbacks, on_event
         devices.free_unused(self._device)
         devices.forget_peak(self._device)
-        self._model = copy_of(start, self._device)
+        self._own_parts = own_parts(start.config)
+        is_shared = not self._own_parts and are_ours(algorithms)
+        self._model = copy_of(start, self._device, is_shared=is_shared)
         self._cancel = threading.Event()
         num_frozen = freeze_below(self._model, int(settings["trainable_layers"]))
         torch.manual_seed(seed)
@@ -151,14 +153,13 @@ class Trainer:
         self._optimizer = registry.get("optimizer", str(settings["optimizer"]))
         rows = () if data.are_images else data.ids
         self._vocabulary = cut_vocabulary(self._model, rows, optimizer=self._optimizer)
-        own_what_learns(self._model, frozen_too=bool(algorithms))
+        own_what_learns(self._model, is_shared=is_shared)
         if self._vocabulary is not None:
             self._forward.renumber(self._vocabulary)
         # Read once: the step loop reads no settings.
         self._rate = rates(settings, schedule(str(settings["schedule"])))
         self._clip = {"norm": float(settings["clip_norm"]), "value": float(settings["clip_value"])}
         self._optimizer_name = f"optimizer:{settings['optimizer']}"
-        self._own_parts = own_parts(self._model.config)
         self._accumulation = int(settings["accumulation"])
         self._decisions = decisions
         self._known: RowStates | None = None

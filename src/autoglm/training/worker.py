@@ -450,8 +450,8 @@ class Worker:
         weights = load_file(reached.folder / stages.WEIGHTS)
         settings = chain.stages[-1].settings["model"]
         # Not a copy, which is a second model in memory: who wants this start again loads it again.
-        model = self._model_of(settings)
-        self._models.pop(digest(settings))
+        self._model_of(settings)
+        model = self._models.pop(digest(settings))
         load_trained(
             model,
             from_json(StructureConfig, settings["structure"]),
