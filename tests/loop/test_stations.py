@@ -20,6 +20,7 @@ from autoglm.errors import (
     SearchError,
     StorageError,
 )
+from autoglm.loop import stations
 from autoglm.project import Project
 
 
@@ -53,6 +54,11 @@ def test_train_and_evaluate_need_no_run_and_leave_none(
         assert report.difference is not None
         alone = trainer.evaluate(tmp_path / "first")
         assert alone.difference is None
+        app, folders = trainer._app, [str(tmp_path / name) for name in ("second", "first")]
+        of_refresh = app.evaluate(stations._spec(app), *folders, fits_floor=False)
+        assert (report.linear_floor, of_refresh["linear_floor"]) == (alone.linear_floor, None)
+        of_first = app.evaluate(stations._spec(app), folders[1], "", fits_floor=False)
+        assert of_first["linear_floor"] == alone.linear_floor is not None, "it judges the first"
         assert alone.candidate["macro_f1"] == report.stable["macro_f1"]
         with pytest.raises(StorageError, match="no model version"):
             trainer.evaluate("stable")
