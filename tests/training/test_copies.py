@@ -82,7 +82,7 @@ def test_runs_of_a_project_price_trials_by_one_measurement_whatever_their_thread
         threads.append(torch.get_num_threads())
         return left @ right
 
-    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     monkeypatch.setattr(torch, "mm", mm)
 
     def priced(run: str) -> float:
@@ -92,7 +92,7 @@ def test_runs_of_a_project_price_trials_by_one_measurement_whatever_their_thread
 
     first, num = priced("a"), len(threads)
     assert priced("b") == first > 0
-    assert (len(threads), set(threads), torch.get_num_threads()) == (num, {1}, before)
+    assert (len(threads), set(threads), torch.get_num_threads()) == (num, {1}, 2)
     assert json.loads((tmp_path / "b" / "decisions.json").read_text()) == {
         "seconds_per_flop": first
     }

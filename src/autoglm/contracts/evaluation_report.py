@@ -46,12 +46,11 @@ class EvaluationReport:
     """The offline gate's evidence: candidate, stable and the floors on the same test rows.
 
     `linear_floor` is of a linear model that reads what the model reads; `linear_whole` of one that
-    reads whole texts, where `max_length` cuts much off. Both are None of a refresh that
-    stable judges, and where the metric judges shares; of answers that are written `majority` too.
-    `verdict` uses the release's words;
-    `reason` says it in one line. `constraints` are evaluators with the bound that they must keep,
-    `missed` those that do not, in words. `problems` says of evaluators that only report why they
-    have no score.
+    reads whole texts, where `max_length` cuts much off. Both are None of a refresh that stable
+    judges, and where the metric judges shares; of answers that are written `majority` too.
+    `verdict` uses the release's words; `reason` says it in one line. `constraints` are evaluators
+    with the bound that they must keep, `missed` those that do not, in words. `problems` says of
+    evaluators that only report why they have no score.
     """
 
     project: str

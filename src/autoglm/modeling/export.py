@@ -266,13 +266,13 @@ def _write_graph(
     if kept_graphs.can_be_kept(whole):
         with kept_graphs.told_apart(whole):
             kept = kept_graphs.without_weights(_exported(whole, inputs, axes), whole)
-    if kept is not None and graphs is not None:
-        kept_graphs.keep(graphs, key, kept)
-    if kept is not None:
-        kept_graphs.write(kept, whole, path)
-    else:
+    if kept is None:
         made = _exported(whole, inputs, axes)
         path.write_bytes(made.SerializeToString(deterministic=True))
+        return check(rows)
+    if graphs is not None:
+        kept_graphs.keep(graphs, key, kept)
+    kept_graphs.write(kept, whole, path)
     return check(rows)
 
 
