@@ -178,12 +178,17 @@ def test_what_trials_trained_stays_within_the_cache_and_goes_with_the_garbage(
     def weights() -> set[str]:
         return {path.parent.name for path in stages.glob("*/weights.safetensors")}
 
+    def states() -> list[Path]:
+        return list(project.glob(".autoglm/**/prefix/*/*.safetensors"))
+
     assert len(weights()) > 1
+    assert states()
     gone = json.loads(autoglm("gc", str(project), "--plan", "--json"))
     assert gone["stages"] == len(weights())
     other = ["--set", "training.weight_decay=0.1", "--set", "cache.bytes=1KiB"]
     found = json.loads(autoglm("search", "run", str(project), "--json", *FAST, *other))
     assert weights() == {found["best"]["chain_key"]}
+    assert not states(), "nobody has in use what an earlier study kept"
     gone = json.loads(autoglm("gc", str(project), "--json"))
     assert (gone["stages"], weights()) == (1, set())
     assert gone["bytes"] > 0

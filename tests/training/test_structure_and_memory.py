@@ -128,8 +128,9 @@ def test_runs_of_a_project_compute_in_one_format_however_busy_the_machine_was(
 def test_a_damaged_file_of_decisions_is_as_none(tmp_path: Path, damaged: str) -> None:
     machine = tmp_path / "machine.json"
     machine.write_text(damaged)
-    found = Decisions(tmp_path / "decisions.json", machine=machine).of_machine("a", lambda: 1)
-    assert (found, json.loads(machine.read_text())) == (1, {"a": 1})
+    decisions = Decisions(tmp_path / "decisions.json", machine=machine)
+    assert decisions.decided("a", lambda: 1, of_machine="a here") == 1
+    assert json.loads(machine.read_text()) == {"a here": 1}
 
 
 def in_fp16(tmp_path: Path, **more: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sqlite3
@@ -16,6 +15,7 @@ import typer
 
 from autoglm.cli.options import AsJson, Folder, open_project, project_command
 from autoglm.cli.output import print_json, print_table, size
+from autoglm.cores import cores
 
 if TYPE_CHECKING:
     from autoglm.project import Project
@@ -55,7 +55,7 @@ def _machine() -> Iterator[dict[str, Any]]:
     yield _check("python", platform.python_version(), is_new, "Use Python 3.11 or newer.")
     is_windows = platform.system() == "Windows"
     yield _check("system", platform.platform(), not is_windows, "On Windows use WSL2.")
-    yield _check("cores", os.cpu_count())
+    yield _check("cores", cores())
     free = shutil.disk_usage(Path.cwd()).free
     yield _check("disk", f"{size(free)} free", free > 2 * 10**9, "Free at least 2 GB.")
     yield _check("sqlite", sqlite3.sqlite_version, sqlite3.sqlite_version_info >= (3, 35))

@@ -19,6 +19,7 @@ from autoglm.loop import errand
 from autoglm.project import Project
 from autoglm.registry.model_registry import LocalModelRegistry
 from autoglm.release.gateway_client import GatewayClient
+from autoglm.reuse.eviction import PREFIX, evict
 from autoglm.serving.launcher import GatewayProcess
 from autoglm.state.event_log import EventLog
 from autoglm.training.decisions import MACHINE
@@ -143,9 +144,14 @@ class App:
         return self.errand("evaluate_texts", spec=to_json(spec), **scores)
 
     def close_trainer(self) -> None:
-        """End the training workers: their memory is wanted by the release."""
+        """End the training workers: their memory is wanted by the release. What they had in
+        use, and passes `cache.bytes`, may go then.
+        """
+        if not self._trainers:
+            return
         while self._trainers:
             self._trainers.pop().close()
+        evict(self.cache / PREFIX, self.project.settings.cache.bytes)
 
     def close_dead_trainers(self) -> None:
         """After one has died: the others stay, and `trainers` starts one in its place."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from autoglm.config.provenance import flat
 from autoglm.contracts.dataset_version import DatasetVersion
+from autoglm.cores import cores
 from autoglm.errors import StorageError
 from autoglm.loop.run_to_candidate import most_trials
 from autoglm.modeling.backbone_ref import count_tokens, resolve_backbone
@@ -53,7 +54,7 @@ def make_plan(dataset: DatasetVersion, project: Project) -> Plan:
     per_text, (num_params, weights_bytes) = _measure(dataset, sample, project)
     tokens = int(per_text * dataset.rows)
     flops = 2.0 * num_params * per_text * len(texts) * PASSES * settings.training.epochs
-    speed = _flops_per_second(settings.training.threads or os.cpu_count() or 1)
+    speed = _flops_per_second(settings.training.threads or cores())
     search_seconds = min(trials * flops / speed, settings.search.budget.total_seconds())
     held_out = dataset.rows - len(texts)
     release_requests = settings.release.min_requests * sum(100 / s for s in settings.release.steps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from autoglm.contracts.model_version import ModelVersion
 from autoglm.contracts.record import from_json, to_json
 from autoglm.contracts.run_spec import RunSpec
 from autoglm.contracts.trial import Removal, StudyResult
+from autoglm.cores import cores
 from autoglm.errors import (
     CancelledError,
     ModelError,
@@ -283,7 +283,7 @@ def open_trainers(spec: RunSpec, app: App, settings: Settings) -> list[Any]:
     """
     num, threads = settings.search.workers, settings.training.threads
     if num > 1 and not threads:
-        threads = max(1, (os.cpu_count() or 1) // num)
+        threads = max(1, cores() // num)
     started = app.trainers(num, threads=threads)
     return [_opened(trainer, spec, app) for trainer in started]
 

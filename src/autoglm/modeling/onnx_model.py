@@ -7,7 +7,6 @@ max_length, pad_id, pooling, opens_with, parity}, modeling_autoglm.py.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoglm.contracts.task import TASKS, TaskForm, answer_to_json
+from autoglm.cores import cores
 from autoglm.errors import ModelError
 from autoglm.modeling.encoding import encode, first_tokens, open_tokenizer
 from autoglm.modeling.images import DOT, PREPROCESSOR, Preprocessor, image_of
@@ -67,7 +67,7 @@ class OnnxModel:
         self._tokenizer: Any = (
             None if is_of_images else open_tokenizer(folder, int(facts["max_length"]), self.form)
         )
-        self._graph, self._threads = folder / "model.onnx", threads or os.cpu_count() or 1
+        self._graph, self._threads = folder / "model.onnx", threads or cores()
         if not may_rest:
             _ = self._session
 

@@ -16,7 +16,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import threading
 import time
 import uuid
@@ -35,6 +34,8 @@ from torch import Tensor
 
 from autoglm.observability.logging import get_logger
 from autoglm.recovery import file_lock
+from autoglm.reuse import eviction
+from autoglm.reuse.eviction import ABOUT, LOCK
 from autoglm.reuse.keys import ROW_KEY_BYTES
 
 # Tokens of one block: enough for the matmuls, and few changed rows do not have many more encoded.
@@ -42,8 +43,8 @@ BLOCK_TOKENS, LONG = 1024, 128
 # The same of a block of rows of one length.
 ALIKE_TOKENS = 256
 SEGMENT_BYTES = 2**26
-# LOCK is held beside others by who uses the states, ENCODING alone by who makes some.
-ABOUT, LOCK, ENCODING = "about.json", ".lock", ".encoding"
+# Held alone by who makes states.
+ENCODING = ".encoding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +274,7 @@ class PrefixCache:
         except OSError as error:
             get_logger().warning("no prefix cache on disk", cause=str(error))
             return store
-        about = _about(self._folder / key)
+        about = eviction.about(self._folder / key)
         store.seconds_per_token = about.get("seconds_per_token", store.seconds_per_token)
         store.num_tokens = about.get("num_tokens", store.num_tokens)
         for path in self._segments(key):
@@ -310,7 +311,7 @@ class PrefixCache:
         if self._folder is None:
             return
         folder = self._folder / key
-        about = _about(folder)
+        about = eviction.about(folder)
         facts = {
             "cpu_seconds": about.get("cpu_seconds", 0.0) + spent,
             "uses": about.get("uses", 0) + 1,
@@ -330,15 +331,8 @@ class PrefixCache:
                     return
                 self._stores.popitem(last=False)
             return
-        sizes = {path: _size(path) for path in self._folder.iterdir() if path.is_dir()}
-        for folder in sorted(sizes, key=lambda path: _worth(path, sizes[path])):
-            if sum(sizes.values()) <= self._max_bytes:
-                return
-            with file_lock.alone_if_free(folder / LOCK) as is_free:
-                if is_free:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    self._stores.pop(folder.name, None)
-                    del sizes[folder]
+        for key in eviction.evict(self._folder, self._max_bytes):
+            self._stores.pop(key, None)
 
 
 def packed_blocks(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[EncodeBlock]:
@@ -412,27 +406,6 @@ def _take(store: _Store, tensors: Mapping[str, Tensor]) -> None:
     parts = torch.split(tensors["states"], tensors["lengths"].tolist())
     store.known.update(zip(keys, parts, strict=True))
     store.num_bytes += tensors["states"].nbytes
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        known: dict[str, Any] = json.loads((folder / ABOUT).read_text())
-    except (OSError, ValueError):
-        return {}
-    return known
-
-
-def _size(folder: Path) -> int:
-    with contextlib.suppress(OSError):
-        return sum(path.stat().st_size for path in folder.iterdir())
-    return 0
-
-
-def _worth(folder: Path, num_bytes: int) -> tuple[float, float]:
-    """CPU-seconds saved per byte; of equals the one that was used last is worth more."""
-    about = _about(folder)
-    saved = about.get("cpu_seconds", 0.0) * about.get("uses", 0)
-    return saved / max(1, num_bytes), about.get("used_at", 0.0)
 
 
 def pad_ids(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

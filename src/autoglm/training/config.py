@@ -111,7 +111,7 @@ class TrainingConfig:
         Literal["auto", "cpu", "cuda", "mps"],
         live("Where training runs; `auto` is CUDA or mps where there, else the CPU."),
     ] = "auto"
-    threads: Annotated[int, Ge(0), live("CPU threads; 0 = the cores there are.")] = 0
+    threads: Annotated[int, Ge(0), live("CPU threads; 0 = the cores that the process may use.")] = 0
     seed: Annotated[
         int, Ge(0), live("Seed of the study; each trial draws from (seed, number).")
     ] = 0

@@ -29,12 +29,8 @@ FORWARD, LEARNING = 2, 6
 def seconds_per_flop(decisions: Decisions) -> float:
     """CPU-seconds of a floating-point operation: of a machine once, of a run ever after."""
     name = "seconds_per_flop"
-
-    def of_machine() -> float:
-        mine = f"{name} {devices.identity('cpu')}"
-        return float(decisions.of_machine(mine, measure))
-
-    return float(decisions.decided(name, of_machine))
+    mine = f"{name} {devices.identity('cpu')}"
+    return float(decisions.decided(name, measure, of_machine=mine))
 
 
 def measure(seconds: float = 0.1) -> float:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,14 @@ class Decisions:
         self._path = path
         self._machine = None if machine is None else Decisions(machine)
 
-    def decided(self, name: str, measure: Callable[[], Any]) -> Any:
+    def decided(self, name: str, measure: Callable[[], Any], *, of_machine: str = "") -> Any:
         """The value under `name`, a JSON document; measured and kept when there is none. Of several
-        processes one measures and the others wait.
+        processes one measures and the others wait. What is so of a machine is under the name
+        `of_machine` measured once for all runs: two that measured on a busy machine and on an idle
+        one would have no stage in common. Delete that file, and the next run measures anew.
         """
+        if of_machine and self._machine is not None:
+            return self.decided(name, partial(self._machine.decided, of_machine, measure))
         known = self._read()
         if name in known:
             return known[name]
@@ -40,12 +45,6 @@ class Decisions:
                     known = {**self._read(), name: measured}
                     self._write(known)
         return known[name]
-
-    def of_machine(self, name: str, measure: Callable[[], Any]) -> Any:
-        """As `decided`, once for all runs: two that measured on a busy machine and on an idle one
-        would have no stage in common. Delete the file, and the next run measures anew.
-        """
-        return measure() if self._machine is None else self._machine.decided(name, measure)
 
     def _lock(self, name: str) -> Path:
         return self._path.with_name(f".{self._path.name}.{_in_a_name(name)}lock")

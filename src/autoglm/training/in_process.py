@@ -66,10 +66,8 @@ class _Kept(OrderedDict[Any, Any]):
 class _Decided(_Kept):
     """What was decided by measuring, for as long as the process lives (see `Decisions`)."""
 
-    def decided(self, name: str, measure: Callable[[], Any]) -> Any:
-        return self.of(name, measure)
-
-    of_machine = decided
+    def decided(self, name: str, measure: Callable[[], Any], *, of_machine: str = "") -> Any:
+        return self.of(of_machine or name, measure)
 
 
 _states = PrefixCache(STATES_BYTES)

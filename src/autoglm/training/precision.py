@@ -24,10 +24,10 @@ def speeds(device: str, decisions: Decisions | None) -> dict[str, float]:
     """What `measure` found on this device: of a machine once, of a run ever after."""
     if decisions is None:
         return measure(device)
-    known, mine = decisions, f"precision {devices.identity(device)}"
-    found: dict[str, float] = known.decided(
+    found: dict[str, float] = decisions.decided(
         devices.name_on(device, "precision"),
-        lambda: known.of_machine(mine, lambda: measure(device)),
+        lambda: measure(device),
+        of_machine=f"precision {devices.identity(device)}",
     )
     return found
 

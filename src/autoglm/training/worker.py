@@ -40,6 +40,7 @@ from autoglm.observability import logging as logs
 from autoglm.plugins import project_files, registry
 from autoglm.recovery.checkpoints import Checkpoints
 from autoglm.recovery.file_lock import alone, beside
+from autoglm.reuse.eviction import PREFIX
 from autoglm.reuse.prefix_cache import PrefixCache
 from autoglm.training import devices, parts, precision, stages
 from autoglm.training.cost import cost_of, seconds_per_flop
@@ -98,7 +99,7 @@ class Worker:
         self._start_name = str(request["start_name"])
         self._origin, self._made_by = str(request["origin"]), request["made_by"]
         room = int(spec.config["cache"]["bytes"]) * spec.config["cache"]["prefix"]
-        self._cache = PrefixCache(room, self._cache_folder / "prefix")
+        self._cache = PrefixCache(room, self._cache_folder / PREFIX)
         project_files.open_parts(spec)
         if spec.config["model"]["backbone"] in OWN and not start.exists():
             self._make_start(spec, start)

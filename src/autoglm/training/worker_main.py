@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoglm.cores import cores
 from autoglm.errors import AutoGLMError, TrainingError
 from autoglm.observability import logging as logs
 
@@ -38,7 +39,7 @@ def main() -> None:
     gc.enable()
     options = json.loads(sys.stdin.readline())
     logs.configure("trainer", project=options["project"], folder=Path(options["logs"]))
-    torch.set_num_threads(options["threads"] or os.cpu_count() or 1)
+    torch.set_num_threads(options["threads"] or cores())
     os.nice(options["nice"])
     lock = threading.Lock()
 
