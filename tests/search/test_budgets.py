@@ -66,6 +66,13 @@ def test_the_second_point_reaches_furthest_at_a_smaller_rate_the_third_is_half_a
         {LAYERS: 6, LR: slower}, {LAYERS: 6, LR: 2e-4},
     ]  # fmt: skip
     assert points(SPACE, {**OWN, LAYERS: 6})[1] == []  # nothing reaches further
+    # The first point was moved to as many layers and epochs, at a rate that was meant for fewer.
+    first, reaches = points({**SPACE, "trainable_layers": {"choice": [6]}}, OWN)
+    assert first == {LR: 2e-4, LAYERS: 6, EPOCHS: 4}
+    assert reaches == [{**first, LR: slower}, {**first, EPOCHS: 2}]
+    moved = {**SPACE, "trainable_layers": {"choice": [6]}, "epochs": {"choice": [4]}}
+    assert points(moved, OWN)[1] == [{**first, LR: slower}]
+    assert points({**moved, "lr": {"uniform": [2e-4, 1e-3]}}, OWN)[1] == []  # no smaller rate
     _first, (reach, _short) = points({**SPACE, "lr": {"uniform": [1.8e-4, 1e-3]}}, OWN)
     assert reach[LR] == 1.8e-4
     (reach,) = points({"trainable_layers": SPACE["trainable_layers"]}, OWN)[1]

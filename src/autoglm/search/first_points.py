@@ -7,6 +7,9 @@
    rule of thumb.
 3. The short reach: as many layers, half as many epochs, at the project's own rate (rate · epochs is
    about that of the reach): for where the rule of thumb is wrong, at half of the cost.
+
+Where the space holds only more layers than the project's own, the first point is moved there, at the
+project's own rate; the others follow it all the same.
 """
 
 from __future__ import annotations
@@ -32,18 +35,19 @@ def first_points(
     for dimension in dimensions:
         if dimension.key in {LAYERS, EPOCHS} and _is_number(most := _most(dimension)):
             reach[dimension.key] = most
-    if reach == first:
-        return first, []
     layers, most_layers = own.get(LAYERS), reach.get(LAYERS)
     at = {dimension.key: dimension for dimension in dimensions}
     if LR not in first or not layers or not most_layers:
-        return first, [reach]
+        return first, [reach] if reach != first else []
+    if reach == first and layers >= most_layers:
+        return first, []
     smaller = min(first[LR] * math.sqrt(layers / most_layers), first[LR])
     slower = {**reach, LR: nearest(at[LR], smaller)}
     short = dict(reach)
     if EPOCHS in reach:
         short[EPOCHS] = nearest(at[EPOCHS], reach[EPOCHS] / 2)
-    return first, [slower, short] if slower[LR] != short[LR] else [slower]
+    further = [slower, short] if slower[LR] != short[LR] else [slower]
+    return first, [point for point in further if point != first]
 
 
 def nearest(dimension: Dimension, value: Any) -> Any:
