@@ -8,8 +8,8 @@
 3. The short reach: as many layers, half as many epochs, at the project's own rate (rate · epochs is
    about that of the reach): for where the rule of thumb is wrong, at half of the cost.
 
-Where the space holds only more layers than the project's own, the first point is moved there, at the
-project's own rate; the others follow it all the same.
+Where the space holds only more layers than the project's own, the first point is moved there, at
+the project's own rate; the others follow it all the same.
 """
 
 from __future__ import annotations
